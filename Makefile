@@ -1,0 +1,35 @@
+# Everything starts with `make setup`; the other targets call it first, which takes seconds once it is done.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+DATA ?=
+
+export VENV MM TORCH
+
+.PHONY: help setup demo test test-all bench lint clean
+
+help:
+	@echo "make setup     virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
+	@echo "make demo      fine-tune, test, re-parameterize and time a small Mask R-CNN; report in demo/ (DATA=/path/to/coco-like)"
+	@echo "make test      the test suite"
+	@echo "make test-all  the test suite with the slow tests"
+	@echo "make bench     step, forward and memory ratios of none / DBB / OREPA"
+	@echo "make lint      ruff"
+
+setup:
+	@$(PYTHON) tools/setup_env.py
+
+test: setup
+	@$(RUN) -m pytest -m "not slow"
+
+test-all: setup
+	@$(RUN) -m pytest
+
+demo: setup
+	@$(RUN) tools/demo.py $(if $(DATA),--data $(DATA))
+
+bench: setup
+	@$(RUN) tools/benchmark.py
+
+lint: setup
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

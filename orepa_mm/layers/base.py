@@ -1,0 +1,97 @@
+"""What every convolution layer with training-time branches has in common."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ReparameterizableConv2d(nn.Module):
+    """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
+
+    It is no ``nn.Conv2d`` on purpose: weight initialisers and tools that look for ``nn.Conv2d`` would write into a weight that is
+    computed from the branches. The arguments and attributes are those of ``nn.Conv2d``.
+
+    A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode.
+
+    Raises:
+        ValueError: Where ``nn.Conv2d`` does, e.g. for channels that ``groups`` does not divide.
+    """
+
+    transposed = False
+    output_padding = (0, 0)
+
+    # The stock method reads the attributes set below only, so padding modes and string paddings work as in nn.Conv2d.
+    _conv_forward = nn.Conv2d._conv_forward
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if in_channels <= 0 or out_channels <= 0:
+            raise ValueError(f'in_channels and out_channels must be positive, got {in_channels} and {out_channels}')
+        # Checks and normalises the arguments; a tensor on the meta device costs nothing.
+        shape = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            False,
+            padding_mode,
+            device='meta',
+        )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.padding, self.dilation = (
+            shape.kernel_size,
+            shape.stride,
+            shape.padding,
+            shape.dilation,
+        )
+        self.padding_mode = padding_mode
+        self._reversed_padding_repeated_twice = shape._reversed_padding_repeated_twice
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter('bias', None)
+
+    def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
+        """Kernel [O, I/g, k, k] and bias [O] (or None) of the plain convolution this layer equals."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Draw new weights; mmcv's ``ConvModule`` leaves layers alone that have this method."""
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # Loaders that are not strict would drop these keys and train or test a network with random kernels.
+        if prefix + 'weight' in state_dict and not any(
+            prefix + name in state_dict for name, _ in self.named_parameters() if name != 'bias'
+        ):
+            raise RuntimeError(
+                f'the checkpoint holds a plain kernel "{prefix}weight" where the model has a {type(self).__name__} with its training-time '
+                'branches: it is a re-parameterized checkpoint, or one of a stock model. Load the training-form checkpoint, or build '
+                'the plain model (conv_cfg=None, the stock backbone) for this one.'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        text = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}'
+        for name, default in dict(padding=(0, 0), dilation=(1, 1), groups=1, padding_mode='zeros').items():
+            if getattr(self, name) != default:
+                text += f', {name}={getattr(self, name)!r}'
+        return text + (', bias=False' if self.bias is None else '')

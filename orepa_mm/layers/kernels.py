@@ -1,0 +1,179 @@
+"""Modules that hold the branch weights of one kernel and return the squeezed kernel when called."""
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import compose, frequency_prior, squeeze_1x1, squeeze_kxk
+
+
+class PlainKernel(nn.Module):
+    """One plain kernel [O, I/g, k, k], the stage of a deep linear stem without branches."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, device=None, dtype=None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight)
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class OREPAKernel(nn.Module):
+    """The six branches of a k x k kernel (paper, figure 3 and section 3.2).
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: k, odd, at least 3.
+        groups: g.
+        expansion: Depthwise channels per input channel in the depthwise then pointwise branch.
+
+    Shape:
+        The call returns [O, I/g, k, k].
+    """
+
+    # plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise
+    initial_scale = (0.25, 0.25, 0.0, 0.5, 1.0, 0.5)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        groups: int = 1,
+        expansion: int = 8,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.groups = kernel_size, groups
+        in_per_group = in_channels // groups
+        # With many groups the stacked branch is widened, or it would have next to no channels to mix.
+        inner = in_channels if groups <= 4 else 2 * in_channels
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.origin = weight(out_channels, in_per_group, kernel_size, kernel_size)
+        self.avg = weight(out_channels, in_per_group, 1, 1)
+        self.freq = weight(out_channels, in_per_group, 1, 1)
+        self.seq_1x1 = weight(inner, in_per_group, 1, 1)
+        self.seq_kxk = weight(out_channels, inner // groups, kernel_size, kernel_size)
+        self.point = weight(out_channels, in_per_group, 1, 1)
+        self.dw = weight(expansion * in_channels, 1, kernel_size, kernel_size)
+        self.pw = weight(out_channels, expansion * in_per_group, 1, 1)
+        self.scale = weight(len(self.initial_scale), out_channels)
+        # Constants follow from the shapes, so checkpoints do without them.
+        self.register_buffer('prior', torch.empty(out_channels, kernel_size, kernel_size, device=device, dtype=dtype), persistent=False)
+        self.register_buffer('identity', torch.empty(inner, in_per_group, 1, 1, device=device, dtype=dtype), persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for weight in (self.origin, self.avg, self.freq, self.seq_kxk, self.point, self.dw, self.pw):
+            nn.init.kaiming_uniform_(weight)
+        nn.init.zeros_(self.seq_1x1)
+        for row, value in zip(self.scale, self.initial_scale, strict=True):
+            row.fill_(value)
+        inner, in_per_group = self.identity.shape[:2]
+        self.prior.copy_(frequency_prior(len(self.prior), self.kernel_size, dtype=torch.float64))
+        self.identity.copy_(torch.eye(in_per_group).repeat(inner // in_per_group, 1).view_as(self.identity))
+
+    def forward(self) -> Tensor:
+        return squeeze_kxk(
+            self.scale,
+            self.origin,
+            self.avg,
+            self.freq,
+            self.prior,
+            self.seq_1x1 + self.identity,
+            self.seq_kxk,
+            self.dw,
+            self.pw,
+            self.point,
+            self.groups,
+        )
+
+
+class OREPAPointwiseKernel(nn.Module):
+    """The two branches of a 1x1 kernel: a plain one, and two stacked ones of which the square one starts as the identity.
+
+    Shape:
+        The call returns [O, I/g, 1, 1].
+    """
+
+    initial_scale = (1.0, 0.5)
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1, device=None, dtype=None) -> None:
+        super().__init__()
+        self.groups = groups
+        in_per_group, inner = in_channels // groups, min(in_channels, out_channels)
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.origin = weight(out_channels, in_per_group, 1, 1)
+        self.first = weight(inner, in_per_group, 1, 1)
+        self.second = weight(out_channels, inner // groups, 1, 1)
+        self.scale = weight(len(self.initial_scale), out_channels)
+        self.expands = out_channels > in_channels
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        square, other = (self.first, self.second) if self.expands else (self.second, self.first)
+        nn.init.kaiming_uniform_(self.origin, a=1)
+        nn.init.kaiming_uniform_(other, a=1)
+        per_group = square.shape[1]
+        square.copy_(torch.eye(per_group).repeat(self.groups, 1).view_as(square))
+        for row, value in zip(self.scale, self.initial_scale, strict=True):
+            row.fill_(value)
+
+    def forward(self) -> Tensor:
+        return squeeze_1x1(self.scale, self.origin, self.first, self.second, self.groups)
+
+
+class DeepLinearKernel(nn.Module):
+    """A k x k kernel as (k - 1) / 2 stacked 3x3 kernels, the paper's deep linear stem (section 3.2).
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: k, odd, at least 5.
+        groups: g.
+        plain_stages: Plain 3x3 stages in place of OREPA ones.
+
+    Shape:
+        The call returns [O, I/g, k, k].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        groups: int = 1,
+        plain_stages: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        stage = PlainKernel if plain_stages else OREPAKernel
+        self.stages = nn.ModuleList(
+            stage(in_channels if i == 0 else out_channels, out_channels, 3, groups, device=device, dtype=dtype)
+            for i in range((kernel_size - 1) // 2)
+        )
+
+    def reset_parameters(self) -> None:
+        for stage in self.stages:
+            stage.reset_parameters()
+
+    def forward(self) -> Tensor:
+        kernel = self.stages[0]()
+        for stage in self.stages[1:]:
+            kernel = compose(kernel, stage(), self.groups)
+        return kernel

@@ -1,0 +1,92 @@
+"""The OREPA convolution layer."""
+
+import torch
+from torch import Tensor, nn
+
+from .base import ReparameterizableConv2d
+from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
+
+
+class OREPAConv2d(ReparameterizableConv2d):
+    """A convolution whose kernel is squeezed from parallel linear branches before every forward pass.
+
+    The form follows from the kernel size: 1 x 1 has two branches, 3 x 3 and 5 x 5 have six, and from 7 x 7 on the kernel is a deep
+    linear stem of stacked 3x3 OREPA kernels. Source: "Online Convolutional Re-parameterization", CVPR 2022, section 3.
+
+    The squeezing runs in the parameters' dtype, under autocast too: it is cheap, and half precision there would round every branch.
+
+    Usable wherever MM models take a ``conv_cfg``::
+
+        conv_cfg=dict(type='OREPAConv2d')
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
+            ``nn.Conv2d``; the kernel must be square and odd.
+        plain_1x1: Build 1x1 convolutions as stock ``nn.Conv2d``, which then is what the constructor returns.
+        plain_stages: Build the stages of a deep linear stem as plain 3x3 kernels instead of OREPA ones.
+
+    Shape:
+        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
+
+    Raises:
+        ValueError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises it.
+
+    Example:
+        >>> conv = OREPAConv2d(64, 128, kernel_size=3, stride=2, padding=1, bias=False)
+        >>> conv.weight.shape
+        torch.Size([128, 64, 3, 3])
+    """
+
+    def __new__(cls, *args, plain_1x1: bool = False, plain_stages: bool = False, **kwargs):
+        kernel_size = args[2] if len(args) > 2 else kwargs.get('kernel_size')  # None when copied or unpickled
+        if plain_1x1 and kernel_size in (1, (1, 1), [1, 1]):
+            return nn.Conv2d(*args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        device=None,
+        dtype=None,
+        plain_1x1: bool = False,
+        plain_stages: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        height, width = self.kernel_size
+        if height != width or height % 2 == 0:
+            raise ValueError(
+                f'OREPAConv2d needs a square kernel of odd size, got kernel_size={kernel_size}; '
+                "use conv_cfg=dict(type='Conv2d') for this layer"
+            )
+        shape = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
+        if height == 1:
+            self.kernel = OREPAPointwiseKernel(**shape)
+        elif height < 7:
+            self.kernel = OREPAKernel(kernel_size=height, **shape)
+        else:
+            self.kernel = DeepLinearKernel(kernel_size=height, plain_stages=plain_stages, **shape)
+
+    def reset_parameters(self) -> None:
+        self.kernel.reset_parameters()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The squeezed kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
+        with torch.autocast(next(self.kernel.parameters()).device.type, enabled=False):
+            return self.kernel()
+
+    def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias)

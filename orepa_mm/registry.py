@@ -1,0 +1,42 @@
+"""Puts the layers, the hook and the backbones into the MM registries.
+
+Nothing here needs more than is installed: without mmengine no registry is touched, and a toolbox that is absent is passed over.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def register_layers() -> None:
+    from mmengine.registry import MODELS
+
+    from .layers import OREPAConv2d
+
+    # The root registry is where mmcv's build_conv_layer looks, whatever the scope.
+    MODELS.register_module(module=OREPAConv2d, force=True)
+
+
+def register_backbones(toolbox: str) -> None:
+    """Register the backbones of ``toolbox``, now or when its own models are imported.
+
+    Importing the models of all three toolboxes takes seconds, and most programs use one.
+    """
+    adapter = f'{__package__}.backbones.{toolbox}_backbones'
+    registry = import_module(f'{toolbox}.registry').MODELS
+    if registry._imported or f'{toolbox}.models' in sys.modules:
+        import_module(adapter)
+    else:
+        registry._locations.append(adapter)
+
+
+def register_all() -> None:
+    if find_spec('mmengine') is None:
+        return
+    register_layers()
+    import_module(f'{__package__}.engine.reparameterize_hook')
+    for toolbox in TOOLBOXES:
+        if find_spec(toolbox) is not None:
+            register_backbones(toolbox)

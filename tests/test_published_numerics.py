@@ -1,0 +1,67 @@
+"""OREPA layers give the numbers of the published implementation, in float64 to 1e-10 of the output's scale."""
+
+import published_blocks
+import pytest
+import torch
+from torch import nn
+
+from orepa_mm import OREPAConv2d, reparameterize
+from orepa_mm.functional import frequency_prior
+
+CASES = {name: case for name, case in published_blocks.load().items() if name.startswith('orepa_') and 'vgg' not in name}
+TOLERANCE = 1e-10
+
+
+def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype == torch.float64
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def build(name: str) -> tuple[nn.Sequential, dict]:
+    case = CASES[name]
+    kwargs, state = dict(case['kwargs']), case['state_dict']
+    conv = OREPAConv2d(**{'kernel_size': 1, **kwargs}, bias=False, plain_stages='weight0' in state, dtype=torch.float64)
+    conv.kernel.load_state_dict(published_blocks.kernel_state(state, kwargs.get('groups', 1)))
+    norm = nn.BatchNorm2d(conv.out_channels, dtype=torch.float64)
+    norm.load_state_dict({key.removeprefix('bn.'): value for key, value in state.items() if key.startswith('bn.')})
+    return nn.Sequential(conv, norm).eval(), case
+
+
+def test_every_orepa_case_is_covered():
+    assert sorted(CASES) == sorted(
+        [
+            'orepa_3x3',
+            'orepa_3x3_s2',
+            'orepa_3x3_g2',
+            'orepa_3x3_g8',
+            'orepa_1x1_expand',
+            'orepa_1x1_reduce_s2',
+            'orepa_large_7x7',
+            'orepa_large_base_7x7',
+        ]
+    )
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_squeezed_kernel_and_output(name):
+    block, case = build(name)
+    assert difference(block[0].weight, case['squeezed']) < TOLERANCE
+    assert difference(block(case['input']), case['output']) < TOLERANCE
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_folded_kernel_and_bias(name):
+    block, case = build(name)
+    reparameterize(block)
+    assert type(block[0]) is nn.Conv2d and type(block[1]) is nn.Identity
+    assert difference(block[0].weight, case['kernel']) < TOLERANCE
+    assert difference(block[0].bias, case['bias']) < TOLERANCE
+    assert difference(block(case['input']), case['output']) < TOLERANCE
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if 'weight_orepa_prior' in CASES[name]['state_dict']])
+def test_constants_match(name):
+    state = CASES[name]['state_dict']
+    kernel = build(name)[0][0].kernel
+    assert difference(frequency_prior(*state['weight_orepa_prior'].shape[:2], dtype=torch.float64), state['weight_orepa_prior']) < TOLERANCE
+    assert torch.equal(kernel.identity, state['id_tensor'])
