@@ -1,12 +1,90 @@
+import json
+import os
+import runpy
 import sys
 from pathlib import Path
+
+# Small tensors on many test processes: threads that wait for each other cost more than they give.
+os.environ.setdefault('OMP_NUM_THREADS', '2')
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tools')]
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def mini_data(tmp_path_factory) -> Path:
+    """Small drawn datasets in the layouts of ImageNet, COCO and Cityscapes."""
+    import make_mini_data
+
+    root = tmp_path_factory.mktemp('data')
+    for name, (train, val, size) in dict(imagenet=(20, 10, 64), coco=(8, 4, 96), cityscapes=(6, 3, 128)).items():
+        make_mini_data.make(name, root / f'{name}-mini', train, val, size)
+    return root
+
+
+class Tools:
+    """Runs the command-line tools in this process, on small data and short schedules."""
+
+    CONFIGS = dict(
+        imagenet='configs/imagenet/orepa-resnet18-w16_imagenet-mini.py',
+        coco='configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py',
+        cityscapes='configs/cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini.py',
+    )
+
+    def __init__(self, data: Path, monkeypatch, capsys):
+        self.data, self.monkeypatch, self.capsys = data, monkeypatch, capsys
+
+    def options(self, name: str, iterations: int = 2) -> dict:
+        """Overrides that make the config ``name`` run for seconds; nothing but sizes, paths and lengths."""
+        root = str(self.data / f'{name}-mini')
+        options = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+        for split in ('train', 'val', 'test'):
+            options |= {f'{split}_dataloader.num_workers': 0, f'{split}_dataloader.persistent_workers': False}
+        options |= {'train_dataloader.batch_size': 2, 'default_hooks.logger.interval': 1, 'randomness.seed': 0}
+        if name == 'coco':
+            ann_file = f'{root}/annotations/instances_val2017.json'
+            options |= {'val_evaluator.ann_file': ann_file, 'test_evaluator.ann_file': ann_file}
+        if name != 'imagenet':
+            options['model.backbone.init_cfg'] = None
+        if name == 'cityscapes':
+            options |= {'train_cfg.max_iters': iterations, 'train_cfg.val_interval': iterations}
+            options['default_hooks.checkpoint.interval'] = iterations
+        else:
+            options |= {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1}
+            options |= {'train_dataloader.dataset.indices': 2 * iterations}
+        return options
+
+    def run(self, tool: str, *args: str, options: dict | None = None) -> tuple[int, str]:
+        """Exit status and standard error of ``python tools/TOOL.py ARGS --cfg-options OPTIONS``."""
+        pairs = [f'{key}={value if isinstance(value, str) else json.dumps(value)}' for key, value in (options or {}).items()]
+        pairs = [pair.replace('=null', '=None').replace('=false', '=False').replace('=true', '=True') for pair in pairs]
+        self.monkeypatch.chdir(ROOT)
+        self.monkeypatch.setattr(sys, 'argv', [tool, *map(str, args), *(['--cfg-options', *pairs] if pairs else [])])
+        self.capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        return status, self.capsys.readouterr().err
+
+    def train(self, name: str, work_dir: Path, *args: str, options: dict | None = None, iterations: int = 2) -> tuple[int, str]:
+        options = self.options(name, iterations) | (options or {})
+        return self.run('train', self.CONFIGS[name], '--work-dir', work_dir, *args, options=options)
+
+    def test(self, name: str, checkpoint: Path, work_dir: Path, *args: str, options: dict | None = None) -> tuple[int, str]:
+        options = self.options(name) | (options or {})
+        return self.run('test', self.CONFIGS[name], checkpoint, '--work-dir', work_dir, *args, options=options)
+
+
+@pytest.fixture
+def tools(mini_data, monkeypatch, capsys) -> Tools:
+    return Tools(mini_data, monkeypatch, capsys)

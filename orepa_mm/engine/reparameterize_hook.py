@@ -9,6 +9,7 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
@@ -55,8 +56,9 @@ class ReparameterizeHook(Hook):
 
     def before_run(self, runner) -> None:
         # Hooks are not told when testing raises; the loops' run method is.
-        for loop in (runner.test_loop, runner.val_loop):
-            if loop is not None and not hasattr(loop.run, 'restores_training_form'):
+        # The runner's public test_loop and val_loop would build loops this run does not need.
+        for loop in (runner._test_loop, runner._val_loop):
+            if isinstance(loop, BaseLoop) and not hasattr(loop.run, 'restores_training_form'):
                 loop.run = self._restoring(loop.run)
 
     def _restoring(self, run):

@@ -1,0 +1,52 @@
+# The Mask R-CNN recipe on the drawn COCO set: a quarter of the width, small pictures, minutes on a CPU.
+_base_ = './mask-rcnn_orepa-r50_fpn_1x_coco.py'
+
+data_root = 'data/coco-mini/'
+pretrained = 'work_dirs/orepa-resnet18-w16_imagenet-mini/last.pth'
+scale = (192, 192)
+channels = 64
+
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
+    backbone=dict(depth=18, stem_channels=16, base_channels=16, norm_eval=False, init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=channels),
+    rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=channels),
+        bbox_head=dict(in_channels=channels, fc_out_channels=256),
+        mask_roi_extractor=dict(out_channels=channels),
+        mask_head=dict(num_convs=2, in_channels=channels, conv_out_channels=channels),
+    ),
+    train_cfg=dict(rpn=dict(sampler=dict(num=128)), rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(
+    batch_size=4, dataset=dict(data_root=data_root, filter_cfg=dict(filter_empty_gt=True, min_size=8), pipeline=train_pipeline)
+)
+val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+
+max_epochs = 7
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[5, 6], gamma=0.1),
+]
+optim_wrapper = dict(optimizer=dict(lr=0.02), clip_grad=dict(max_norm=10, norm_type=2))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=3, filename_tmpl='last.pth', max_keep_ckpts=1))

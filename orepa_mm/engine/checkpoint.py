@@ -1,0 +1,146 @@
+"""Reading checkpoints safely, and telling before a run whether they fit the model."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import ReparameterizableConv2d
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file and what to do."""
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` is a file name and not a URL or a ``torchvision://`` model name."""
+    return '://' not in path
+
+
+def _statistic(owner: type, name: str):
+    """What pickle's ``getattr`` is replaced with: a method of mmengine's log history and nothing else."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('mean', 'min', 'max', 'current', 'data'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner}, {name}) was not allowed')
+    return getattr(owner, name)
+
+
+def _allowed_globals() -> list:
+    """The harmless classes in which mmengine's own training checkpoints keep their log history."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    numbers = (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)
+    constructors = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *(type(np.dtype(n)) for n in numbers)]
+    # numpy 1 and 2 write the same two functions under different names.
+    renamed = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
+               for name in ('_reconstruct', 'scalar')]  # fmt: skip
+    return [HistoryBuffer, (_statistic, 'builtins.getattr'), *constructors, *renamed]
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Load a checkpoint onto the CPU without running code from it.
+
+    Raises:
+        CheckpointError: When the file does not exist, is cut short, is no checkpoint, or holds more than weights and log numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
+    try:
+        with torch.serialization.safe_globals(_allowed_globals()):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split('GLOBAL ')[-1].split(' was not')[0].split('\n')[0]
+        if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
+            raise CheckpointError(
+                f'{path}: refused, because it would run code when loaded ({reason}). '
+                'Save it again as a plain dict of tensors, from a source you trust.'
+            ) from None
+        raise CheckpointError(f'{path}: not a PyTorch checkpoint, or damaged ({reason}); download or copy it again.') from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f'{path}: cut short or damaged ({first}); download or copy it again.') from None
+    if not isinstance(checkpoint, dict) or not state_dict_of(checkpoint):
+        raise CheckpointError(f'{path}: holds no weights; a checkpoint is a dict with a "state_dict", or a state dict itself.')
+    return checkpoint
+
+
+def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
+    """The weights in a checkpoint, without the ``module.`` prefix of distributed wrappers."""
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict):
+        return {}
+    return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _some(keys: list[str]) -> str:
+    return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
+
+
+def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Path, partial: bool = False) -> None:
+    """Refuse weights that loaders which are not strict would drop in silence.
+
+    Args:
+        model: The model the weights are meant for.
+        state: Its state dict from the checkpoint.
+        path: Where it is from, for the message.
+        partial: Accept keys that are missing or of another shape (fine-tuning) as long as half of the model's weights fit.
+
+    Raises:
+        CheckpointError: When the form (with branches, or plain) or the architecture is another one.
+    """
+    expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
+    plain = [f'{name}.weight' for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d) and f'{name}.weight' in state]
+    if plain:
+        raise CheckpointError(
+            f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers with training-time branches: it is '
+            're-parameterized, or of a stock model. Give the training-form checkpoint, or a config of the plain model.'
+        )
+    branches = [key for key in state if '.kernel.' in key and key not in expected and f'{key.split(".kernel.")[0]}.weight' in expected]
+    if branches:
+        raise CheckpointError(
+            f'{path}: holds training-time branches ({_some(branches)}) where the config builds plain convolutions. Use the config '
+            "with the OREPA backbone or conv_cfg=dict(type='OREPAConv2d'), which also tests in deployed form."
+        )
+    missing = [key for key in expected if key not in state]
+    reshaped = [f'{key} {tuple(state[key].shape)} for {tuple(v.shape)}' for key, v in expected.items()
+                if key in state and state[key].shape != v.shape]  # fmt: skip
+    wrong = len(missing) + len(reshaped)
+    if wrong and not (partial and wrong <= len(expected) / 2):
+        details = [f'{len(missing)} of {len(expected)} keys missing ({_some(missing)})'] if missing else []
+        details += [f'{len(reshaped)} of another shape ({_some(reshaped)})'] if reshaped else []
+        raise CheckpointError(
+            f'{path}: does not fit the model of the config: {"; ".join(details)}. It is of another architecture, width or '
+            'number of classes: change the config or the checkpoint.'
+        )
+
+
+def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict under ``prefix``, as ``init_cfg=dict(type='Pretrained', prefix=...)`` takes it."""
+    prefix = prefix if prefix.endswith('.') or not prefix else prefix + '.'
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def check_pretrained(model: nn.Module) -> None:
+    """Check every local ``init_cfg=dict(type='Pretrained')`` of a model before it is loaded.
+
+    Raises:
+        CheckpointError: As :func:`read_checkpoint` and :func:`check_state_dict`.
+    """
+    for module in model.modules():
+        configs = getattr(module, 'init_cfg', None) or []
+        for config in [configs] if isinstance(configs, dict) else configs:
+            if config.get('type') == 'Pretrained' and is_local(config['checkpoint']):
+                state = state_dict_of(read_checkpoint(config['checkpoint']))
+                prefix = config.get('prefix') or ''
+                selected = without_prefix(state, prefix)
+                if not selected:
+                    raise CheckpointError(
+                        f'{config["checkpoint"]}: has no weights under the prefix "{prefix}" of init_cfg '
+                        f'(its keys begin with {_some(sorted({key.split(".")[0] for key in state}))}).'
+                    )
+                check_state_dict(module, selected, config['checkpoint'], partial=True)

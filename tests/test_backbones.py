@@ -1,0 +1,130 @@
+"""OREPAResNet in the three toolboxes: the stock options keep their meaning, and checkpoints move between them."""
+
+import importlib
+
+import pytest
+import torch
+
+import orepa_mm
+from orepa_mm import OREPAConv2d
+
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+NARROW = dict(stem_channels=8, base_channels=8)
+
+
+def build(scope: str, depth: int = 50, **kwargs):
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    return registry.build(dict(type='OREPAResNet', depth=depth, out_indices=(0, 1, 2, 3), **NARROW, **kwargs))
+
+
+def relative(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+@pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
+def test_depths_build_on_the_toolboxes_own_class(scope, depth):
+    net = build(scope, depth).eval()
+    stock = importlib.import_module(f'{scope}.models.backbones').ResNet
+    assert isinstance(net, stock) and type(net).__name__ == 'OREPAResNet'
+    plain = stock(depth=depth, out_indices=(0, 1, 2, 3), **NARROW).eval()
+    x = torch.randn(1, 3, 64, 64)
+    outputs = net(x)
+    assert [y.shape for y in outputs] == [y.shape for y in plain(x)]
+    orepa_mm.reparameterize(net)
+    for actual, expected in zip(net(x), outputs, strict=True):
+        assert relative(actual, expected) < 1e-5
+    # Deployed it is the stock network, its norms folded; a basic-block net keeps its plain shortcuts' norms.
+    convs = {name: m.weight.shape for name, m in net.named_modules() if type(m) is torch.nn.Conv2d}
+    assert convs == {name: m.weight.shape for name, m in plain.named_modules() if type(m) is torch.nn.Conv2d}
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_which_convolutions_have_branches(scope):
+    basic, bottleneck = build(scope, 18), build(scope, 50)
+    assert type(basic.layer2[0].downsample[0]) is torch.nn.Conv2d
+    assert all(isinstance(basic.layer2[0].get_submodule(name), OREPAConv2d) for name in ('conv1', 'conv2'))
+    assert isinstance(bottleneck.layer2[0].downsample[0], OREPAConv2d)
+    assert not [m for m in bottleneck.modules() if type(m) is torch.nn.Conv2d]
+    assert len(bottleneck.conv1.kernel.stages) == 3
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_initialisation_is_the_layers_own(scope):
+    net = build(scope, 18)
+    net.init_weights()
+    for layer in (m for m in net.modules() if isinstance(m, OREPAConv2d)):
+        kernel = layer.kernel.stages[0] if hasattr(layer.kernel, 'stages') else layer.kernel
+        assert torch.equal(kernel.scale[:, 0], torch.tensor([0.25, 0.25, 0.0, 0.5, 1.0, 0.5]))
+        bound = (6 / kernel.origin[0].numel()) ** 0.5
+        assert kernel.origin.abs().max() <= bound
+    assert (net.layer1[0].bn2.weight == 0).all()  # zero_init_residual is the stock default
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_frozen_stages_and_norm_eval(scope):
+    net = build(scope, 50, frozen_stages=1, norm_eval=True).train()
+    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
+    assert frozen and all(name.startswith(('conv1', 'bn1', 'layer1')) for name in frozen)
+    assert not net.layer3[0].bn1.training and net.layer3[0].training
+    net(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+    assert all(p.grad is not None for name, p in net.named_parameters() if name.startswith('layer2'))
+    orepa_mm.reparameterize(net.eval())
+    assert not net.conv1.weight.requires_grad and net.layer2[0].conv1.weight.requires_grad
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_with_cp_gives_the_same_gradients(scope):
+    net, x = build(scope, 18).train(), torch.randn(2, 3, 64, 64)
+    again = build(scope, 18, with_cp=True).train()
+    again.load_state_dict(net.state_dict())
+    for model in (net, again):
+        model(x)[-1].square().sum().backward()
+    for (name, p), q in zip(net.named_parameters(), again.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_out_indices_strides_dilations_and_deep_stem(scope):
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    net = registry.build(
+        dict(type='OREPAResNet', depth=50, out_indices=(1, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), deep_stem=True, **NARROW)
+    )
+    outputs = net(torch.randn(1, 3, 64, 64))
+    assert [y.shape[-1] for y in outputs] == [8, 8]
+    assert net.layer4[1].conv2.dilation == (4, 4) and isinstance(net.layer4[1].conv2, OREPAConv2d)
+    assert len([m for m in net.stem.modules() if isinstance(m, OREPAConv2d)]) == 3
+
+
+def test_multi_grid_and_contract_dilation():
+    net = build('mmseg', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), multi_grid=(1, 2, 4), contract_dilation=True)
+    assert [block.conv2.dilation[0] for block in net.layer4] == [2, 8, 16] or [b.conv2.dilation[0] for b in net.layer4] == [4, 8, 16]
+    assert net.layer3[0].conv2.dilation == (1, 1)  # contracted
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_deformable_convolutions_and_plugins(scope):
+    dcn = dict(type='DCN', deform_groups=1, fallback_on_stride=False)
+    plugin = dict(cfg=dict(type='ContextBlock', ratio=1 / 4), stages=(False, True, True, True), position='after_conv3')
+    net = build(scope, dcn=dcn, stage_with_dcn=(False, True, True, True), plugins=[plugin]).eval()
+    block = net.layer2[0]
+    assert type(block.conv2).__name__ == 'DeformConv2dPack'
+    assert isinstance(block.conv1, OREPAConv2d) and isinstance(block.conv3, OREPAConv2d)
+    assert type(net.layer1[0].conv2) is OREPAConv2d and hasattr(block, 'context_block')
+    x = torch.randn(1, 3, 64, 64)
+    expected = net(x)[-1]
+    orepa_mm.reparameterize(net)
+    assert relative(net(x)[-1], expected) < 1e-4  # sampling offsets amplify the rounding
+
+
+def test_checkpoints_move_between_the_toolboxes():
+    states = {scope: build(scope).state_dict() for scope in SCOPES}
+    for source in SCOPES:
+        for target in SCOPES:
+            result = build(target).load_state_dict(states[source])
+            assert not result.missing_keys and not result.unexpected_keys
+
+
+def test_another_convolution_can_be_chosen():
+    net = build('mmdet', conv_cfg=dict(type='Conv2d'))
+    assert not [m for m in net.modules() if isinstance(m, OREPAConv2d)]

@@ -1,0 +1,230 @@
+"""ReparameterizeHook in real runners."""
+
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from orepa_mm import OREPAConv2d
+from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build_runner(mini_data, work_dir, hooks=(), **changes) -> Runner:
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py')
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=5, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(mini_data / 'imagenet-mini')
+    cfg.train_cfg.update(max_epochs=2, val_interval=1)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+    cfg.custom_hooks = list(hooks)
+    cfg.work_dir = str(work_dir)
+    cfg.randomness = dict(seed=0)
+    cfg.experiment_name = work_dir.name
+    cfg.merge_from_dict(changes)
+    return Runner.from_cfg(cfg)
+
+
+def snapshot(runner: Runner) -> dict:
+    state = {f'model.{key}': value.clone() for key, value in runner.model.state_dict().items()}
+    for i, entry in runner.optim_wrapper.optimizer.state_dict()['state'].items():
+        state |= {f'optimizer.{i}.{key}': value.clone() for key, value in entry.items() if isinstance(value, torch.Tensor)}
+    return state
+
+
+@HOOKS.register_module(force=True)
+class Witness(Hook):
+    """Notes what it sees at each point; runs after ReparameterizeHook."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.seen = {}
+
+    def note(self, point, runner):
+        branches = sum(isinstance(m, OREPAConv2d) for m in runner.model.modules())
+        self.seen.setdefault(point, []).append((branches, snapshot(runner), [id(m) for m in runner.model.modules()]))
+
+    def before_val(self, runner):
+        self.note('before_val', runner)
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        branches = sum(isinstance(m, OREPAConv2d) for m in runner.model.modules())
+        self.seen.setdefault('during', []).append(branches)
+        runner.save_checkpoint(runner.work_dir, f'during_{batch_idx}.pth', save_optimizer=False)
+
+    def after_val(self, runner):
+        self.note('after_val', runner)
+
+
+def test_a_validation_in_the_middle_of_training_changes_nothing(mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook', val=True), dict(type='Witness')])
+    runner.train()
+    witness = next(hook for hook in runner.hooks if isinstance(hook, Witness))
+    layers = witness.seen['before_val'][0][0]
+    assert layers == 17 and set(witness.seen['during']) == {0}  # it did test in deployed form
+    for (_, before, modules), (branches, after, again) in zip(witness.seen['before_val'], witness.seen['after_val'], strict=True):
+        assert branches == layers and modules == again
+        assert before.keys() == after.keys() and any(key.startswith('optimizer') for key in before)
+        assert all(torch.equal(value, after[key]) for key, value in before.items())
+    # Training went on after the first validation.
+    first, last = witness.seen['after_val'][0][1], witness.seen['after_val'][1][1]
+    key = 'model.backbone.conv1.kernel.stages.0.origin'
+    assert not torch.equal(first[key], last[key])
+    # Checkpoints hold the training form, also one that was saved during the validation.
+    expected = set(runner.model.state_dict())
+    for name in ('epoch_1.pth', 'epoch_2.pth', 'during_0.pth'):
+        state = torch.load(tmp_path / 'run' / name, weights_only=False)['state_dict']
+        assert set(state) == expected
+
+
+def test_training_with_and_without_the_hook_is_bit_identical(mini_data, tmp_path):
+    states = []
+    for name, hooks in (('with', [dict(type='ReparameterizeHook', val=True)]), ('without', [])):
+        runner = build_runner(mini_data, tmp_path / name, hooks)
+        runner.train()
+        states.append(runner.model.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@HOOKS.register_module(force=True)
+class Failing(Hook):
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        assert not any(isinstance(m, OREPAConv2d) for m in runner.model.modules())
+        raise ZeroDivisionError
+
+
+def test_training_form_comes_back_when_testing_raised(mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='Failing')])
+    before = [id(m) for m in runner.model.modules()]
+    with pytest.raises(ZeroDivisionError):
+        runner.test()
+    assert [id(m) for m in runner.model.modules()] == before
+
+
+def test_it_logs_layers_parameters_and_difference(mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
+    metrics = runner.test()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, ReparameterizeHook))
+    assert 0 < hook.difference < 1e-5
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert 'Re-parameterized 17 layers' in log and 'parameters before' in log and 'largest output difference' in log
+    plain = build_runner(mini_data, tmp_path / 'plain', [])
+    plain.model.load_state_dict(runner.model.state_dict())
+    assert plain.test() == pytest.approx(metrics)
+
+
+def test_it_refuses_a_difference_above_the_tolerance(mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook', tolerance=1e-12)])
+    with pytest.raises(RuntimeError, match='more than the tolerance of 1e-12'):
+        runner.test()
+    assert any(isinstance(m, OREPAConv2d) for m in runner.model.modules())
+
+
+def test_it_refuses_weights_that_are_not_finite(mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
+    with torch.no_grad():
+        runner.model.backbone.layer1[0].conv1.kernel.pw[0] = float('nan')
+    with pytest.raises(RuntimeError, match='differs from its training form by inf'):
+        runner.test()
+
+
+def test_it_refuses_a_model_without_branches(mini_data, tmp_path):
+    changes = {'model.backbone.type': 'ResNet'}
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')], **changes)
+    with pytest.raises(RuntimeError, match='nothing to re-parameterize'):
+        runner.test()
+
+
+def test_with_ema_the_averaged_weights_are_tested_and_training_weights_kept(mini_data, tmp_path):
+    ema = dict(type='EMAHook', momentum=0.5)
+    states, scores = [], []
+    for name, hooks in (('with', [ema, dict(type='ReparameterizeHook', val=True)]), ('without', [ema])):
+        runner = build_runner(mini_data, tmp_path / name, hooks)
+        runner.train()
+        checkpoint = torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)
+        states.append({**runner.model.state_dict(), **{f'saved.{k}': v for k, v in checkpoint['state_dict'].items()}})
+        states[-1] |= {f'ema.{k}': v for k, v in checkpoint['ema_state_dict'].items()}
+        scores.append(runner.message_hub.get_scalar('val/accuracy/top1').current())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert scores[0] == scores[1]
+
+
+def test_two_stage_detector_is_measured_to_its_heads(mini_data):
+    """A wrong kernel in a RoI head must show in the measured difference."""
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    from orepa_mm.engine.outputs import dense_outputs, largest_difference
+
+    cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py')
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    loader = copy.deepcopy(cfg.val_dataloader)
+    loader.update(num_workers=0, persistent_workers=False)
+    loader.dataset.data_root = str(mini_data / 'coco-mini')
+    batch = next(iter(Runner.build_dataloader(loader)))
+    model = MODELS.build(cfg.model).eval()
+    run = dense_outputs(model, batch)
+    expected = run()
+    assert largest_difference(expected, run()) == 0
+    with torch.no_grad():
+        model.roi_head.mask_head.conv_logits.weight.mul_(1.5)
+    assert largest_difference(expected, run()) > 0.1
+
+
+def test_it_works_under_distributed_training(mini_data, tmp_path):
+    script = tmp_path / 'run.py'
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, torch
+        sys.path[:0] = [{str(ROOT / 'tests')!r}]
+        from pathlib import Path
+        from test_hook import build_runner
+        from orepa_mm import OREPAConv2d
+        changes = {{'launcher': 'pytorch', 'env_cfg.dist_cfg.backend': 'gloo'}}
+        data, out = Path({str(mini_data)!r}), Path({str(tmp_path)!r})
+        runner = build_runner(data, out / "run", [dict(type="ReparameterizeHook", val=True)], **changes)
+        runner.train()
+        assert type(runner.model).__name__ == 'MMDistributedDataParallel'
+        assert sum(isinstance(m, OREPAConv2d) for m in runner.model.modules()) == 17
+        weights = torch.cat([p.detach().flatten() for p in runner.model.parameters()])
+        other = weights.clone()
+        torch.distributed.broadcast(other, 0)
+        assert torch.equal(weights, other)
+        """)
+    )
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517', str(script)],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert log.count('Re-parameterized 17 layers') == 2
+    assert isinstance(torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)['state_dict'], dict)
+
+
+def test_the_stem_is_an_nn_module_after_the_swap(mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
+    hook = next(hook for hook in runner.hooks if isinstance(hook, ReparameterizeHook))
+    runner.model.eval()
+    hook._apply(runner, next(iter(runner.test_dataloader)))
+    assert type(runner.model.backbone.conv1) is nn.Conv2d and runner.model.backbone.conv1.bias is not None
+    hook._undo()
+    assert isinstance(runner.model.backbone.conv1, OREPAConv2d)

@@ -1,0 +1,57 @@
+"""The drawn datasets: the same every time, and readable by the stock datasets and metrics."""
+
+import hashlib
+import json
+
+import cv2
+import make_mini_data
+import numpy as np
+from pycocotools.coco import COCO
+
+
+def digest(root):
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob('*.*'))}
+
+
+def test_same_seed_same_files(tmp_path):
+    for seed, folder in ((3, 'a'), (3, 'b'), (4, 'c')):
+        for name in make_mini_data.DATASETS:
+            make_mini_data.make(name, tmp_path / folder / name, 2, 1, 64, seed)
+    a, b, c = (digest(tmp_path / folder) for folder in 'abc')
+    assert a == b and a.keys() == c.keys() and len(a) == 3 + 5 + 6
+    assert all(a[name] != c[name] for name in a)
+
+
+def test_coco_annotations_agree_with_themselves(mini_data):
+    coco = COCO(str(mini_data / 'coco-mini/annotations/instances_train2017.json'))
+    assert len(coco.getCatIds()) == 80 and coco.loadCats(37)[0]['name'] == 'sports ball'
+    assert len(coco.getAnnIds()) > 10
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        mask = coco.annToMask(annotation)
+        x, y, w, h = annotation['bbox']
+        ys, xs = np.nonzero(mask)
+        assert abs(xs.min() - x) <= 1 and abs(xs.max() + 1 - x - w) <= 1 and abs(ys.min() - y) <= 1 and abs(ys.max() + 1 - y - h) <= 1
+        assert 0.5 < mask.sum() / annotation['area'] <= 1.5
+
+
+def test_later_shapes_hide_earlier_ones():
+    scene = make_mini_data.draw_scene(np.random.default_rng(1), 96, 128, ['circle'] * 12, (0.2, 0.4))
+    total = np.sum([instance.mask for instance in scene.instances], axis=0)
+    assert len(scene.instances) >= 2 and total.max() == 1
+    assert scene.image.dtype == np.uint8 and scene.image.shape == (96, 128, 3)
+
+
+def test_cityscapes_labels_are_train_ids(mini_data):
+    for path in (mini_data / 'cityscapes-mini/gtFine').rglob('*_gtFine_labelTrainIds.png'):
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert labels.ndim == 2 and set(np.unique(labels)) <= {0, 2, 10, 255, *(shape[1] for shape in make_mini_data.SHAPES.values())}
+        assert (
+            path.parents[3] / 'leftImg8bit' / path.parts[-3] / 'mini' / path.name.replace('gtFine_labelTrainIds', 'leftImg8bit')
+        ).is_file()
+
+
+def test_categories_are_those_of_coco():
+    categories = make_mini_data.coco_categories()
+    names = {category['name']: category['id'] for category in categories}
+    assert names['person'] == 1 and names['stop sign'] == 13 and names['toothbrush'] == 90
+    assert json.dumps(categories)

@@ -1,0 +1,252 @@
+"""OREPAConv2d as a layer: forms, arguments, gradients, and everything a training script does to a module."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from orepa_mm import OREPAConv2d
+from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
+
+FORMS = {
+    'kxk': dict(kernel_size=3, padding=1),
+    '5x5': dict(kernel_size=5, padding=2),
+    '1x1': dict(kernel_size=1),
+    'stem': dict(kernel_size=7, stride=2, padding=3),
+    'plain-stages': dict(kernel_size=7, padding=3, plain_stages=True),
+    'grouped': dict(kernel_size=3, groups=2, padding=1),
+    'many-groups': dict(kernel_size=3, groups=6, padding=1),
+    'grouped-1x1': dict(kernel_size=1, groups=3),
+    'grouped-stem': dict(kernel_size=7, groups=3, padding=3),
+    'dilated': dict(kernel_size=3, dilation=2, padding=2, stride=2),
+}
+
+
+def build(form: str, **kwargs) -> OREPAConv2d:
+    conv = OREPAConv2d(6, 12, **FORMS[form], **kwargs)
+    with torch.no_grad():  # away from the initial values, where a branch starts at zero
+        for parameter in conv.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return conv
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+@pytest.mark.parametrize(
+    ('size', 'kind'), [(1, OREPAPointwiseKernel), (3, OREPAKernel), (5, OREPAKernel), (7, DeepLinearKernel), (9, DeepLinearKernel)]
+)
+def test_form_follows_from_the_kernel_size(size, kind):
+    conv = OREPAConv2d(4, 8, size)
+    assert type(conv.kernel) is kind
+    assert conv.weight.shape == (8, 4, size, size)
+
+
+def test_plain_1x1_is_a_stock_convolution():
+    conv = OREPAConv2d(4, 8, kernel_size=1, stride=2, bias=False, plain_1x1=True)
+    assert type(conv) is nn.Conv2d and conv.stride == (2, 2) and conv.bias is None
+    assert type(OREPAConv2d(4, 8, 3, plain_1x1=True)) is OREPAConv2d
+
+
+@pytest.mark.parametrize('form', [form for form in FORMS if FORMS[form]['kernel_size'] < 7])
+def test_output_is_the_branches_run_one_by_one(form):
+    """Each branch as its own convolution over the picture, summed, equals the one squeezed convolution."""
+    conv = build(form, bias=True, dtype=torch.float64)
+    x = torch.randn(2, 6, 13, 11, dtype=torch.float64)
+    kernel, groups = conv.kernel, conv.groups
+    geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=groups)
+    scale = kernel.scale.view(len(kernel.scale), -1, 1, 1)
+    if isinstance(kernel, OREPAPointwiseKernel):
+        stacked = F.conv2d(F.conv2d(x, kernel.first, groups=groups), kernel.second, groups=groups)
+        expected = scale[0] * F.conv2d(x, kernel.origin, groups=groups) + scale[1] * stacked
+    else:
+        k, expansion = conv.kernel_size[0], kernel.dw.shape[0] // 6
+        mean = torch.full((12, 1, k, k), 1 / k**2, dtype=x.dtype)
+
+        def after_1x1(weight, spatial):
+            return F.conv2d(F.conv2d(x, weight, groups=groups), spatial, **dict(geometry, groups=12))
+
+        seq = F.conv2d(F.conv2d(x, kernel.seq_1x1 + kernel.identity, groups=groups), kernel.seq_kxk, **geometry)
+        depthwise = F.conv2d(x, kernel.dw, **dict(geometry, groups=6))
+        centre = F.pad(kernel.point, [k // 2] * 4)
+        expected = (
+            scale[0] * F.conv2d(x, kernel.origin, **geometry)
+            + scale[1] * after_1x1(kernel.avg, mean)
+            + scale[2] * after_1x1(kernel.freq, kernel.prior.unsqueeze(1))
+            + scale[3] * seq
+            + scale[4] * F.conv2d(x, centre, **geometry)
+            + scale[5] * F.conv2d(depthwise, kernel.pw, groups=groups)
+        )
+        assert expansion == 8
+    assert relative(conv(x), expected + conv.bias.view(-1, 1, 1)) < 1e-10
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_gradcheck_of_every_branch(form):
+    kwargs = dict(FORMS[form], padding=FORMS[form].get('padding', 0))
+    kwargs['groups'] = min(kwargs.get('groups', 1), 2)
+    conv = OREPAConv2d(2, 4, **kwargs, bias=True, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    names = [name for name, _ in conv.named_parameters()]
+    x = torch.randn(1, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *values):
+        return torch.func.functional_call(conv, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *conv.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize('mode', ['zeros', 'reflect', 'replicate', 'circular'])
+@pytest.mark.parametrize('padding', [1, 'same'])
+def test_arguments_mean_what_they_mean_in_torch(mode, padding):
+    conv = OREPAConv2d(4, 8, 3, padding=padding, padding_mode=mode)
+    stock = nn.Conv2d(4, 8, 3, padding=padding, padding_mode=mode)
+    stock.weight.data, stock.bias.data = conv.weight.detach(), conv.bias.detach()
+    x = torch.randn(1, 4, 8, 8)
+    assert torch.equal(conv(x), stock(x))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(kernel_size=4), 'odd'),
+        (dict(kernel_size=(1, 3)), 'square'),
+        (dict(kernel_size=3, groups=5), 'divisible by groups'),
+        (dict(kernel_size=3, padding_mode='mirror'), 'padding_mode'),
+        (dict(kernel_size=3, padding='same', stride=2), 'strided'),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        OREPAConv2d(6, 12, **kwargs)
+
+
+def test_every_parameter_gets_a_gradient():
+    for form in FORMS:
+        conv = build(form, bias=True)
+        conv(torch.randn(1, 6, 9, 9)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in conv.parameters()), form
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_copies_and_state_dict_round_trip(form):
+    conv = build(form)
+    x = torch.randn(1, 6, 9, 9)
+    expected = conv(x)
+    assert torch.equal(copy.deepcopy(conv)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(conv))(x), expected)
+    buffer = io.BytesIO()
+    torch.save(conv.state_dict(), buffer)
+    buffer.seek(0)
+    other = OREPAConv2d(6, 12, **FORMS[form])
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(other(x), expected)
+
+
+def test_ema_wrapper_averages_the_branches():
+    conv = build('kxk')
+    average = ExponentialMovingAverage(conv, momentum=0.5)
+    start = conv.kernel.origin.detach().clone()
+    average.update_parameters(conv)
+    with torch.no_grad():
+        conv.kernel.origin.add_(1)
+    average.update_parameters(conv)
+    assert torch.allclose(average.module.kernel.origin, start + 0.5)
+    assert average(torch.randn(1, 6, 8, 8)).shape == (1, 12, 8, 8)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast_squeezes_in_full_precision(dtype):
+    conv = build('kxk')
+    with torch.autocast('cpu', dtype=dtype):
+        assert conv.weight.dtype == torch.float32
+        y = conv(torch.randn(1, 6, 8, 8))
+        y.float().sum().backward()
+    assert y.dtype == dtype
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in conv.parameters())
+    with torch.autocast('cpu', enabled=False):
+        full = conv.weight
+    with torch.autocast('cpu', dtype=dtype):
+        assert torch.equal(conv.weight, full)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_channels_last(form):
+    conv = build(form)
+    x = torch.randn(2, 6, 9, 9)
+    expected = conv(x)
+    conv.to(memory_format=torch.channels_last)
+    actual = conv(x.to(memory_format=torch.channels_last))
+    assert relative(actual, expected) < 1e-5
+    actual.sum().backward()
+
+
+def test_gradient_checkpointing():
+    conv = build('kxk')
+    x = torch.randn(2, 6, 9, 9, requires_grad=True)
+    conv(x).square().sum().backward()
+    expected = [p.grad.clone() for p in conv.parameters()]
+    conv.zero_grad()
+    checkpoint(conv, x, use_reentrant=False).square().sum().backward()
+    for actual, wanted in zip((p.grad for p in conv.parameters()), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+def test_double_use_in_one_step_accumulates():
+    conv = build('kxk', bias=False)
+    x = torch.randn(1, 6, 9, 9)
+    (conv(x) + conv(x)).sum().backward()
+    twice = conv.kernel.pw.grad.clone()
+    conv.zero_grad()
+    conv(x).sum().backward()
+    assert relative(twice, 2 * conv.kernel.pw.grad) < 1e-5
+
+
+@pytest.mark.parametrize('form', ['kxk', '1x1', 'stem'])
+def test_compiled_equals_eager(form):
+    conv = build(form)
+    x = torch.randn(1, 6, 9, 9)
+    expected = conv(x)
+    expected.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in conv.named_parameters()}
+    conv.zero_grad()
+    # aot_eager traces forward and backward as the default backend does, without calling a C++ compiler.
+    actual = torch.compile(conv, backend='aot_eager', fullgraph=True)(x)
+    actual.square().sum().backward()
+    assert relative(actual, expected) < 1e-5
+    for name, p in conv.named_parameters():
+        assert relative(p.grad, gradients[name]) < 1e-4, name  # sums of squares: float32 twice
+
+
+def test_stock_initialisers_leave_it_alone():
+    from mmengine.model import BaseModule
+
+    class Net(BaseModule):
+        def __init__(self):
+            super().__init__(init_cfg=[dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=0, layer='Conv2d', bias=7)])
+            self.conv = OREPAConv2d(16, 16, 3)
+            self.stock = nn.Conv2d(16, 16, 3)
+
+    net = Net()
+    net.init_weights()
+    assert (net.stock.weight == 0).all() and (net.stock.bias == 7).all()  # the initialisers did run
+    kernel = net.conv.kernel
+    assert torch.equal(kernel.scale[:, 0], torch.tensor([0.25, 0.25, 0.0, 0.5, 1.0, 0.5]))
+    bound = (6 / (16 * 9)) ** 0.5  # Kaiming uniform with a = 0, fan in of the kernel
+    assert 0.9 * bound < kernel.origin.abs().max() <= bound
+    assert (kernel.seq_1x1 == 0).all() and (net.conv.bias == 0).all()
+
+
+def test_loading_a_plain_kernel_is_refused_even_when_not_strict():
+    net = nn.Sequential(OREPAConv2d(4, 8, 3))
+    with pytest.raises(RuntimeError, match=r'plain kernel "0\.weight".*re-parameterized'):
+        net.load_state_dict(nn.Sequential(nn.Conv2d(4, 8, 3)).state_dict(), strict=False)

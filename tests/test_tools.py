@@ -1,0 +1,291 @@
+"""The command-line tools: real short runs on the three toolboxes, and what they say to bad input."""
+
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SCOPES = dict(imagenet='mmpretrain', coco='mmdet', cityscapes='mmseg')
+METRIC = dict(imagenet='accuracy/top1', coco='coco/segm_mAP', cityscapes='mIoU')
+
+
+@pytest.fixture(scope='module')
+def trained(mini_data, tmp_path_factory):
+    """The checkpoint of a short training run for each toolbox; made on first use."""
+    made = {}
+
+    def get(name: str, tools) -> Path:
+        if name not in made:
+            work_dir = tmp_path_factory.mktemp(name)
+            status, error = tools.train(name, work_dir)
+            assert status == 0, error
+            made[name] = work_dir / 'last.pth'
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize('name', SCOPES)
+def test_train_then_test_in_both_forms(name, trained, tools, tmp_path):
+    checkpoint = trained(name, tools)
+    state = torch.load(checkpoint, weights_only=False)['state_dict']
+    assert any('.kernel.' in key for key in state)  # the training form, though it was validated
+    metrics = []
+    for form in ('--reparameterize', '--no-reparameterize'):
+        path = tmp_path / f'{form}.json'
+        status, error = tools.test(name, checkpoint, tmp_path / form, form, '--metrics', path)
+        assert status == 0, error
+        metrics.append(json.loads(path.read_text()))
+        log = next((tmp_path / form).glob('*/*.log')).read_text()
+        assert ('Re-parameterized 17 layers' in log) == (form == '--reparameterize')
+    assert METRIC[name] in metrics[0]
+    for key, value in metrics[0].items():
+        if 'time' not in key:
+            assert value == pytest.approx(metrics[1][key], abs=1e-3), key
+
+
+@pytest.mark.parametrize('name', SCOPES)
+def test_resuming_goes_on_where_it_stopped(name, trained, tools, tmp_path):
+    shutil.copytree(trained(name, tools).parent, tmp_path / 'run')
+    (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'run' / 'last.pth'))
+    longer = {'train_cfg.max_iters': 4} if name == 'cityscapes' else {'train_cfg.max_epochs': 2}
+    status, error = tools.train(name, tmp_path / 'run', '--resume', options=longer)
+    assert status == 0, error
+    before = torch.load(trained(name, tools), weights_only=False)
+    after = torch.load(tmp_path / 'run' / 'last.pth', weights_only=False)
+    assert before['meta']['iter'] == 2 and after['meta']['iter'] == 4
+    key = next(key for key in after['state_dict'] if key.startswith('backbone.conv1.kernel'))
+    assert not torch.equal(before['state_dict'][key], after['state_dict'][key])
+    assert after['optimizer']['state']
+
+
+@pytest.mark.parametrize('name', SCOPES)
+def test_test_time_augmentation(name, trained, tools, tmp_path):
+    status, error = tools.test(name, trained(name, tools), tmp_path / 'work', '--tta', '--metrics', tmp_path / 'm.json')
+    assert status == 0, error
+    assert METRIC[name] in json.loads((tmp_path / 'm.json').read_text())
+    assert 'Re-parameterized 17 layers' in next((tmp_path / 'work').glob('*/*.log')).read_text()
+
+
+@pytest.mark.parametrize('name', SCOPES)
+def test_out_and_show_dir(name, trained, tools, tmp_path):
+    out = tmp_path / ('labels' if name == 'cityscapes' else 'predictions.pkl')
+    shown = tmp_path / 'shown'
+    status, error = tools.test(
+        name,
+        trained(name, tools),
+        tmp_path / 'work',
+        '--out',
+        out,
+        '--show-dir',
+        shown,
+        options={'default_hooks.visualization.interval': 1},
+    )
+    assert status == 0, error
+    if name == 'cityscapes':
+        assert len(list(out.glob('*.png'))) == 3
+    else:
+        assert len(pickle.loads(out.read_bytes())) == dict(imagenet=10, coco=4)[name]
+    assert list(shown.rglob('*.png')) + list(shown.rglob('*.jpg'))
+
+
+def test_amp_and_auto_scale_lr(tools, tmp_path):
+    status, error = tools.train('coco', tmp_path, '--amp', '--auto-scale-lr', '--no-validate', iterations=1)
+    assert status == 0, error
+    assert 'LR has been automatically scaled' in next(tmp_path.glob('*/*.log')).read_text()
+
+
+def test_auto_scale_lr_needs_a_base_batch_size(tools, tmp_path):
+    status, error = tools.train('cityscapes', tmp_path, '--auto-scale-lr')
+    assert status == 2 and 'base_batch_size' in error
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_stock_mmdet_scripts_run_the_same_config(tool, trained, tools, mini_data, tmp_path):
+    """Only PYTHONPATH, another folder, and the script from the installed package."""
+    package = Path(importlib.util.find_spec('mmdet').origin).parent
+    options = tools.options('coco', iterations=1)
+    pairs = [f'{key}={value}' for key, value in options.items()]
+    checkpoint = [str(trained('coco', tools))] if tool == 'test' else []
+    config = str(ROOT / tools.CONFIGS['coco'])
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(package / '.mim' / 'tools' / f'{tool}.py'), config, *checkpoint]
+        + ['--work-dir', str(tmp_path / 'run'), '--cfg-options', *pairs],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert 'coco/segm_mAP' in log
+    assert 'Re-parameterized 17 layers' in log or tool == 'train'
+
+
+def test_distributed_script(tools, tmp_path):
+    options = tools.options('imagenet', iterations=2) | {'env_cfg.dist_cfg.backend': 'gloo'}
+    result = subprocess.run(
+        ['bash', str(ROOT / 'tools' / 'dist_train.sh'), tools.CONFIGS['imagenet'], '2', '--work-dir', str(tmp_path), '--cfg-options']
+        + [f'{key}={value}' for key, value in options.items()],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ, PYTHON=sys.executable, PORT='29519', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / 'last.pth').is_file()
+
+
+# Bad input: one clear line, exit status 2, nothing trained and nothing overwritten.
+
+
+def refused(result: tuple[int, str], *parts: str) -> None:
+    status, error = result
+    lines = [line for line in error.splitlines() if line.startswith('error: ')]
+    assert status == 2 and len(lines) == 1, error
+    assert all(part in lines[0] for part in parts), lines[0]
+
+
+def test_missing_config(tools):
+    refused(tools.run('train', 'configs/none.py'), 'configs/none.py', 'no such config')
+
+
+@pytest.mark.parametrize('name', SCOPES)
+def test_missing_dataset(name, tools, tmp_path):
+    options = {f'{split}_dataloader.dataset.data_root': str(tmp_path / 'absent') for split in ('train', 'val')}
+    refused(tools.train(name, tmp_path / 'run', options=options), 'absent', 'data_root')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', SCOPES)
+def test_empty_dataset(name, tools, mini_data, tmp_path):
+    root = tmp_path / 'empty'
+    shutil.copytree(mini_data / f'{name}-mini', root)
+    for path in root.rglob('*'):
+        if path.suffix in ('.jpg', '.png'):
+            path.unlink()
+    refused(tools.train(name, tmp_path / 'run', options={'train_dataloader.dataset.data_root': str(root)}), 'empty')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('not json', 'not JSON'),
+        ('[1, 2]', 'not a COCO annotation file'),
+        ('{"images": [], "annotations": []}', 'no "categories"'),
+        ('{"images": [], "annotations": [], "categories": []}', 'lists no images'),
+    ],
+)
+def test_annotation_file_that_is_not_coco(text, message, tools, tmp_path):
+    path = tmp_path / 'annotations.json'
+    path.write_text(text)
+    refused(tools.train('coco', tmp_path / 'run', options={'train_dataloader.dataset.ann_file': str(path)}), 'annotations.json', message)
+
+
+def test_number_of_classes_that_does_not_match(tools, tmp_path):
+    options = {'model.roi_head.mask_head.num_classes': 7}
+    refused(tools.train('coco', tmp_path / 'run', options=options), 'model.roi_head.mask_head.num_classes=7', '80 classes')
+    refused(tools.train('imagenet', tmp_path / 'run', options={'model.head.num_classes': 9}), 'model.head.num_classes=9', '5 classes')
+
+
+def test_class_the_annotations_do_not_have(tools, tmp_path):
+    options = {'train_dataloader.dataset.metainfo.classes': '("balloon",)'}
+    refused(tools.train('coco', tmp_path / 'run', options=options), 'no category "balloon"', 'metainfo')
+
+
+def test_unknown_registry_name(tools, tmp_path):
+    refused(tools.train('coco', tmp_path / 'run', options={'model.backbone.type': 'OREPAResNt'}), 'OREPAResNt', 'custom_imports')
+
+
+def test_checkpoint_that_does_not_exist(tools, tmp_path):
+    refused(tools.test('imagenet', tmp_path / 'none.pth', tmp_path / 'run'), 'none.pth', 'no such checkpoint')
+    options = {'model.backbone.init_cfg.type': 'Pretrained', 'model.backbone.init_cfg.checkpoint': str(tmp_path / 'none.pth')}
+    refused(tools.train('imagenet', tmp_path / 'run', options=options), 'none.pth', 'no such checkpoint')
+
+
+def test_checkpoint_cut_short(trained, tools, tmp_path):
+    path = tmp_path / 'cut.pth'
+    whole = trained('imagenet', tools).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(tools.test('imagenet', path, tmp_path / 'run'), 'cut.pth', 'cut short or damaged')
+    path.write_text('hello')
+    refused(tools.test('imagenet', path, tmp_path / 'run'), 'cut.pth')
+
+
+class Payload:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_checkpoint_with_a_pickle_payload(tools, tmp_path):
+    path, target = tmp_path / 'evil.pth', tmp_path / 'was_here'
+    torch.save(dict(state_dict={}, payload=Payload(target)), path)
+    refused(tools.test('imagenet', path, tmp_path / 'run'), 'evil.pth', 'would run code')
+    refused(tools.train('imagenet', tmp_path / 'run', options={'load_from': str(path)}), 'evil.pth', 'would run code')
+    assert not target.exists()
+
+
+def test_checkpoint_of_another_architecture(trained, tools, tmp_path):
+    checkpoint = trained('imagenet', tools)
+    wider = {'model.backbone.base_channels': 32, 'model.head.in_channels': 256}
+    refused(tools.test('imagenet', checkpoint, tmp_path / 'run', options=wider), 'last.pth', 'of another shape')
+    refused(tools.test('coco', checkpoint, tmp_path / 'run'), 'last.pth', 'does not fit the model')
+    pretrained = {
+        'model.backbone.init_cfg': {'type': 'Pretrained', 'checkpoint': str(checkpoint), 'prefix': 'neck.'},
+    }
+    refused(tools.train('coco', tmp_path / 'run', options=flatten(pretrained)), 'last.pth', 'no weights under the prefix "neck."')
+
+
+def flatten(options: dict) -> dict:
+    return {f'{key}.{k}': v for key, values in options.items() for k, v in values.items()}
+
+
+def test_forms_that_do_not_match(trained, tools, tmp_path):
+    import orepa_mm
+
+    checkpoint = torch.load(trained('imagenet', tools), weights_only=False)
+    from mmengine.config import Config
+    from mmpretrain.registry import MODELS
+
+    model = MODELS.build(Config.fromfile(ROOT / tools.CONFIGS['imagenet']).model)
+    model.load_state_dict(checkpoint['state_dict'])
+    torch.save(dict(state_dict=orepa_mm.reparameterize(model.eval()).state_dict()), tmp_path / 'deployed.pth')
+    refused(
+        tools.test('imagenet', tmp_path / 'deployed.pth', tmp_path / 'run'), 'deployed.pth', 'plain kernels', 'training-form checkpoint'
+    )
+    plain = {'model.backbone.conv_cfg.type': 'Conv2d'}
+    refused(
+        tools.test('imagenet', trained('imagenet', tools), tmp_path / 'run', '--no-reparameterize', options=plain),
+        'last.pth',
+        'training-time branches',
+        'OREPAConv2d',
+    )
+
+
+def test_predictions_in_a_file_of_another_kind(trained, tools, tmp_path):
+    refused(tools.test('coco', trained('coco', tools), tmp_path / 'run', '--out', tmp_path / 'x.json'), 'x.json', '.pkl')
+
+
+def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
+    marker = ROOT / 'demo'
+    before = sorted(marker.rglob('*')) if marker.exists() else None
+    for data, message in ((tmp_path, 'no such file'), (tmp_path / 'bad', 'not a COCO annotation file')):
+        (data / 'annotations').mkdir(parents=True, exist_ok=True)
+        if data != tmp_path:
+            (data / 'annotations' / 'instances_train2017.json').write_text('{}')
+        result = subprocess.run(
+            [sys.executable, str(ROOT / 'tools' / 'demo.py'), '--data', str(data)], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr
+    assert (sorted(marker.rglob('*')) if marker.exists() else None) == before

@@ -1,0 +1,76 @@
+"""What the command-line tools share: options, configs and one clear line for an error."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
+from orepa_mm.engine.checkpoint import CheckpointError
+from orepa_mm.reparam import FuseError
+
+
+class UsageError(ValueError):
+    """A config, option or dataset is wrong; the message names it and the remedy."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run ``main``; an error the user can mend becomes one line and exit status 2."""
+    try:
+        main()
+    except (UsageError, CheckpointError, FuseError) as error:
+        sys.exit(_fail(str(error)))
+    except KeyError as error:
+        message = str(error.args[0]) if error.args else ''
+        if 'is not in the' not in message:
+            raise
+        first = message.split('. Please check')[0]
+        sys.exit(_fail(f'{first}. Check the spelling, and that the config imports the package that registers it (custom_imports).'))
+
+
+def _fail(message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
+    return 2
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options all MM train and test scripts have."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value pairs; lists as key="[a,b]" or key=a,b, without white space',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config, apply the common options and complete what the toolbox's own scripts complete."""
+    if not Path(args.config).is_file():
+        raise UsageError(f'{args.config}: no such config file.')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if cfg.get('default_scope') == 'mmpretrain':
+        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if cfg.get(name) is not None:
+                cfg[name] = ConfigDict(dict(pin_memory=True, collate_fn=dict(type='default_collate')), **cfg[name])
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

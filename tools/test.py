@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Evaluate a checkpoint of any config of mmdet, mmseg or mmpretrain with their stock Runner.
+
+With ReparameterizeHook in the config (all configs here have it) the model is tested in deployed form, and the log says how far its
+outputs are from the training form's; --no-reparameterize tests the training form.
+"""
+
+import argparse
+import json
+import os
+from copy import deepcopy
+from pathlib import Path
+
+from common import UsageError, add_common_options, build_runner, load_config, run
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+from preflight import check_data
+
+from orepa_mm.engine.checkpoint import check_state_dict, is_local, read_checkpoint, state_dict_of
+from orepa_mm.engine.outputs import unwrap
+
+HOOK = 'ReparameterizeHook'
+MERGED = dict(  # how each toolbox merges the predictions of augmented pictures, where the config does not say
+    mmdet=dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+    mmseg=dict(type='SegTTAModel'),
+    mmpretrain=dict(type='AverageClsScoreTTA'),
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='training-form checkpoint')
+    add_common_options(parser)
+    parser.add_argument('--out', help='keep the predictions: a .pkl file (mmdet, mmpretrain) or a folder for label maps (mmseg)')
+    parser.add_argument('--metrics', type=Path, metavar='JSON', help='write the metrics to this file')
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='folder for pictures with the predictions painted in')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds each window of --show stays')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--reparameterize',
+        action=argparse.BooleanOptionalAction,
+        help=f'test in deployed form, or not (default: as custom_hooks says: with {HOOK} yes)',
+    )
+    return parser.parse_args()
+
+
+def choose_form(cfg: Config, reparameterize: bool | None) -> None:
+    hooks = cfg.get('custom_hooks') or []
+    present = any(hook.get('type') == HOOK for hook in hooks)
+    if reparameterize and not present:
+        cfg.custom_hooks = [*hooks, dict(type=HOOK)]
+    elif reparameterize is False:
+        cfg.custom_hooks = [hook for hook in hooks if hook.get('type') != HOOK]
+
+
+def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UsageError('--show and --show-dir need default_hooks.visualization in the config.')
+    scope = cfg.default_scope
+    if args.show_dir:
+        args.show_dir = str(Path(args.show_dir).resolve())  # mmdet would put a relative one below the work dir
+    hook.update(show=args.show, wait_time=args.wait_time)
+    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if not args.show_dir:
+        return
+    if scope == 'mmdet':
+        hook.test_out_dir = args.show_dir
+    elif scope == 'mmseg':
+        cfg.visualizer.save_dir = args.show_dir
+    else:
+        hook.out_dir = args.show_dir
+
+
+def augment(cfg: Config) -> None:
+    """Put the toolbox's test-time augmentation around model and pipeline; flips where the config has none of its own."""
+    scope = cfg.default_scope
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_model' not in cfg:
+        cfg.tta_model = MERGED[scope]
+    if 'tta_pipeline' not in cfg:
+        *transforms, pack = deepcopy(dataset.pipeline)
+        if scope != 'mmpretrain':
+            keys = pack.get('meta_keys') or ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+            pack.meta_keys = (*keys, *(key for key in ('flip', 'flip_direction') if key not in keys))
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        if scope == 'mmseg':
+            flips.reverse()
+        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def keep_predictions(cfg: Config, out: str) -> None:
+    if cfg.default_scope == 'mmseg':
+        for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
+            evaluator.update(output_dir=out, keep_results=True)
+    elif not out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out {out}: the predictions of {cfg.default_scope} go into a .pkl file.')
+
+
+def add_dump(runner: Runner, scope: str, out: str) -> None:
+    if scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults as Dump
+    elif scope == 'mmpretrain':
+        from mmengine.evaluator import DumpResults as Dump
+    else:
+        return
+    runner.test_evaluator.metrics.append(Dump(out_file_path=out))
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    choose_form(cfg, args.reparameterize)
+    if args.show or args.show_dir:
+        paint_predictions(cfg, args)
+    if args.out:
+        keep_predictions(cfg, args.out)
+    check_data(cfg, ('test',))
+    state = state_dict_of(read_checkpoint(args.checkpoint)) if is_local(args.checkpoint) else None
+    if args.tta:
+        augment(cfg)
+    cfg.load_from = args.checkpoint
+    runner = build_runner(cfg)
+    if state is not None:
+        check_state_dict(unwrap(runner.model), state, args.checkpoint)
+    if args.out:
+        add_dump(runner, cfg.default_scope, args.out)
+    metrics = runner.test()
+    if args.metrics and is_main_process():
+        partial = args.metrics.with_name(args.metrics.name + '.partial')
+        args.metrics.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2) + '\n')
+        os.replace(partial, args.metrics)
+
+
+if __name__ == '__main__':
+    run(main)
