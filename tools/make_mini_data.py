@@ -192,6 +192,16 @@ def coco_categories() -> list[dict]:
     return [dict(id=i, name=name) for i, name in zip(ids, CocoDataset.METAINFO['classes'], strict=True)]
 
 
+def outer_polygons(mask: np.ndarray, fine: int = 4) -> list[list[float]]:
+    """Outlines of a mask in COCO's coordinates, where pixel x covers x to x + 1.
+
+    Contours run through pixel centres and so half a pixel inside the mask; on a finer grid that is next to nothing.
+    """
+    magnified = cv2.resize(mask.astype(np.uint8), None, fx=fine, fy=fine, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(magnified, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [((contour + 0.5) / fine).flatten().tolist() for contour in contours if len(contour) >= 3]
+
+
 def write_coco(root: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
     """``<split>2017/*.jpg`` and ``annotations/instances_<split>2017.json`` with polygons of the visible parts."""
     categories = coco_categories()
@@ -206,8 +216,7 @@ def write_coco(root: Path, split: str, count: int, size: int, rng: np.random.Gen
         cv2.imwrite(str(folder / name), scene.image)
         images.append(dict(id=i + 1, file_name=name, height=height, width=width))
         for instance in scene.instances:
-            contours, _ = cv2.findContours(instance.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            polygons = [contour.flatten().tolist() for contour in contours if len(contour) >= 3]
+            polygons = outer_polygons(instance.mask)
             x, y, w, h = cv2.boundingRect(instance.mask.astype(np.uint8))
             annotations.append(
                 dict(
@@ -216,7 +225,7 @@ def write_coco(root: Path, split: str, count: int, size: int, rng: np.random.Gen
                     category_id=ids[SHAPES[instance.shape][0]],
                     segmentation=polygons,
                     bbox=[x, y, w, h],
-                    area=int(instance.mask.sum()),
+                    area=float(sum(cv2.contourArea(np.float32(polygon).reshape(-1, 2)) for polygon in polygons)),
                     iscrowd=0,
                 )
             )

@@ -1,5 +1,6 @@
 """Checks of a config's datasets before a run: files there, readable, and of the classes the model is built for."""
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,11 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         for evaluator in _as_list(cfg.get(f'{split}_evaluator')):
             if isinstance(evaluator, dict) and evaluator.get('ann_file'):
                 _read_coco(Path(evaluator['ann_file']))
+
+
+def _dataset_class(dataset: dict) -> type | None:
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
 
 
 def _as_list(value: Any) -> list:
@@ -92,7 +98,7 @@ def _check_coco(dataset: dict, path: Path, prefix: dict) -> list[str]:
 def _class_names(dataset: dict) -> list[str] | None:
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
-        classes = getattr(DATASETS.get(dataset['type']), 'METAINFO', {}).get('classes')
+        classes = getattr(_dataset_class(dataset), 'METAINFO', {}).get('classes')
     return [classes] if isinstance(classes, str) else list(classes) if classes else None
 
 
@@ -129,7 +135,7 @@ def _check_num_classes(cfg: Config, expected: int, path: Path) -> None:
 
 
 def _check_segmentation(dataset: dict, prefix: dict) -> None:
-    known = DATASETS.get(dataset['type'])
+    known = _dataset_class(dataset)
     suffixes = [dataset.get(key) or _default(known, key, default) for key, default in (('img_suffix', '.jpg'), ('seg_map_suffix', '.png'))]
     for key, suffix in zip(('img_path', 'seg_map_path'), suffixes, strict=True):
         folder = _path(dataset, prefix[key])
@@ -139,10 +145,8 @@ def _check_segmentation(dataset: dict, prefix: dict) -> None:
             raise UsageError(f'{folder}: has no files that end in {suffix}. {REMEDY}')
 
 
-def _default(known: type, name: str, default: str) -> str:
-    import inspect
-
-    parameter = inspect.signature(known.__init__).parameters.get(name)
+def _default(known: type | None, name: str, default: str) -> str:
+    parameter = inspect.signature(known.__init__).parameters.get(name) if known else None
     return parameter.default if parameter and isinstance(parameter.default, str) else default
 
 

@@ -78,6 +78,8 @@ def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:
 def augment(cfg: Config) -> None:
     """Put the toolbox's test-time augmentation around model and pipeline; flips where the config has none of its own."""
     scope = cfg.default_scope
+    if scope == 'mmdet' and (cfg.model.get('mask_head') or cfg.model.get('roi_head', {}).get('mask_head')):
+        raise UsageError('--tta: mmdet has no test-time augmentation for instance masks; test without it.')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset

@@ -8,6 +8,7 @@ import argparse
 
 from common import UsageError, add_common_options, build_runner, load_config, run
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from preflight import check_data
@@ -33,6 +34,8 @@ def parse_args() -> argparse.Namespace:
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
+        if get_device() == 'cpu':
+            raise UsageError('--amp: mixed-precision training needs a GPU, and none was found.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

@@ -82,7 +82,10 @@ class OREPAConv2d(ReparameterizableConv2d):
     @property
     def weight(self) -> Tensor:
         """The squeezed kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
-        with torch.autocast(next(self.kernel.parameters()).device.type, enabled=False):
+        device = next(self.kernel.parameters()).device.type
+        if not torch.amp.is_autocast_available(device):
+            return self.kernel()
+        with torch.autocast(device, enabled=False):
             return self.kernel()
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
