@@ -1,4 +1,4 @@
-"""Puts the layers, the hook and the backbones into the MM registries.
+"""Puts the layers, the hook and the backbones into the MM registries, and lets torch read mmengine's checkpoints.
 
 Nothing here needs more than is installed: without mmengine no registry is touched, and a toolbox that is absent is passed over.
 """
@@ -37,6 +37,7 @@ def register_all() -> None:
         return
     register_layers()
     import_module(f'{__package__}.engine.reparameterize_hook')
+    import_module(f'{__package__}.engine.checkpoint').allow_log_history()
     for toolbox in TOOLBOXES:
         if find_spec(toolbox) is not None:
             register_backbones(toolbox)

@@ -1,6 +1,7 @@
 import json
 import os
 import runpy
+import socket
 import sys
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def mini_data(tmp_path_factory) -> Path:
     for name, (train, val, size) in dict(imagenet=(20, 10, 64), coco=(8, 4, 96), cityscapes=(6, 3, 128)).items():
         make_mini_data.make(name, root / f'{name}-mini', train, val, size)
     return root
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
 
 
 class Tools:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 SCOPES = dict(imagenet='mmpretrain', coco='mmdet', cityscapes='mmseg')
@@ -151,7 +152,7 @@ def test_distributed_script(tools, tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=dict(os.environ, PYTHON=sys.executable, PORT='29519', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
+        env=dict(os.environ, PYTHON=sys.executable, PORT=free_port(), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / 'last.pth').is_file()
@@ -302,3 +303,18 @@ def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
         )
         assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr
     assert (sorted(marker.rglob('*')) if marker.exists() else None) == before
+
+
+def test_benchmark_times_both_networks(tools, tmp_path):
+    status, error = tools.run('benchmark', '--depth', '18', '--batch', '1', '--size', '32', '--repeats', '2', '--out', tmp_path)
+    assert status == 0, error
+    record = json.loads(next(tmp_path.glob('*.json')).read_text())
+    rows = [(row['what'], row['method']) for row in record['results']]
+    assert rows == [
+        ('training step', 'none'),
+        ('training step', 'OREPA'),
+        ('eval forward', 'none'),
+        ('eval forward', 'OREPA'),
+        ('eval forward', 're-parameterized'),
+    ]
+    assert all(len(row['seconds']) == 2 and min(row['seconds']) > 0 for row in record['results'])

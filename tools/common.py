@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
 from orepa_mm.engine.checkpoint import CheckpointError
+from orepa_mm.layers import PlainKernelError
 from orepa_mm.reparam import FuseError
 
 
@@ -25,7 +26,7 @@ def run(main: Callable[[], None]) -> None:
     """Run ``main``; an error the user can mend becomes one line and exit status 2."""
     try:
         main()
-    except (UsageError, CheckpointError, FuseError) as error:
+    except (UsageError, CheckpointError, FuseError, PlainKernelError) as error:
         sys.exit(_fail(str(error)))
     except KeyError as error:
         message = str(error.args[0]) if error.args else ''

@@ -18,7 +18,7 @@ def is_local(path: str) -> bool:
     return '://' not in path
 
 
-def _statistic(owner: type, name: str):
+def _method_of_log_history(owner: type, name: str):
     """What pickle's ``getattr`` is replaced with: a method of mmengine's log history and nothing else."""
     from mmengine.logging import HistoryBuffer
 
@@ -38,7 +38,15 @@ def _allowed_globals() -> list:
     # numpy 1 and 2 write the same two functions under different names.
     renamed = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
                for name in ('_reconstruct', 'scalar')]  # fmt: skip
-    return [HistoryBuffer, (_statistic, 'builtins.getattr'), *constructors, *renamed]
+    return [HistoryBuffer, (_method_of_log_history, 'builtins.getattr'), *constructors, *renamed]
+
+
+def allow_log_history() -> None:
+    """Let ``torch.load(weights_only=True)``, torch's default, read mmengine's training checkpoints, in this whole process.
+
+    mmengine 0.10.7 relies on it to load its own checkpoints with torch 2.6 and later.
+    """
+    torch.serialization.add_safe_globals(_allowed_globals())
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -50,9 +58,9 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
+    allow_log_history()  # again: a safe_globals context of other code may have taken it back
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split('GLOBAL ')[-1].split(' was not')[0].split('\n')[0]
         if 'Unsupported' in str(error) or 'GLOBAL' in str(error):

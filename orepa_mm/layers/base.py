@@ -4,6 +4,10 @@ import torch
 from torch import Tensor, nn
 
 
+class PlainKernelError(RuntimeError):
+    """A state dict with a plain kernel is loaded into a layer with branches."""
+
+
 class ReparameterizableConv2d(nn.Module):
     """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
 
@@ -82,7 +86,7 @@ class ReparameterizableConv2d(nn.Module):
         if prefix + 'weight' in state_dict and not any(
             prefix + name in state_dict for name, _ in self.named_parameters() if name != 'bias'
         ):
-            raise RuntimeError(
+            raise PlainKernelError(
                 f'the checkpoint holds a plain kernel "{prefix}weight" where the model has a {type(self).__name__} with its training-time '
                 'branches: it is a re-parameterized checkpoint, or one of a stock model. Load the training-form checkpoint, or build '
                 'the plain model (conv_cfg=None, the stock backbone) for this one.'
