@@ -287,6 +287,22 @@ def test_forms_that_do_not_match(trained, tools, tmp_path):
     )
 
 
+def test_nothing_to_reparameterize(tools, tmp_path):
+    stock = {'model.backbone.conv_cfg.type': 'Conv2d'}
+    status, error = tools.train('imagenet', tmp_path / 'stock', '--no-validate', options=stock)
+    assert status == 0, error
+    result = tools.test('imagenet', tmp_path / 'stock' / 'last.pth', tmp_path / 'run', options=stock)
+    refused(result, 'nothing to re-parameterize', 'custom_hooks')
+
+
+def test_layers_that_cannot_be_built(tools, tmp_path):
+    branches = {'model.roi_head.mask_head.conv_cfg.type': 'OREPAConv2d', 'model.neck.conv_cfg.type': 'OREPAConv2d'}
+    status, error = tools.train('coco', tmp_path / 'run', '--no-validate', options=branches)
+    assert status == 0, error  # in neck and head they are fine
+    even = branches | {'model.roi_head.mask_head.conv_kernel_size': 4}
+    refused(tools.train('coco', tmp_path / 'even', options=even), 'OREPAConv2d', 'odd', 'kernel_size=4')
+
+
 def test_predictions_in_a_file_of_another_kind(trained, tools, tmp_path):
     refused(tools.test('coco', trained('coco', tools), tmp_path / 'run', '--out', tmp_path / 'x.json'), 'x.json', '.pkl')
 
@@ -306,7 +322,7 @@ def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
 
 
 def test_benchmark_times_both_networks(tools, tmp_path):
-    status, error = tools.run('benchmark', '--depth', '18', '--batch', '1', '--size', '32', '--repeats', '2', '--out', tmp_path)
+    status, error = tools.run('benchmark', '--depth', '18', '--batch', '2', '--size', '32', '--repeats', '2', '--out', tmp_path)
     assert status == 0, error
     record = json.loads(next(tmp_path.glob('*.json')).read_text())
     rows = [(row['what'], row['method']) for row in record['results']]

@@ -92,9 +92,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         parser.error(f'--device {args.device}: no GPU found')
-    for option in ('batch', 'size', 'repeats'):
-        if getattr(args, option) < 1:
-            parser.error(f'--{option} must be positive')
+    for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
+        if getattr(args, option) < least:
+            parser.error(f'--{option} must be at least {least}')
 
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     x = torch.randn(args.batch, 3, args.size, args.size, device=device)

@@ -14,7 +14,8 @@ from mmengine.runner import Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
 from orepa_mm.engine.checkpoint import CheckpointError
-from orepa_mm.layers import PlainKernelError
+from orepa_mm.engine.reparameterize_hook import ReparameterizeError
+from orepa_mm.layers import LayerError, PlainKernelError
 from orepa_mm.reparam import FuseError
 
 
@@ -22,11 +23,14 @@ class UsageError(ValueError):
     """A config, option or dataset is wrong; the message names it and the remedy."""
 
 
+EXPLAINED = (UsageError, CheckpointError, FuseError, LayerError, PlainKernelError, ReparameterizeError)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run ``main``; an error the user can mend becomes one line and exit status 2."""
     try:
         main()
-    except (UsageError, CheckpointError, FuseError, PlainKernelError) as error:
+    except EXPLAINED as error:
         sys.exit(_fail(str(error)))
     except KeyError as error:
         message = str(error.args[0]) if error.args else ''

@@ -21,6 +21,10 @@ from .outputs import dense_outputs, largest_difference
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 
 
+class ReparameterizeError(RuntimeError):
+    """Testing in deployed form makes no sense; the message says why."""
+
+
 @HOOKS.register_module()
 class ReparameterizeHook(Hook):
     """Re-parameterize the model before testing and give it its training form back afterwards.
@@ -41,7 +45,7 @@ class ReparameterizeHook(Hook):
             1e-1 for bfloat16.
 
     Raises:
-        RuntimeError: When the outputs differ by more than ``tolerance``, or when the model has nothing to re-parameterize.
+        ReparameterizeError: When the outputs differ by more than ``tolerance``, or when the model has nothing to re-parameterize.
     """
 
     # First among the hooks, so that the training form is back before EMAHook swaps weights and CheckpointHook saves.
@@ -113,7 +117,7 @@ class ReparameterizeHook(Hook):
         swaps = plan_swaps(model, self.fuse_norm)
         layers = {id(swap.old) for swap in swaps if isinstance(swap.old, ReparameterizableConv2d)}
         if not layers:
-            raise RuntimeError(
+            raise ReparameterizeError(
                 'ReparameterizeHook found nothing to re-parameterize: the model has no layer with training-time branches. Use an OREPA '
                 "backbone or conv_cfg=dict(type='OREPAConv2d'), or take the hook out of custom_hooks (a re-parameterized model needs none)."
             )
@@ -135,7 +139,7 @@ class ReparameterizeHook(Hook):
         )
         if not self.difference <= tolerance:
             self._undo()
-            raise RuntimeError(
+            raise ReparameterizeError(
                 f'the re-parameterized model differs from its training form by {self.difference:.2e} of the output scale on the first '
                 f'batch, more than the tolerance of {tolerance:.0e}. Usual causes: weights or norm statistics that are not finite or were '
                 'not loaded, half precision, a norm that does not directly follow its convolution (try fuse_norm=False). '

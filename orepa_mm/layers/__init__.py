@@ -1,6 +1,6 @@
 """Convolution layers with training-time branches."""
 
-from .base import PlainKernelError, ReparameterizableConv2d
+from .base import LayerError, PlainKernelError, ReparameterizableConv2d
 from .orepa_conv import OREPAConv2d
 
-__all__ = ['OREPAConv2d', 'PlainKernelError', 'ReparameterizableConv2d']
+__all__ = ['LayerError', 'OREPAConv2d', 'PlainKernelError', 'ReparameterizableConv2d']

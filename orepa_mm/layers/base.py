@@ -4,6 +4,10 @@ import torch
 from torch import Tensor, nn
 
 
+class LayerError(ValueError):
+    """A layer is built with arguments it cannot have."""
+
+
 class PlainKernelError(RuntimeError):
     """A state dict with a plain kernel is loaded into a layer with branches."""
 
@@ -17,7 +21,7 @@ class ReparameterizableConv2d(nn.Module):
     A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode.
 
     Raises:
-        ValueError: Where ``nn.Conv2d`` does, e.g. for channels that ``groups`` does not divide.
+        LayerError: Where ``nn.Conv2d`` raises ``ValueError``, e.g. for channels that ``groups`` does not divide.
     """
 
     transposed = False
@@ -41,21 +45,13 @@ class ReparameterizableConv2d(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
+        layer = f'{type(self).__name__}({in_channels}, {out_channels}, kernel_size={kernel_size}, groups={groups})'
         if in_channels <= 0 or out_channels <= 0:
-            raise ValueError(f'in_channels and out_channels must be positive, got {in_channels} and {out_channels}')
-        # Checks and normalises the arguments; a tensor on the meta device costs nothing.
-        shape = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            False,
-            padding_mode,
-            device='meta',
-        )
+            raise LayerError(f'{layer}: in_channels and out_channels must be positive')
+        try:  # checks and normalises the arguments; a tensor on the meta device costs nothing
+            shape = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device='meta')
+        except ValueError as error:
+            raise LayerError(f'{layer}: {error}') from None
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.padding, self.dilation = (
             shape.kernel_size,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .base import ReparameterizableConv2d
+from .base import LayerError, ReparameterizableConv2d
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 
@@ -29,7 +29,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
 
     Raises:
-        ValueError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises it.
+        LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``.
 
     Example:
         >>> conv = OREPAConv2d(64, 128, kernel_size=3, stride=2, padding=1, bias=False)
@@ -62,7 +62,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         height, width = self.kernel_size
         if height != width or height % 2 == 0:
-            raise ValueError(
+            raise LayerError(
                 f'OREPAConv2d needs a square kernel of odd size, got kernel_size={kernel_size}; '
                 "use conv_cfg=dict(type='Conv2d') for this layer"
             )
