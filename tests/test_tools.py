@@ -172,6 +172,32 @@ def test_missing_config(tools):
     refused(tools.run('train', 'configs/none.py'), 'configs/none.py', 'no such config')
 
 
+def test_config_that_cannot_be_read(tools, tmp_path):
+    for text, message in (('_base_ = "absent.py"', 'absent.py'), ('model = (', 'never closed')):
+        (tmp_path / 'broken.py').write_text(text)
+        refused(tools.run('train', tmp_path / 'broken.py'), 'broken.py', message)
+
+
+def test_datasets_in_other_layouts_are_not_refused():
+    """What is not a COCO file, class folders or label maps is left to the toolbox."""
+    import preflight
+    from mmengine.config import Config
+
+    classes = dict(num_classes=10)
+    for scope, dataset in (
+        ('mmpretrain', dict(type='CIFAR10', data_root='absent', data_prefix='cifar10')),
+        ('mmpretrain', dict(type='CustomDataset', data_root='absent', ann_file='list.txt')),
+        ('mmdet', dict(type='VOCDataset', data_root='absent', ann_file='ImageSets/Main/train.txt')),
+        ('mmdet', dict(type='RepeatDataset', times=2, dataset=dict(type='CocoDataset', data_root='s3://coco', ann_file='a.json'))),
+    ):
+        cfg = Config(dict(default_scope=scope, model=dict(head=classes), train_dataloader=dict(dataset=dataset)))
+        preflight.check_data(cfg, ('train',))
+    nested = dict(type='ConcatDataset', datasets=[dict(type='RepeatDataset', dataset=dict(type='CocoDataset', ann_file='absent.json'))])
+    cfg = Config(dict(default_scope='mmdet', model=dict(), train_dataloader=dict(dataset=nested)))
+    with pytest.raises(preflight.UsageError, match='absent.json'):
+        preflight.check_data(cfg, ('train',))
+
+
 @pytest.mark.parametrize('name', SCOPES)
 def test_missing_dataset(name, tools, tmp_path):
     options = {f'{split}_dataloader.dataset.data_root': str(tmp_path / 'absent') for split in ('train', 'val')}

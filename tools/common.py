@@ -67,7 +67,10 @@ def load_config(args: argparse.Namespace) -> Config:
     if not Path(args.config).is_file():
         raise UsageError(f'{args.config}: no such config file.')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except (OSError, SyntaxError, ImportError) as error:
+        raise UsageError(f'{args.config}: cannot be read: {error}') from None
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher

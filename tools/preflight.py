@@ -27,7 +27,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
             _check_dataset(dataset, cfg)
     for split in splits:
         for evaluator in _as_list(cfg.get(f'{split}_evaluator')):
-            if isinstance(evaluator, dict) and evaluator.get('ann_file'):
+            if isinstance(evaluator, dict) and str(evaluator.get('ann_file', '')).endswith('.json'):
                 _read_coco(Path(evaluator['ann_file']))
 
 
@@ -56,17 +56,18 @@ def _path(dataset: dict, path: str) -> Path:
 
 
 def _check_dataset(dataset: dict, cfg: Config) -> None:
-    prefix = dataset.get('data_prefix') or {}
-    ann_file = dataset.get('ann_file') or ''
-    if '://' in str(dataset.get('data_root')) or '://' in ann_file:
+    kinds = {cls.__name__ for cls in getattr(_dataset_class(dataset), '__mro__', ())}
+    prefix, ann_file = dataset.get('data_prefix') or '', dataset.get('ann_file') or ''
+    if '://' in f'{dataset.get("data_root")}{ann_file}':
         return
-    if ann_file.endswith('.json'):
-        categories = _check_coco(dataset, _path(dataset, ann_file), prefix)
+    if 'CocoDataset' in kinds:
+        categories = _check_coco(dataset, _path(dataset, ann_file), prefix or {})
         _check_classes(dataset, cfg, _path(dataset, ann_file), categories)
-    elif 'seg_map_path' in prefix:
+    elif 'BaseSegDataset' in kinds and not ann_file and 'seg_map_path' in prefix:
         _check_segmentation(dataset, prefix)
-    elif not ann_file and isinstance(prefix, str):
-        _check_folders(_path(dataset, prefix or dataset.get('split', '')), cfg)
+    elif _dataset_class(dataset).__name__ in ('CustomDataset', 'ImageNet') and not ann_file:
+        folder = prefix.get('img_path', '') if isinstance(prefix, dict) else prefix
+        _check_folders(_path(dataset, folder or dataset.get('split', '')), cfg)
 
 
 def _read_coco(path: Path) -> dict:
