@@ -13,10 +13,11 @@ TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 def register_layers() -> None:
     from mmengine.registry import MODELS
 
-    from .layers import OREPAConv2d
+    from .layers import DBBConv2d, OREPAConv2d
 
     # The root registry is where mmcv's build_conv_layer looks, whatever the scope.
-    MODELS.register_module(module=OREPAConv2d, force=True)
+    for layer in (OREPAConv2d, DBBConv2d):
+        MODELS.register_module(module=layer, force=True)
 
 
 def register_backbones(toolbox: str) -> None:

@@ -44,3 +44,24 @@ def kernel_state(state: dict, groups: int = 1) -> dict:
             stage = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             stages.update({f'stages.{i}.{key}': value for key, value in _kxk(stage, groups).items()})
     return stages
+
+
+DBB = {
+    'origin': 'dbb_origin.conv',
+    'origin_norm': 'dbb_origin.bn',
+    'avg': 'dbb_avg.conv',
+    'avg_norm1': 'dbb_avg.bn.bn',
+    'avg_norm2': 'dbb_avg.avgbn',
+    'point': 'dbb_1x1.conv',
+    'point_norm': 'dbb_1x1.bn',
+    'seq_1x1': 'dbb_1x1_kxk.idconv1',
+    'seq_norm1': 'dbb_1x1_kxk.bn1.bn',
+    'seq_kxk': 'dbb_1x1_kxk.conv2',
+    'seq_norm2': 'dbb_1x1_kxk.bn2',
+}
+
+
+def dbb_state(state: dict) -> dict:
+    """State dict of ``DBBConv2d`` for the published state dict of one DBB."""
+    names = {theirs: ours for ours, theirs in DBB.items()}
+    return {f'{names[key.rpartition(".")[0]]}.{key.rpartition(".")[2]}': value for key, value in state.items()}

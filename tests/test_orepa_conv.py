@@ -50,9 +50,9 @@ def test_form_follows_from_the_kernel_size(size, kind):
 
 
 def test_plain_1x1_is_a_stock_convolution():
-    conv = OREPAConv2d(4, 8, kernel_size=1, stride=2, bias=False, plain_1x1=True)
+    conv = OREPAConv2d(4, 8, kernel_size=1, stride=2, bias=False, plain_sizes=(1,))
     assert type(conv) is nn.Conv2d and conv.stride == (2, 2) and conv.bias is None
-    assert type(OREPAConv2d(4, 8, 3, plain_1x1=True)) is OREPAConv2d
+    assert type(OREPAConv2d(4, 8, 3, plain_sizes=(1,))) is OREPAConv2d
 
 
 @pytest.mark.parametrize('form', [form for form in FORMS if FORMS[form]['kernel_size'] < 7])

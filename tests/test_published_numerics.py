@@ -1,11 +1,11 @@
-"""OREPA layers give the numbers of the published implementation, in float64 to 1e-10 of the output's scale."""
+"""The layers give the numbers of the published implementation, in float64 to 1e-10 of the output's scale."""
 
 import published_blocks
 import pytest
 import torch
 from torch import nn
 
-from orepa_mm import OREPAConv2d, reparameterize
+from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize
 from orepa_mm.functional import frequency_prior
 
 CASES = {name: case for name, case in published_blocks.load().items() if name.startswith('orepa_') and 'vgg' not in name}
@@ -65,3 +65,20 @@ def test_constants_match(name):
     kernel = build(name)[0][0].kernel
     assert difference(frequency_prior(*state['weight_orepa_prior'].shape[:2], dtype=torch.float64), state['weight_orepa_prior']) < TOLERANCE
     assert torch.equal(kernel.identity, state['id_tensor'])
+
+
+DBB_CASES = {name: case for name, case in published_blocks.load().items() if name.startswith('dbb_')}
+
+
+@pytest.mark.parametrize('name', ['dbb_3x3', 'dbb_3x3_g2_s2'])
+def test_diverse_branch_block(name):
+    case = DBB_CASES[name]
+    block = DBBConv2d(**case['kwargs'], dtype=torch.float64)
+    block.load_state_dict(published_blocks.dbb_state(case['state_dict']))
+    block.eval()
+    assert difference(block(case['input']), case['output']) < TOLERANCE
+    plain = reparameterize(nn.Sequential(block))[0]
+    assert type(plain) is nn.Conv2d
+    assert difference(plain.weight, case['kernel']) < TOLERANCE
+    assert difference(plain.bias, case['bias']) < TOLERANCE
+    assert difference(plain(case['input']), case['output']) < TOLERANCE

@@ -15,7 +15,7 @@ class OREPAResNetMixin:
 
     def __init__(self, depth: int, *, conv_cfg: dict | None = None, **kwargs) -> None:
         if conv_cfg is None:
-            conv_cfg = dict(type='OREPAConv2d', plain_1x1=depth in (18, 34))
+            conv_cfg = dict(type='OREPAConv2d', plain_sizes=(1,) if depth in (18, 34) else ())
         super().__init__(depth, conv_cfg=conv_cfg, **kwargs)
 
     def make_res_layer(self, **kwargs):

@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+# What a constructor shares with nn.Conv2d.
+SHAPE_ARGUMENTS = (
+    'in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'bias', 'padding_mode', 'device', 'dtype',
+)  # fmt: skip
+
 
 class LayerError(ValueError):
     """A layer is built with arguments it cannot have."""
@@ -20,9 +25,20 @@ class ReparameterizableConv2d(nn.Module):
 
     A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode.
 
+    Args:
+        plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``, which then is what the constructor returns.
+
     Raises:
         LayerError: Where ``nn.Conv2d`` raises ``ValueError``, e.g. for channels that ``groups`` does not divide.
     """
+
+    def __new__(cls, *args, plain_sizes: tuple[int, ...] = (), **kwargs):
+        kernel_size = args[2] if len(args) > 2 else kwargs.get('kernel_size')  # None when copied or unpickled
+        size = kernel_size if isinstance(kernel_size, int) else kernel_size[0] if kernel_size else None
+        if size in plain_sizes:
+            shape = {key: value for key, value in kwargs.items() if key in SHAPE_ARGUMENTS}
+            return nn.Conv2d(*args, **shape)
+        return super().__new__(cls)
 
     transposed = False
     output_padding = (0, 0)

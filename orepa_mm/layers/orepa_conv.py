@@ -22,7 +22,7 @@ class OREPAConv2d(ReparameterizableConv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
             ``nn.Conv2d``; the kernel must be square and odd.
-        plain_1x1: Build 1x1 convolutions as stock ``nn.Conv2d``, which then is what the constructor returns.
+        plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``: ``(1,)`` keeps 1x1 convolutions plain.
         plain_stages: Build the stages of a deep linear stem as plain 3x3 kernels instead of OREPA ones.
 
     Shape:
@@ -37,12 +37,6 @@ class OREPAConv2d(ReparameterizableConv2d):
         torch.Size([128, 64, 3, 3])
     """
 
-    def __new__(cls, *args, plain_1x1: bool = False, plain_stages: bool = False, **kwargs):
-        kernel_size = args[2] if len(args) > 2 else kwargs.get('kernel_size')  # None when copied or unpickled
-        if plain_1x1 and kernel_size in (1, (1, 1), [1, 1]):
-            return nn.Conv2d(*args, **kwargs)
-        return super().__new__(cls)
-
     def __init__(
         self,
         in_channels: int,
@@ -56,7 +50,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         padding_mode: str = 'zeros',
         device=None,
         dtype=None,
-        plain_1x1: bool = False,
+        plain_sizes: tuple[int, ...] = (),
         plain_stages: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)

@@ -50,10 +50,6 @@ def _check_norm(norm: nn.Module, path: str, out_channels: int) -> None:
         )
 
 
-def _requires_grad(*modules: nn.Module | None) -> bool:
-    return any(p.requires_grad for module in modules if module is not None for p in module.parameters())
-
-
 def _plain_conv(layer: ReparameterizableConv2d, norm: nn.Module | None) -> nn.Conv2d:
     """The stock convolution that equals ``layer``, followed by ``norm`` where one is given."""
     weight, bias = layer.equivalent_conv()
@@ -77,17 +73,11 @@ def _plain_conv(layer: ReparameterizableConv2d, norm: nn.Module | None) -> nn.Co
     )
     # clone: the plain branchless forms hand out their parameter itself
     weight = weight.detach().clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    conv.weight = nn.Parameter(weight, requires_grad=_requires_grad(layer))
+    conv.weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in layer.parameters()))
     if bias is not None:
-        conv.bias = nn.Parameter(
-            bias.detach().clone(),
-            requires_grad=_requires_grad(norm)
-            or (
-                _requires_grad(layer)
-                if layer.bias is None and not list(norm.parameters())
-                else layer.bias is not None and layer.bias.requires_grad
-            ),
-        )
+        sources = [p for p in (layer.bias, getattr(norm, 'weight', None), getattr(norm, 'bias', None)) if p is not None]
+        trainable = any(p.requires_grad for p in sources or layer.parameters())
+        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=trainable)
     return conv.train(layer.training)
 
 
@@ -108,6 +98,9 @@ def plan_swaps(model: nn.Module, fuse_norm: bool = True) -> list[Swap]:
         layer = parent._modules[name]
         if not isinstance(layer, ReparameterizableConv2d):
             continue
+        for inner, module in layer.named_modules():
+            if is_batch_norm(module):
+                _check_norm(module, f'{path}.{name}.{inner}'.lstrip('.'), len(module.weight))
         norm_name = following_norm(parent, name) if fuse_norm and uses[id(layer)] == 1 else None
         norm = parent._modules[norm_name] if norm_name else None
         if norm is not None and uses[id(norm)] > 1:

@@ -1,0 +1,38 @@
+"""Merging stacked and parallel convolutions with biases, as a Diverse Branch Block needs (CVPR 2021, section 3.2)."""
+
+import torch
+from torch import Tensor
+
+
+def merge_1x1_kxk(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """One convolution for a 1x1 and a k x k one after it, whose input is padded with ``first_bias``.
+
+    Args:
+        first: [M, I/g, 1, 1].
+        first_bias: [M].
+        second: [O, M/g, k, k].
+        second_bias: [O].
+        groups: g.
+
+    Returns:
+        Kernel [O, I/g, k, k] and bias [O].
+    """
+    out_channels, mid_per_group, k, _ = second.shape
+    grouped = second.reshape(groups, out_channels // groups, mid_per_group, k * k)
+    kernel = torch.einsum('gotp,gti->goip', grouped, first.reshape(groups, mid_per_group, -1))
+    bias = torch.einsum('gotp,gt->go', grouped, first_bias.reshape(groups, mid_per_group))
+    return kernel.reshape(out_channels, -1, k, k), bias.reshape(out_channels) + second_bias
+
+
+def average(first: Tensor, first_bias: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """One convolution for a 1x1 and a k x k average pooling after it, whose input is padded with ``first_bias``.
+
+    Args:
+        first: [O, I/g, 1, 1].
+        first_bias: [O].
+        kernel_size: k.
+
+    Returns:
+        Kernel [O, I/g, k, k] and bias [O].
+    """
+    return first.expand(-1, -1, kernel_size, kernel_size) / kernel_size**2, first_bias

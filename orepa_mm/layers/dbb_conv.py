@@ -1,0 +1,148 @@
+"""The Diverse Branch Block, the baseline OREPA is measured against."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..functional import average, fuse_norm, merge_1x1_kxk
+from .base import LayerError, ReparameterizableConv2d
+
+NORMS = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
+
+
+def _at_zero(norm: nn.Module) -> Tensor:
+    """What the norm with its running statistics makes of zero, [C]."""
+    return norm.bias - norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt()
+
+
+def _pad(x: Tensor, norm: nn.Module, padding: tuple[int, int]) -> Tensor:
+    """Pad normed maps with what zero padding before the norm would have become."""
+    if padding == (0, 0):
+        return x
+    height, width = padding
+    value = _at_zero(norm).to(x.dtype).view(1, -1, 1, 1)
+    # Relative to that value the border is zero.
+    return F.pad(x - value, [width, width, height, height]) + value
+
+
+def _fold(weight: Tensor, norm: nn.Module, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return fuse_norm(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+
+
+class DBBConv2d(ReparameterizableConv2d):
+    """A convolution with the branches of a Diverse Branch Block ("Diverse Branch Block", CVPR 2021, section 3).
+
+    Four branches run over the feature maps, each with norms of its own: k x k; 1x1 then average pooling; 1x1; 1x1 then k x k. A 1x1
+    layer keeps the first only. The layer brings its norms along, so none should follow it. It equals a plain convolution in eval
+    mode only.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, device, dtype: As in ``nn.Conv2d``; the
+            kernel must be square and odd, the padding of numbers.
+        bias: Ignored, as the norms shift the output; accepted because MM passes it.
+        padding_mode: ``'zeros'`` only.
+        plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``.
+        norm_cfg: Norm of the branches, ``dict(type='BN')`` or ``dict(type='SyncBN')``.
+
+    Shape:
+        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
+
+    Raises:
+        LayerError: For arguments other than these.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: str = 'zeros',
+        device=None,
+        dtype=None,
+        plain_sizes: tuple[int, ...] = (),
+        norm_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
+        k = self.kernel_size[0]
+        if self.kernel_size != (k, k) or k % 2 == 0:
+            raise LayerError(f'DBBConv2d needs a square kernel of odd size, got kernel_size={kernel_size}')
+        if padding_mode != 'zeros' or isinstance(self.padding, str):
+            raise LayerError(f'DBBConv2d pads with numbers of zeros, got padding={padding!r}, padding_mode={padding_mode!r}')
+        # The 1x1 branches see the input under the centre of the k x k kernel.
+        reach = tuple(d * (k // 2) for d in self.dilation)
+        self.centre_padding = tuple(p - r for p, r in zip(self.padding, reach, strict=True))
+        if min(self.centre_padding) < 0 or (k > 1 and self.dilation != (1, 1)):
+            raise LayerError(f'DBBConv2d needs padding >= {k // 2} and no dilation, got padding={padding}, dilation={dilation}')
+        norm = self._norm_class(norm_cfg)
+        options = dict(device=device, dtype=dtype)
+
+        def conv(inner: int, outer: int, size: int) -> nn.Conv2d:
+            return nn.Conv2d(inner, outer, size, groups=groups, bias=False, **options)
+
+        self.origin, self.origin_norm = conv(in_channels, out_channels, k), norm(out_channels, **options)
+        if k > 1:
+            self.avg, self.avg_norm1, self.avg_norm2 = conv(in_channels, out_channels, 1), *(norm(out_channels, **options) for _ in '12')
+            self.point, self.point_norm = conv(in_channels, out_channels, 1), norm(out_channels, **options)
+            self.seq_1x1, self.seq_norm1 = conv(in_channels, in_channels, 1), norm(in_channels, **options)
+            self.seq_kxk, self.seq_norm2 = conv(in_channels, out_channels, k), norm(out_channels, **options)
+            per_group = in_channels // groups
+            identity = torch.eye(per_group, **options).repeat(groups, 1).view(in_channels, per_group, 1, 1)
+            self.register_buffer('identity', identity, persistent=False)
+        self.reset_parameters()
+
+    @staticmethod
+    def _norm_class(norm_cfg: dict | None) -> type[nn.Module]:
+        kind = (norm_cfg or {}).get('type', 'BN')
+        if kind not in NORMS:
+            raise LayerError(f'DBBConv2d folds batch norms only, got norm_cfg type {kind!r}; choose from {", ".join(NORMS)}')
+        return NORMS[kind]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for module in self.children():
+            module.reset_parameters()
+        if hasattr(self, 'seq_1x1'):
+            nn.init.zeros_(self.seq_1x1.weight)  # the branch starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride, padding, groups = self.stride, self.padding, self.groups
+        y = self.origin_norm(F.conv2d(x, self.origin.weight, None, stride, padding, 1, groups))
+        if not hasattr(self, 'avg'):
+            return y
+        pooled = _pad(self.avg_norm1(F.conv2d(x, self.avg.weight, groups=groups)), self.avg_norm1, padding)
+        y = y + self.avg_norm2(F.avg_pool2d(pooled, self.kernel_size, stride))
+        y = y + self.point_norm(F.conv2d(x, self.point.weight, None, stride, self.centre_padding, 1, groups))
+        inner = self.seq_norm1(F.conv2d(x, self.seq_1x1.weight + self.identity, groups=groups))
+        inner = _pad(inner, self.seq_norm1, padding)
+        return y + self.seq_norm2(F.conv2d(inner, self.seq_kxk.weight, None, stride, 0, 1, groups))
+
+    def equivalent_conv(self) -> tuple[Tensor, Tensor]:
+        kernel, bias = _fold(self.origin.weight, self.origin_norm)
+        if not hasattr(self, 'avg'):
+            return kernel, bias
+        k = self.kernel_size[0]
+        branches = [
+            _fold(*self._averaged()),
+            merge_1x1_kxk(
+                *_fold(self.seq_1x1.weight + self.identity, self.seq_norm1), *_fold(self.seq_kxk.weight, self.seq_norm2), self.groups
+            ),
+        ]
+        point, point_bias = _fold(self.point.weight, self.point_norm)
+        branches.append((F.pad(point, [k // 2] * 4), point_bias))
+        for branch, shift in branches:
+            kernel, bias = kernel + branch, bias + shift
+        return kernel, bias
+
+    def _averaged(self) -> tuple[Tensor, nn.Module, Tensor]:
+        kernel, bias = average(*_fold(self.avg.weight, self.avg_norm1), self.kernel_size[0])
+        return kernel, self.avg_norm2, bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The equivalent kernel in eval mode, [O, I/g, k, k]."""
+        return self.equivalent_conv()[0]
