@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import orepa_mm
-from orepa_mm import OREPAConv2d
+from orepa_mm import DBBConv2d, OREPAConv2d
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 NARROW = dict(stem_channels=8, base_channels=8)
@@ -134,3 +134,34 @@ def test_checkpoints_move_between_the_toolboxes():
 def test_another_convolution_can_be_chosen():
     net = build('mmdet', conv_cfg=dict(type='Conv2d'))
     assert not [m for m in net.modules() if isinstance(m, OREPAConv2d)]
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+@pytest.mark.parametrize('depth', [18, 50])
+def test_diverse_branch_baseline(scope, depth):
+    net = build(scope, depth, method='DBB', train=True)
+    replaced = {name for name, m in net.named_modules() if isinstance(m, DBBConv2d)}
+    wanted = {name for name, m in build(scope, depth, method='none').named_modules() if getattr(m, 'kernel_size', None) == (3, 3)}
+    assert replaced == wanted - {'maxpool'}
+    assert type(net.bn1) is torch.nn.BatchNorm2d and type(net.layer1[0].norm2) is torch.nn.Identity
+    net.init_weights()
+    net(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    net.eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = net(x)[-1]
+    orepa_mm.reparameterize(net)
+    assert not [m for m in net.modules() if isinstance(m, DBBConv2d)]
+    assert relative(net(x)[-1], expected) < 1e-5
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_method_none_is_the_stock_network(scope):
+    stock = importlib.import_module(f'{scope}.models.backbones').ResNet(depth=50, **NARROW)
+    names = [(name, p.shape) for name, p in build(scope, method='none').named_parameters()]
+    assert names == [(name, p.shape) for name, p in stock.named_parameters()]
+
+
+def test_unknown_method():
+    with pytest.raises(ValueError, match="method='DDB' is unknown; choose from OREPA, DBB, none"):
+        build('mmdet', method='DDB')

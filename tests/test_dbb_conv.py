@@ -18,6 +18,7 @@ FORMS = {
     'grouped': dict(kernel_size=3, padding=1, groups=2),
     '5x5': dict(kernel_size=5, padding=2),
     'wide padding': dict(kernel_size=3, padding=2),
+    'dilated': dict(kernel_size=3, padding=2, dilation=2),
     '1x1': dict(kernel_size=1),
 }
 
@@ -73,8 +74,8 @@ def test_registered_as_a_convolution_layer():
     ('kwargs', 'message'),
     [
         (dict(kernel_size=2), 'odd'),
-        (dict(kernel_size=3), 'padding >= 1'),
-        (dict(kernel_size=3, padding=2, dilation=2), 'no dilation'),
+        (dict(kernel_size=3), r'padding of at least \(1, 1\)'),
+        (dict(kernel_size=3, padding=1, dilation=2), r'padding of at least \(2, 2\)'),
         (dict(kernel_size=3, padding=1, padding_mode='reflect'), 'reflect'),
         (dict(kernel_size=3, padding=1, norm_cfg=dict(type='GN')), "'GN'"),
         (dict(kernel_size=3, padding=1, groups=4), 'divisible by groups'),

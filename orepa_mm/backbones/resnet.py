@@ -1,22 +1,61 @@
 """What the OREPA ResNets of the three toolboxes have in common."""
 
+from torch import nn
+
+from ..layers import DBBConv2d
+from ..reparam.norm_pairs import following_norm
+
+METHODS = ('OREPA', 'DBB', 'none')
+
+
+def conv_cfg_of(method: str, depth: int, norm_cfg: dict | None) -> dict:
+    """The convolution layer of a method, as the published networks use it.
+
+    OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. DBB replaces
+    the convolutions between 1x1 and the 7x7 stem.
+
+    Raises:
+        ValueError: For an unknown method.
+    """
+    if method == 'OREPA':
+        return dict(type='OREPAConv2d', plain_sizes=(1,) if depth in (18, 34) else ())
+    if method == 'DBB':
+        kind = (norm_cfg or {}).get('type', 'BN')
+        return dict(type='DBBConv2d', plain_sizes=(1, 7), norm_cfg=dict(type=kind))
+    if method == 'none':
+        return dict(type='Conv2d')
+    raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
+
+
+def drop_norms_after(model: nn.Module, layer: type[nn.Module]) -> None:
+    """Replace the batch norms that follow layers of a kind which brings its own."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            norm = following_norm(parent, name) if isinstance(child, layer) else None
+            if norm is not None:
+                setattr(parent, norm, nn.Identity())
+
 
 class OREPAResNetMixin:
-    """Builds a toolbox's own ResNet with OREPA convolutions.
+    """Builds a toolbox's own ResNet with OREPA convolutions, or with a baseline's.
 
-    Put before the stock class. In bottleneck nets (depth 50 and up) every convolution is an OREPA one; in basic-block nets the 1x1
-    projection shortcut stays plain, and the 7x7 stem is a deep linear stem in both (paper, section 4.1).
+    Put before the stock class. The 7x7 stem of OREPA is a deep linear one (paper, section 4.1).
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        conv_cfg: Another convolution layer than OREPA's.
+        method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
+        conv_cfg: Another convolution layer than the method's.
         kwargs: All arguments of the toolbox's ResNet.
+
+    Raises:
+        ValueError: For an unknown method.
     """
 
-    def __init__(self, depth: int, *, conv_cfg: dict | None = None, **kwargs) -> None:
+    def __init__(self, depth: int, *, method: str = 'OREPA', conv_cfg: dict | None = None, **kwargs) -> None:
         if conv_cfg is None:
-            conv_cfg = dict(type='OREPAConv2d', plain_sizes=(1,) if depth in (18, 34) else ())
+            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'))
         super().__init__(depth, conv_cfg=conv_cfg, **kwargs)
+        drop_norms_after(self, DBBConv2d)
 
     def make_res_layer(self, **kwargs):
         if kwargs.get('dcn') is not None:

@@ -76,8 +76,8 @@ class DBBConv2d(ReparameterizableConv2d):
         # The 1x1 branches see the input under the centre of the k x k kernel.
         reach = tuple(d * (k // 2) for d in self.dilation)
         self.centre_padding = tuple(p - r for p, r in zip(self.padding, reach, strict=True))
-        if min(self.centre_padding) < 0 or (k > 1 and self.dilation != (1, 1)):
-            raise LayerError(f'DBBConv2d needs padding >= {k // 2} and no dilation, got padding={padding}, dilation={dilation}')
+        if min(self.centre_padding) < 0:
+            raise LayerError(f'DBBConv2d needs a padding of at least {reach}, or its 1x1 branches would be larger; got padding={padding}')
         norm = self._norm_class(norm_cfg)
         options = dict(device=device, dtype=dtype)
 
@@ -110,16 +110,23 @@ class DBBConv2d(ReparameterizableConv2d):
             nn.init.zeros_(self.seq_1x1.weight)  # the branch starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, padding, groups = self.stride, self.padding, self.groups
-        y = self.origin_norm(F.conv2d(x, self.origin.weight, None, stride, padding, 1, groups))
+        stride, padding, dilation, groups = self.stride, self.padding, self.dilation, self.groups
+        y = self.origin_norm(F.conv2d(x, self.origin.weight, None, stride, padding, dilation, groups))
         if not hasattr(self, 'avg'):
             return y
         pooled = _pad(self.avg_norm1(F.conv2d(x, self.avg.weight, groups=groups)), self.avg_norm1, padding)
-        y = y + self.avg_norm2(F.avg_pool2d(pooled, self.kernel_size, stride))
+        y = y + self.avg_norm2(self._average_pool(pooled))
         y = y + self.point_norm(F.conv2d(x, self.point.weight, None, stride, self.centre_padding, 1, groups))
         inner = self.seq_norm1(F.conv2d(x, self.seq_1x1.weight + self.identity, groups=groups))
         inner = _pad(inner, self.seq_norm1, padding)
-        return y + self.seq_norm2(F.conv2d(inner, self.seq_kxk.weight, None, stride, 0, 1, groups))
+        return y + self.seq_norm2(F.conv2d(inner, self.seq_kxk.weight, None, stride, 0, dilation, groups))
+
+    def _average_pool(self, x: Tensor) -> Tensor:
+        if self.dilation == (1, 1):
+            return F.avg_pool2d(x, self.kernel_size, self.stride)
+        height, width = self.kernel_size
+        weight = x.new_full((x.shape[1], 1, height, width), 1 / (height * width))
+        return F.conv2d(x, weight, None, self.stride, 0, self.dilation, x.shape[1])
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor]:
         kernel, bias = _fold(self.origin.weight, self.origin_norm)
