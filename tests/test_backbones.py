@@ -12,9 +12,9 @@ SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 NARROW = dict(stem_channels=8, base_channels=8)
 
 
-def build(scope: str, depth: int = 50, train: bool = False, **kwargs):
+def build(scope: str, depth: int = 50, train: bool = False, kind: str = 'OREPAResNet', **kwargs):
     registry = importlib.import_module(f'{scope}.registry').MODELS
-    net = registry.build(dict(type='OREPAResNet', depth=depth, out_indices=(0, 1, 2, 3), **NARROW, **kwargs))
+    net = registry.build(dict(type=kind, depth=depth, out_indices=(0, 1, 2, 3), **NARROW, **kwargs))
     net.train(train)  # the stock train() and eval() of ResNet return None
     return net
 
@@ -109,14 +109,17 @@ def test_multi_grid_and_contract_dilation():
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
-def test_deformable_convolutions_and_plugins(scope):
+@pytest.mark.parametrize('kind', ['OREPAResNet', 'OREPAResNeXt'])
+def test_deformable_convolutions_and_plugins(scope, kind):
     dcn = dict(type='DCN', deform_groups=1, fallback_on_stride=False)
     plugin = dict(cfg=dict(type='ContextBlock', ratio=1 / 4), stages=(False, True, True, True), position='after_conv3')
-    net = build(scope, dcn=dcn, stage_with_dcn=(False, True, True, True), plugins=[plugin])
+    options = dict(groups=2) if kind == 'OREPAResNeXt' else dict(plugins=[plugin])
+    net = build(scope, kind=kind, dcn=dcn, stage_with_dcn=(False, True, True, True), **options)
     block = net.layer2[0]
     assert type(block.conv2).__name__ == 'DeformConv2dPack'
     assert isinstance(block.conv1, OREPAConv2d) and isinstance(block.conv3, OREPAConv2d)
-    assert type(net.layer1[0].conv2) is OREPAConv2d and hasattr(block, 'context_block')
+    assert type(net.layer1[0].conv2) is OREPAConv2d and hasattr(block, 'context_block') == ('plugins' in options)
+    assert isinstance(block.downsample[0], OREPAConv2d)
     x = torch.randn(1, 3, 128, 128)
     expected = net(x)[-1]
     orepa_mm.reparameterize(net)
@@ -165,3 +168,25 @@ def test_method_none_is_the_stock_network(scope):
 def test_unknown_method():
     with pytest.raises(ValueError, match="method='DDB' is unknown; choose from OREPA, DBB, none"):
         build('mmdet', method='DDB')
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+@pytest.mark.parametrize('method', ['OREPA', 'DBB', 'none'])
+def test_resnext(scope, method):
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    # A quarter of the published width: 8 groups of 4 channels in the first stage.
+    net = registry.build(dict(type='OREPAResNeXt', depth=50, method=method, groups=8, stem_channels=16, base_channels=16))
+    net.eval()
+    stock = importlib.import_module(f'{scope}.models.backbones').ResNeXt(depth=50, groups=8, stem_channels=16, base_channels=16)
+    x = torch.randn(1, 3, 64, 64)
+    expected = net(x)[-1]
+    orepa_mm.reparameterize(net)
+    assert relative(net(x)[-1], expected) < 1e-5
+    kernels = {name: m.weight.shape for name, m in stock.named_modules() if type(m) is torch.nn.Conv2d}
+    assert kernels == {name: m.weight.shape for name, m in net.named_modules() if type(m) is torch.nn.Conv2d}
+    assert net.layer1[0].conv2.groups == 8
+
+
+def test_resnext_is_a_32x4d_unless_told_otherwise():
+    net = importlib.import_module('mmdet.registry').MODELS.build(dict(type='OREPAResNeXt', depth=50))
+    assert net.layer1[0].conv2.groups == 32 and net.layer1[0].conv2.in_channels == 128

@@ -1,11 +1,16 @@
 """OREPA backbones for mmpretrain."""
 
-from mmpretrain.models.backbones import ResNet
+from mmpretrain.models.backbones import ResNet, ResNeXt
 from mmpretrain.registry import MODELS
 
-from .resnet import OREPAResNetMixin
+from .resnet import OREPAResNetMixin, OREPAResNeXtMixin
 
 
 @MODELS.register_module()
 class OREPAResNet(OREPAResNetMixin, ResNet):
     __doc__ = OREPAResNetMixin.__doc__
+
+
+@MODELS.register_module()
+class OREPAResNeXt(OREPAResNeXtMixin, ResNeXt):
+    __doc__ = OREPAResNeXtMixin.__doc__

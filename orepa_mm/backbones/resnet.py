@@ -1,5 +1,6 @@
 """What the OREPA ResNets of the three toolboxes have in common."""
 
+from mmcv.cnn import build_conv_layer
 from torch import nn
 
 from ..layers import DBBConv2d
@@ -54,19 +55,53 @@ class OREPAResNetMixin:
     def __init__(self, depth: int, *, method: str = 'OREPA', conv_cfg: dict | None = None, **kwargs) -> None:
         if conv_cfg is None:
             conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'))
-        super().__init__(depth, conv_cfg=conv_cfg, **kwargs)
+        super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
         drop_norms_after(self, DBBConv2d)
 
     def make_res_layer(self, **kwargs):
-        if kwargs.get('dcn') is not None:
-            kwargs['block'] = _beside_deformable(kwargs['block'])
-            kwargs['dcn'] = dict(kwargs['dcn'])
-        return super().make_res_layer(**kwargs)
+        if kwargs.get('dcn') is None:
+            return super().make_res_layer(**kwargs)
+        # The stock blocks demand that conv_cfg is None beside deformable convolutions: their other convolutions are built afterwards.
+        conv_cfg = kwargs.pop('conv_cfg')
+        layer = super().make_res_layer(conv_cfg=None, **dict(kwargs, dcn=dict(kwargs['dcn'])))
+        for block in layer:
+            for parent, name in ((block, 'conv1'), (block, 'conv2'), (block, 'conv3'), (block.downsample, '0'), (block.downsample, '1')):
+                child = getattr(parent, name, None)
+                if type(child) is nn.Conv2d:
+                    setattr(parent, name, _rebuilt(child, conv_cfg))
+        return layer
 
 
-def _beside_deformable(block: type) -> type:
-    """A ``block`` whose conv2 is deformable and whose other convolutions follow ``conv_cfg``.
+def _rebuilt(conv: nn.Conv2d, conv_cfg: dict) -> nn.Module:
+    """The layer that ``conv_cfg`` makes of a stock convolution's arguments."""
+    return build_conv_layer(
+        conv_cfg,
+        conv.in_channels,
+        conv.out_channels,
+        kernel_size=conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
 
-    The stock block demands ``self.conv_cfg is None`` beside ``dcn`` and builds the other convolutions from the argument.
+
+class OREPAResNeXtMixin(OREPAResNetMixin):
+    """Builds a toolbox's own ResNeXt with OREPA convolutions, or with a baseline's.
+
+    Put before the stock class.
+
+    Args:
+        depth: 50, 101 or 152.
+        groups: Groups of the 3x3 convolutions; with the stock width of 4 channels a group the net is a 32x4d.
+        method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
+        conv_cfg: Another convolution layer than the method's.
+        kwargs: All arguments of the toolbox's ResNeXt.
+
+    Raises:
+        ValueError: For an unknown method.
     """
-    return type(block.__name__, (block,), dict(conv_cfg=property(lambda self: None, lambda self, value: None)))
+
+    def __init__(self, depth: int, *, groups: int = 32, **kwargs) -> None:
+        super().__init__(depth, groups=groups, **kwargs)
