@@ -1,14 +1,17 @@
 """The layers give the numbers of the published implementation, in float64 to 1e-10 of the output's scale."""
 
-import published_blocks
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize
+from orepa_mm.engine.published import import_conv
 from orepa_mm.functional import frequency_prior
 
-CASES = {name: case for name, case in published_blocks.load().items() if name.startswith('orepa_') and 'vgg' not in name}
+BLOCKS = torch.load(Path(__file__).parent / 'data' / 'published_blocks.pth', weights_only=True)
+CASES = {name: case for name, case in BLOCKS.items() if name.startswith('orepa_') and 'vgg' not in name}
 TOLERANCE = 1e-10
 
 
@@ -21,9 +24,10 @@ def build(name: str) -> tuple[nn.Sequential, dict]:
     case = CASES[name]
     kwargs, state = dict(case['kwargs']), case['state_dict']
     conv = OREPAConv2d(**{'kernel_size': 1, **kwargs}, bias=False, plain_stages='weight0' in state, dtype=torch.float64)
-    conv.kernel.load_state_dict(published_blocks.kernel_state(state, kwargs.get('groups', 1)))
+    conv_state, norm_state = import_conv(state)
+    conv.load_state_dict(conv_state)
     norm = nn.BatchNorm2d(conv.out_channels, dtype=torch.float64)
-    norm.load_state_dict({key.removeprefix('bn.'): value for key, value in state.items() if key.startswith('bn.')})
+    norm.load_state_dict(norm_state)
     return nn.Sequential(conv, norm).eval(), case
 
 
@@ -67,14 +71,16 @@ def test_constants_match(name):
     assert torch.equal(kernel.identity, state['id_tensor'])
 
 
-DBB_CASES = {name: case for name, case in published_blocks.load().items() if name.startswith('dbb_')}
+DBB_CASES = {name: case for name, case in BLOCKS.items() if name.startswith('dbb_')}
 
 
 @pytest.mark.parametrize('name', ['dbb_3x3', 'dbb_3x3_g2_s2'])
 def test_diverse_branch_block(name):
     case = DBB_CASES[name]
     block = DBBConv2d(**case['kwargs'], dtype=torch.float64)
-    block.load_state_dict(published_blocks.dbb_state(case['state_dict']))
+    state, norm = import_conv(case['state_dict'])
+    assert not norm
+    block.load_state_dict(state)
     block.eval()
     assert difference(block(case['input']), case['output']) < TOLERANCE
     plain = reparameterize(nn.Sequential(block))[0]
