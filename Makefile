@@ -26,7 +26,7 @@ test-all: setup
 	@$(RUN) -m pytest
 
 demo: setup
-	@$(RUN) tools/demo.py $(if $(DATA),--data $(DATA))
+	@$(RUN) tools/demo.py $(if $(DATA),--data '$(DATA)')
 
 bench: setup
 	@$(RUN) tools/benchmark.py

@@ -59,8 +59,9 @@ def test_copies_give_the_same_outputs():
 
 
 def test_training_mode_cannot_be_folded():
-    with pytest.raises(FuseError, match=r'"0\.origin_norm" is in training mode'):
-        reparameterize(nn.Sequential(settled('3x3')))
+    for model, path in ((nn.Sequential(settled('3x3')), '0'), (settled('3x3'), 'DBBConv2d')):
+        with pytest.raises(FuseError, match=rf'"{path}\.origin_norm" inside a DBBConv2d is in training mode'):
+            reparameterize(model, fuse_norm=False)
 
 
 def test_registered_as_a_convolution_layer():

@@ -50,3 +50,4 @@ param_scheduler = [
 ]
 optim_wrapper = dict(optimizer=dict(lr=0.02), clip_grad=dict(max_norm=10, norm_type=2))
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=3, filename_tmpl='last.pth', max_keep_ckpts=1))
+randomness = dict(seed=0)

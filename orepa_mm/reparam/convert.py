@@ -50,6 +50,16 @@ def _check_norm(norm: nn.Module, path: str, out_channels: int) -> None:
         )
 
 
+def _check_own_norms(layer: ReparameterizableConv2d, path: str) -> None:
+    """A layer with norms in its branches (Diverse Branch Block) has a fixed form in eval mode only."""
+    for name, module in layer.named_modules():
+        if is_batch_norm(module) and module.training:
+            raise FuseError(
+                f'the norm "{path}.{name}" inside a {type(layer).__name__} is in training mode, where its output depends on the batch: '
+                'call model.eval() first.'
+            )
+
+
 def _plain_conv(layer: ReparameterizableConv2d, norm: nn.Module | None) -> nn.Conv2d:
     """The stock convolution that equals ``layer``, followed by ``norm`` where one is given."""
     weight, bias = layer.equivalent_conv()
@@ -98,9 +108,7 @@ def plan_swaps(model: nn.Module, fuse_norm: bool = True) -> list[Swap]:
         layer = parent._modules[name]
         if not isinstance(layer, ReparameterizableConv2d):
             continue
-        for inner, module in layer.named_modules():
-            if is_batch_norm(module):
-                _check_norm(module, f'{path}.{name}.{inner}'.lstrip('.'), len(module.weight))
+        _check_own_norms(layer, f'{path}.{name}'.lstrip('.'))
         norm_name = following_norm(parent, name) if fuse_norm and uses[id(layer)] == 1 else None
         norm = parent._modules[norm_name] if norm_name else None
         if norm is not None and uses[id(norm)] > 1:
@@ -134,6 +142,7 @@ def reparameterize(model: nn.Module, fuse_norm: bool = True) -> nn.Module:
         >>> model = orepa_mm.reparameterize(model.eval())
     """
     if isinstance(model, ReparameterizableConv2d):
+        _check_own_norms(model, type(model).__name__)
         with torch.inference_mode(False), torch.no_grad():
             return _plain_conv(model, None)
     for swap in plan_swaps(model, fuse_norm):
