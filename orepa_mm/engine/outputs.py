@@ -56,10 +56,12 @@ def dense_outputs(model: nn.Module, data_batch: Any) -> Callable[[], Outputs]:
 
     proposals = network.rpn_head.predict(network.extract_feat(inputs), samples, rescale=False)
 
+    found = any(len(instances) for instances in proposals)  # the stock heads cannot run on none
+
     def run() -> Outputs:
         features = network.extract_feat(inputs)
-        outputs = features, network.rpn_head(features), network.roi_head.forward(features, proposals, samples)
-        return list(tensors(outputs))
+        heads = network.roi_head.forward(features, proposals, samples) if found else ()
+        return list(tensors((features, network.rpn_head(features), heads)))
 
     return torch.no_grad()(run)
 
