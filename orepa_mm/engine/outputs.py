@@ -52,7 +52,7 @@ def dense_outputs(model: nn.Module, data_batch: Any) -> Callable[[], Outputs]:
     data = network.data_preprocessor(_first_augmentation(model, data_batch), False)
     inputs, samples = data['inputs'], data.get('data_samples')
     if not (getattr(network, 'with_rpn', False) and getattr(network, 'with_roi_head', False)):
-        return lambda: list(tensors(network(inputs, samples, mode='tensor')))
+        return torch.no_grad()(lambda: list(tensors(network(inputs, samples, mode='tensor'))))
 
     proposals = network.rpn_head.predict(network.extract_feat(inputs), samples, rescale=False)
 
