@@ -258,14 +258,15 @@ DATASETS: dict[str, tuple[Callable, int, int, int]] = {
 
 
 def make(name: str, root: Path, train: int | None = None, val: int | None = None, size: int | None = None, seed: int = 0) -> None:
-    """Draw dataset ``name`` into ``root``, which appears only once it is complete."""
+    """Draw dataset ``name`` into ``root``, which appears, or is replaced, only once all is drawn."""
     write, default_train, default_val, default_size = DATASETS[name]
     partial = root.with_name(root.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
     for offset, (split, count) in enumerate((('train', train or default_train), ('val', val or default_val))):
         rng = np.random.default_rng([seed, list(DATASETS).index(name), offset])
         write(partial, split, count, size or default_size, rng)
-    root.parent.mkdir(parents=True, exist_ok=True)
+    if root.exists():
+        shutil.rmtree(root)
     partial.replace(root)
 
 
@@ -290,8 +291,6 @@ def main() -> None:
         if root.exists() and not args.force:
             print(f'{root} is there already (--force draws it again)')
             continue
-        if root.exists():
-            shutil.rmtree(root)
         make(name, root, args.train, args.val, args.size, args.seed)
         print(f'wrote {root}')
 
