@@ -21,14 +21,18 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         UsageError: When a folder or file is missing, empty, of another format, or of other classes than the model's.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    parsed = set()
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in _datasets(loader.get('dataset')) if loader else ():
             _check_dataset(dataset, cfg)
+            parsed.add(_path(dataset, dataset.get('ann_file') or ''))
     for split in splits:
         for evaluator in _as_list(cfg.get(f'{split}_evaluator')):
             if isinstance(evaluator, dict) and str(evaluator.get('ann_file', '')).endswith('.json'):
-                _read_coco(Path(evaluator['ann_file']))
+                path = Path(evaluator['ann_file'])
+                if path not in parsed:
+                    _read_coco(path)
 
 
 def _dataset_class(dataset: dict) -> type | None:

@@ -9,11 +9,11 @@ import argparse
 from common import UsageError, add_common_options, build_runner, load_config, run
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from preflight import check_data
 
 from orepa_mm.engine.checkpoint import check_pretrained, check_state_dict, is_local, read_checkpoint, state_dict_of
+from orepa_mm.engine.outputs import unwrap
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def check_checkpoints(runner: Runner, cfg: Config) -> None:
     """Read and compare whatever the run is going to load, while nothing is lost yet."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap(runner.model)
     if cfg.get('load_from') and is_local(cfg.load_from):
         state = state_dict_of(read_checkpoint(cfg.load_from))
         check_state_dict(model, state, cfg.load_from, partial=not cfg.get('resume'))

@@ -41,7 +41,7 @@ def recognise(state: dict[str, Tensor]) -> dict:
     method = 'OREPA' if any('.kernel.' in key for key in state) else 'DBB' if any('origin_norm' in key for key in state) else 'none'
     last = _kernel_shape(state, f'backbone.layer1.0.conv{3 if bottleneck else 2}')
     base = last[0] // 4 if bottleneck else last[0]
-    stem = _kernel_shape(state, 'backbone.conv1')[0] if method != 'OREPA' else len(state['backbone.bn1.weight'])
+    stem = _kernel_shape(state, 'backbone.conv1')[0]
     config = dict(type='OREPAResNet', depth=DEPTHS[counts, bottleneck], method=method, stem_channels=stem, base_channels=base)
     if bottleneck:
         width, per_group = _kernel_shape(state, 'backbone.layer1.0.conv2')[:2]

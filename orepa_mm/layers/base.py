@@ -29,7 +29,8 @@ class ReparameterizableConv2d(nn.Module):
         plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``, which then is what the constructor returns.
 
     Raises:
-        LayerError: Where ``nn.Conv2d`` raises ``ValueError``, e.g. for channels that ``groups`` does not divide.
+        LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``, e.g. for channels that
+            ``groups`` does not divide.
     """
 
     def __new__(cls, *args, plain_sizes: tuple[int, ...] = (), **kwargs):
@@ -68,6 +69,9 @@ class ReparameterizableConv2d(nn.Module):
             shape = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device='meta')
         except ValueError as error:
             raise LayerError(f'{layer}: {error}') from None
+        height, width = shape.kernel_size
+        if height != width or height % 2 == 0:
+            raise LayerError(f"{layer}: needs a square kernel of odd size; use conv_cfg=dict(type='Conv2d') for this layer")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.padding, self.dilation = (
             shape.kernel_size,

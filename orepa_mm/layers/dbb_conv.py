@@ -69,8 +69,6 @@ class DBBConv2d(ReparameterizableConv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
         k = self.kernel_size[0]
-        if self.kernel_size != (k, k) or k % 2 == 0:
-            raise LayerError(f'DBBConv2d needs a square kernel of odd size, got kernel_size={kernel_size}')
         if padding_mode != 'zeros' or isinstance(self.padding, str):
             raise LayerError(f'DBBConv2d pads with numbers of zeros, got padding={padding!r}, padding_mode={padding_mode!r}')
         # The 1x1 branches see the input under the centre of the k x k kernel.
@@ -133,21 +131,17 @@ class DBBConv2d(ReparameterizableConv2d):
         if not hasattr(self, 'avg'):
             return kernel, bias
         k = self.kernel_size[0]
-        branches = [
-            _fold(*self._averaged()),
-            merge_1x1_kxk(
-                *_fold(self.seq_1x1.weight + self.identity, self.seq_norm1), *_fold(self.seq_kxk.weight, self.seq_norm2), self.groups
-            ),
-        ]
+        averaged, averaged_bias = average(*_fold(self.avg.weight, self.avg_norm1), k)
         point, point_bias = _fold(self.point.weight, self.point_norm)
-        branches.append((F.pad(point, [k // 2] * 4), point_bias))
+        first = _fold(self.seq_1x1.weight + self.identity, self.seq_norm1)
+        branches = [
+            _fold(averaged, self.avg_norm2, averaged_bias),
+            (F.pad(point, [k // 2] * 4), point_bias),
+            merge_1x1_kxk(*first, *_fold(self.seq_kxk.weight, self.seq_norm2), self.groups),
+        ]
         for branch, shift in branches:
             kernel, bias = kernel + branch, bias + shift
         return kernel, bias
-
-    def _averaged(self) -> tuple[Tensor, nn.Module, Tensor]:
-        kernel, bias = average(*_fold(self.avg.weight, self.avg_norm1), self.kernel_size[0])
-        return kernel, self.avg_norm2, bias
 
     @property
     def weight(self) -> Tensor:

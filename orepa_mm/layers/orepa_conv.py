@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .base import LayerError, ReparameterizableConv2d
+from .base import ReparameterizableConv2d
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 
@@ -54,19 +54,14 @@ class OREPAConv2d(ReparameterizableConv2d):
         plain_stages: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
-        height, width = self.kernel_size
-        if height != width or height % 2 == 0:
-            raise LayerError(
-                f'OREPAConv2d needs a square kernel of odd size, got kernel_size={kernel_size}; '
-                "use conv_cfg=dict(type='Conv2d') for this layer"
-            )
+        size = self.kernel_size[0]
         shape = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
-        if height == 1:
+        if size == 1:
             self.kernel = OREPAPointwiseKernel(**shape)
-        elif height < 7:
-            self.kernel = OREPAKernel(kernel_size=height, **shape)
+        elif size < 7:
+            self.kernel = OREPAKernel(kernel_size=size, **shape)
         else:
-            self.kernel = DeepLinearKernel(kernel_size=height, plain_stages=plain_stages, **shape)
+            self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, **shape)
 
     def reset_parameters(self) -> None:
         self.kernel.reset_parameters()
