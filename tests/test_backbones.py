@@ -190,3 +190,18 @@ def test_resnext(scope, method):
 def test_resnext_is_a_32x4d_unless_told_otherwise():
     net = importlib.import_module('mmdet.registry').MODELS.build(dict(type='OREPAResNeXt', depth=50))
     assert net.layer1[0].conv2.groups == 32 and net.layer1[0].conv2.in_channels == 128
+
+
+@pytest.mark.parametrize(('kind', 'options'), [('OREPASEResNet', {}), ('OREPASEResNeXt', dict(groups=8))])
+@pytest.mark.parametrize('method', ['OREPA', 'DBB', 'none'])
+def test_squeeze_and_excitation(kind, options, method):
+    net = build('mmpretrain', kind=kind, method=method, **options).double()
+    stock = getattr(importlib.import_module('mmpretrain.models.backbones'), kind.removeprefix('OREPA'))
+    assert isinstance(net, stock)
+    assert type(net.layer1[0].se_layer.conv1.conv) is torch.nn.Conv2d  # excitation weights are no feature maps
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected = net(x)[-1]
+    orepa_mm.reparameterize(net)
+    assert relative(net(x)[-1], expected) < 1e-10
+    kernels = {name: m.weight.shape for name, m in stock(depth=50, **NARROW, **options).named_modules() if type(m) is torch.nn.Conv2d}
+    assert kernels == {name: m.weight.shape for name, m in net.named_modules() if type(m) is torch.nn.Conv2d}

@@ -250,3 +250,11 @@ def test_loading_a_plain_kernel_is_refused_even_when_not_strict():
     net = nn.Sequential(OREPAConv2d(4, 8, 3))
     with pytest.raises(RuntimeError, match=r'plain kernel "0\.weight".*re-parameterized'):
         net.load_state_dict(nn.Sequential(nn.Conv2d(4, 8, 3)).state_dict(), strict=False)
+
+
+def test_casts_do_not_round_the_constants():
+    conv = OREPAConv2d(4, 8, 3)
+    expected = conv.kernel.prior.clone()
+    assert torch.equal(conv.half().float().kernel.prior, expected)
+    exact = OREPAConv2d(4, 8, 3, dtype=torch.float64).kernel.prior
+    assert torch.equal(conv.double().kernel.prior, exact)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize
-from orepa_mm.engine.published import import_conv
+from orepa_mm.engine.published_layers import export_block, import_block, import_conv
 from orepa_mm.functional import frequency_prior
 
 BLOCKS = torch.load(Path(__file__).parent / 'data' / 'published_blocks.pth', weights_only=True)
@@ -88,3 +88,36 @@ def test_diverse_branch_block(name):
     assert difference(plain.weight, case['kernel']) < TOLERANCE
     assert difference(plain.bias, case['bias']) < TOLERANCE
     assert difference(plain(case['input']), case['output']) < TOLERANCE
+
+
+@pytest.mark.parametrize('name', ['repvgg_identity', 'orepa_vgg_identity', 'orepa_vgg_s2'])
+def test_repvgg_block(name):
+    from mmpretrain.models.backbones.repvgg import RepVGGBlock
+
+    case = BLOCKS[name]
+    kwargs, published = dict(case['kwargs']), case['state_dict']
+    kwargs.pop('kernel_size')
+    conv_cfg = dict(type='OREPAConv2d', plain_sizes=(1,), point_branch=False) if name.startswith('orepa') else None
+    block = RepVGGBlock(**kwargs, conv_cfg=conv_cfg).double()
+    state = import_block(published)
+    block.load_state_dict(state)
+    block.eval()
+    assert difference(block(case['input']), case['output']) < TOLERANCE
+    deployed = reparameterize(block)
+    assert type(deployed.branch_reparam) is nn.Conv2d and len(list(deployed.parameters())) == 2
+    assert difference(deployed.branch_reparam.weight, case['kernel']) < TOLERANCE
+    assert difference(deployed.branch_reparam.bias, case['bias']) < TOLERANCE
+    assert difference(deployed(case['input']), case['output']) < TOLERANCE
+    again = export_block(state)
+    assert again.keys() == published.keys()
+    for key, value in published.items():
+        read = slice(0, 5) if key.endswith('vector') else slice(None)  # the sixth row of a vector is read by nothing
+        assert torch.equal(again[key][read], value[read]) if value.dim() else again[key] == value, key
+        assert again[key].shape == value.shape
+
+
+def test_start_of_the_kernel_without_its_1x1_branch():
+    kernel = OREPAConv2d(16, 16, 3, point_branch=False).kernel
+    assert kernel.scale[:, 0].tolist() == [0.25, 0.25, 0, 0.5, 0.5]
+    bound = (6 / 2 / (16 * 9)) ** 0.5  # Kaiming uniform, a = 1
+    assert 0.95 * bound < kernel.origin.abs().max() <= bound

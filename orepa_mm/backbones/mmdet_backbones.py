@@ -1,5 +1,7 @@
 """OREPA backbones for mmdet."""
 
+from importlib.util import find_spec
+
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
 
@@ -14,3 +16,9 @@ class OREPAResNet(OREPAResNetMixin, ResNet):
 @MODELS.register_module()
 class OREPAResNeXt(OREPAResNeXtMixin, ResNeXt):
     __doc__ = OREPAResNeXtMixin.__doc__
+
+
+if find_spec('mmpretrain') is not None:
+    from .repvgg import OREPARepVGG
+
+    MODELS.register_module(module=OREPARepVGG)

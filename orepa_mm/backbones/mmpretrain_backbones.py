@@ -1,8 +1,9 @@
 """OREPA backbones for mmpretrain."""
 
-from mmpretrain.models.backbones import ResNet, ResNeXt
+from mmpretrain.models.backbones import ResNet, ResNeXt, SEResNet, SEResNeXt
 from mmpretrain.registry import MODELS
 
+from .repvgg import OREPARepVGG
 from .resnet import OREPAResNetMixin, OREPAResNeXtMixin
 
 
@@ -14,3 +15,16 @@ class OREPAResNet(OREPAResNetMixin, ResNet):
 @MODELS.register_module()
 class OREPAResNeXt(OREPAResNeXtMixin, ResNeXt):
     __doc__ = OREPAResNeXtMixin.__doc__
+
+
+@MODELS.register_module()
+class OREPASEResNet(OREPAResNetMixin, SEResNet):
+    __doc__ = OREPAResNetMixin.__doc__
+
+
+@MODELS.register_module()
+class OREPASEResNeXt(OREPAResNeXtMixin, SEResNeXt):
+    __doc__ = OREPAResNeXtMixin.__doc__
+
+
+MODELS.register_module(module=OREPARepVGG)

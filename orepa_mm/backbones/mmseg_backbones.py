@@ -1,5 +1,7 @@
 """OREPA backbones for mmseg."""
 
+from importlib.util import find_spec
+
 from mmseg.models.backbones import ResNet, ResNeXt
 from mmseg.registry import MODELS
 
@@ -14,3 +16,9 @@ class OREPAResNet(OREPAResNetMixin, ResNet):
 @MODELS.register_module()
 class OREPAResNeXt(OREPAResNeXtMixin, ResNeXt):
     __doc__ = OREPAResNeXtMixin.__doc__
+
+
+if find_spec('mmpretrain') is not None:
+    from .repvgg import OREPARepVGG
+
+    MODELS.register_module(module=OREPARepVGG)

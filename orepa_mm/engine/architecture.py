@@ -1,4 +1,4 @@
-"""Telling a ResNet's architecture from the keys and shapes of a classifier's state dict."""
+"""Telling an architecture from the keys and shapes of a classifier's state dict."""
 
 import re
 
@@ -14,7 +14,7 @@ DEPTHS = {  # blocks of the four stages, whether bottlenecks
 
 
 class ArchitectureError(ValueError):
-    """Keys or shapes are of no ResNet known here."""
+    """Keys or shapes are of no network known here."""
 
 
 def _kernel_shape(state: dict[str, Tensor], conv: str) -> tuple[int, ...]:
@@ -28,13 +28,22 @@ def recognise(state: dict[str, Tensor]) -> dict:
     """The mmpretrain config of the OREPA backbone that a classifier's state dict belongs to.
 
     Args:
-        state: Keys as of an mmpretrain ``ImageClassifier``: ``backbone.layer1.0.conv1...``.
+        state: Keys as of an mmpretrain ``ImageClassifier``: ``backbone.layer1.0.conv1...`` or ``backbone.stage_1.0.branch_3x3...``.
 
     Raises:
         ArchitectureError: When no known architecture has such keys or shapes.
     """
-    blocks = [{m.group(1) for m in (re.match(rf'backbone\.layer{stage}\.(\d+)\.', key) for key in state) if m} for stage in (1, 2, 3, 4)]
-    counts = tuple(map(len, blocks))
+    return (_recognise_repvgg if any(key.startswith('backbone.stem.branch_') for key in state) else _recognise_resnet)(state)
+
+
+def _blocks(state: dict[str, Tensor], stage: str) -> tuple[int, ...]:
+    """Number of blocks in each of the four stages, whose keys begin with ``stage`` and the stage's number."""
+    numbers = [{m.group(1) for m in (re.match(rf'{stage}{i}\.(\d+)\.', key) for key in state) if m} for i in (1, 2, 3, 4)]
+    return tuple(map(len, numbers))
+
+
+def _recognise_resnet(state: dict[str, Tensor]) -> dict:
+    counts = _blocks(state, r'backbone\.layer')
     bottleneck = any(key.startswith('backbone.layer1.0.conv3.') for key in state)
     if (counts, bottleneck) not in DEPTHS:
         raise ArchitectureError(f'{counts} {"bottleneck" if bottleneck else "basic"} blocks a stage is no ResNet known here')
@@ -51,8 +60,46 @@ def recognise(state: dict[str, Tensor]) -> dict:
     return config
 
 
+def _recognise_repvgg(state: dict[str, Tensor]) -> dict:
+    from mmpretrain.models.backbones import RepVGG
+
+    deploy = any('.branch_reparam.' in key for key in state)
+    conv = 'branch_reparam' if deploy else 'branch_3x3.conv'
+    counts = _blocks(state, r'backbone\.stage_')
+    shapes = [_kernel_shape(state, f'backbone.stage_{i + 1}.{j}.{conv}') for i, count in enumerate(counts) for j in range(count)]
+    if not all(counts):
+        raise ArchitectureError(f'{counts} blocks a stage is no RepVGG known here')
+    firsts = [shapes[sum(counts[:i])] for i in range(4)]
+    inputs = [_kernel_shape(state, f'backbone.stem.{conv}')[0]] + [shape[0] for shape in shapes[:-1]]
+    groups = {i: before // shape[1] for i, (before, shape) in enumerate(zip(inputs, shapes, strict=True), 1) if before != shape[1]}
+    found = dict(
+        num_blocks=list(counts),
+        width_factor=[shape[0] / (64 * 2**i) for i, shape in enumerate(firsts)],
+        group_layer_map=groups or None,
+        se_cfg=None,
+    )
+    if any('.se_layer.' in key for key in state):
+        found['se_cfg'] = RepVGG.arch_settings['D2se']['se_cfg']
+    known = [name for name, arch in RepVGG.arch_settings.items() if all(arch[key] == value for key, value in _used(found, arch).items())]
+    method = 'OREPA' if any('.kernel.' in key for key in state) else 'RepVGG'
+    config = dict(type='OREPARepVGG', arch=known[0] if known else found, method=method)
+    return dict(config, deploy=True) if deploy else config
+
+
+def _used(found: dict, arch: dict) -> dict:
+    """``found`` with the groups of ``arch`` where these differ in layers the network does not have."""
+    layers, declared = sum(found['num_blocks']), arch['group_layer_map'] or {}
+    same = {i: g for i, g in declared.items() if i <= layers} == (found['group_layer_map'] or {})
+    return dict(found, group_layer_map=arch['group_layer_map']) if same else found
+
+
 def name_of(config: dict) -> str:
-    """The usual name, such as ``resnet50``, ``wideresnet18-x1.5`` or ``resnext50-32x4d``; other widths get a suffix."""
+    """The usual name, such as ``resnet50``, ``wideresnet18-x1.5``, ``resnext50-32x4d`` or ``repvgg-a0``; other widths get a suffix."""
+    if config['type'] == 'OREPARepVGG':
+        arch = config['arch']
+        if isinstance(arch, str):
+            return f'repvgg-{arch.lower()}'
+        return f'repvgg-{"-".join(map(str, arch["num_blocks"]))}-w{"-".join(f"{width:g}" for width in arch["width_factor"])}'
     depth, width = config['depth'], config['base_channels'] / 64
     if config['type'] == 'OREPAResNeXt':
         name = f'resnext{depth}-{config["groups"]}x{config["width_per_group"]}d'
@@ -61,3 +108,13 @@ def name_of(config: dict) -> str:
     else:
         name = f'resnet{depth}'
     return name if width == 1 else f'{name}-w{width:g}'
+
+
+def output_channels(config: dict) -> int:
+    """Channels of the last stage of a backbone that :func:`recognise` found, which the linear head takes."""
+    if config['type'] == 'OREPARepVGG':
+        from mmpretrain.models.backbones import RepVGG
+
+        arch = RepVGG.arch_settings[config['arch']] if isinstance(config['arch'], str) else config['arch']
+        return int(512 * arch['width_factor'][3])
+    return config['base_channels'] * 8 * (1 if config['depth'] in (18, 34) else 4)

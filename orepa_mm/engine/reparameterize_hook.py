@@ -13,8 +13,7 @@ from mmengine.runner import BaseLoop
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
-from ..layers import ReparameterizableConv2d
-from ..reparam import Swap, plan_swaps
+from ..reparam import Swap, is_reparameterizable, plan_swaps
 from .outputs import dense_outputs, largest_difference
 
 # How far rounding alone can take the two forms apart, relative to the outputs' scale. On GPUs float32 convolutions run in TF32.
@@ -115,7 +114,7 @@ class ReparameterizeHook(Hook):
         self._undo()
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         swaps = plan_swaps(model, self.fuse_norm)
-        layers = {id(swap.old) for swap in swaps if isinstance(swap.old, ReparameterizableConv2d)}
+        layers = {id(swap.old) for swap in swaps if is_reparameterizable(swap.old)}
         if not layers:
             raise ReparameterizeError(
                 'ReparameterizeHook found nothing to re-parameterize: the model has no layer with training-time branches. Use an OREPA '

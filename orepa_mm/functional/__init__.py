@@ -1,7 +1,7 @@
 """Arithmetic of re-parameterization: weights in, weights out, plain torch."""
 
 from .fuse import fuse_norm
-from .merge import average, merge_1x1_kxk
+from .merge import average, identity_kernel, merge_1x1_kxk
 from .squeeze import compose, frequency_prior, squeeze_1x1, squeeze_kxk
 
-__all__ = ['average', 'compose', 'frequency_prior', 'fuse_norm', 'merge_1x1_kxk', 'squeeze_1x1', 'squeeze_kxk']
+__all__ = ['average', 'compose', 'frequency_prior', 'fuse_norm', 'identity_kernel', 'merge_1x1_kxk', 'squeeze_1x1', 'squeeze_kxk']

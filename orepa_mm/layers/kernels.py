@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from ..functional import compose, frequency_prior, squeeze_1x1, squeeze_kxk
 
+POINT_ROW = 4  # of the 1x1 branch in the scales of an OREPAKernel
+
 
 class PlainKernel(nn.Module):
     """One plain kernel [O, I/g, k, k], the stage of a deep linear stem without branches."""
@@ -29,6 +31,8 @@ class OREPAKernel(nn.Module):
         out_channels: O.
         kernel_size: k, odd, at least 3.
         groups: g.
+        point_branch: False leaves the 1x1 branch out and draws smaller weights, as in the published OREPA-RepVGG, whose blocks have
+            a 1x1 branch of their own.
         expansion: Depthwise channels per input channel in the depthwise then pointwise branch.
 
     Shape:
@@ -44,6 +48,7 @@ class OREPAKernel(nn.Module):
         out_channels: int,
         kernel_size: int,
         groups: int = 1,
+        point_branch: bool = True,
         expansion: int = 8,
         device=None,
         dtype=None,
@@ -62,10 +67,10 @@ class OREPAKernel(nn.Module):
         self.freq = weight(out_channels, in_per_group, 1, 1)
         self.seq_1x1 = weight(inner, in_per_group, 1, 1)
         self.seq_kxk = weight(out_channels, inner // groups, kernel_size, kernel_size)
-        self.point = weight(out_channels, in_per_group, 1, 1)
+        self.point = weight(out_channels, in_per_group, 1, 1) if point_branch else None
         self.dw = weight(expansion * in_channels, 1, kernel_size, kernel_size)
         self.pw = weight(out_channels, expansion * in_per_group, 1, 1)
-        self.scale = weight(len(self.initial_scale), out_channels)
+        self.scale = weight(len(self.initial_scale) - (not point_branch), out_channels)
         # Constants follow from the shapes, so checkpoints do without them.
         self.register_buffer('prior', torch.empty(out_channels, kernel_size, kernel_size, device=device, dtype=dtype), persistent=False)
         self.register_buffer('identity', torch.empty(inner, in_per_group, 1, 1, device=device, dtype=dtype), persistent=False)
@@ -73,14 +78,30 @@ class OREPAKernel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        for weight in (self.origin, self.avg, self.freq, self.seq_kxk, self.point, self.dw, self.pw):
-            nn.init.kaiming_uniform_(weight)
+        branches = [self.origin, self.avg, self.freq, self.seq_kxk, self.dw, self.pw]
+        scale = list(self.initial_scale)
+        if self.point is None:
+            del scale[POINT_ROW]
+        else:
+            branches.append(self.point)
+        for weight in branches:
+            nn.init.kaiming_uniform_(weight, a=0 if self.point is not None else 1)
         nn.init.zeros_(self.seq_1x1)
-        for row, value in zip(self.scale, self.initial_scale, strict=True):
+        for row, value in zip(self.scale, scale, strict=True):
             row.fill_(value)
+        self.fill_constants()
+
+    @torch.no_grad()
+    def fill_constants(self) -> None:
         inner, in_per_group = self.identity.shape[:2]
         self.prior.copy_(frequency_prior(len(self.prior), self.kernel_size, dtype=torch.float64))
         self.identity.copy_(torch.eye(in_per_group).repeat(inner // in_per_group, 1).view_as(self.identity))
+
+    def _apply(self, *args, **kwargs) -> 'OREPAKernel':
+        # A cast would round the prior, and a cast back would not bring it back.
+        super()._apply(*args, **kwargs)
+        self.fill_constants()
+        return self
 
     def forward(self) -> Tensor:
         return squeeze_kxk(

@@ -24,6 +24,7 @@ class OREPAConv2d(ReparameterizableConv2d):
             ``nn.Conv2d``; the kernel must be square and odd.
         plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``: ``(1,)`` keeps 1x1 convolutions plain.
         plain_stages: Build the stages of a deep linear stem as plain 3x3 kernels instead of OREPA ones.
+        point_branch: False leaves the 1x1 branch of 3x3 and 5x5 kernels out, for blocks that have one of their own (OREPA-RepVGG).
 
     Shape:
         Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
@@ -52,6 +53,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         dtype=None,
         plain_sizes: tuple[int, ...] = (),
         plain_stages: bool = False,
+        point_branch: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         size = self.kernel_size[0]
@@ -59,7 +61,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         if size == 1:
             self.kernel = OREPAPointwiseKernel(**shape)
         elif size < 7:
-            self.kernel = OREPAKernel(kernel_size=size, **shape)
+            self.kernel = OREPAKernel(kernel_size=size, point_branch=point_branch, **shape)
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, **shape)
 

@@ -1,5 +1,6 @@
-"""Re-parameterization: layers with branches become plain convolutions."""
+"""Re-parameterization: layers and blocks with branches become plain convolutions."""
 
-from .convert import FuseError, Swap, plan_swaps, reparameterize, reparameterized
+from .convert import Swap, is_reparameterizable, plan_swaps, reparameterize, reparameterized
+from .fold import FuseError
 
-__all__ = ['FuseError', 'Swap', 'plan_swaps', 'reparameterize', 'reparameterized']
+__all__ = ['FuseError', 'Swap', 'is_reparameterizable', 'plan_swaps', 'reparameterize', 'reparameterized']

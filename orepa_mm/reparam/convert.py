@@ -8,18 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..functional import fuse_norm as fuse_norm_into
 from ..layers import ReparameterizableConv2d
-from .norm_pairs import following_norm, is_batch_norm
-
-
-class FuseError(ValueError):
-    """A norm follows a layer but cannot be folded into it; the message says why and what to do."""
+from .blocks import is_mergeable_block, merge_block
+from .fold import check_norm, check_own_norms, equivalent_conv, plain_conv
+from .norm_pairs import following_norm
 
 
 @dataclass(frozen=True)
 class Swap:
-    """One child of ``parent`` and the module that takes its place."""
+    """One child of ``parent`` and the module that takes its place: a plain convolution, a merged block, or identity for a norm."""
 
     parent: nn.Module
     name: str
@@ -33,62 +30,14 @@ class Swap:
         self.parent._modules[self.name] = self.old
 
 
-def _check_norm(norm: nn.Module, path: str, out_channels: int) -> None:
-    if getattr(norm, 'running_mean', None) is None or norm.running_var is None:
-        raise FuseError(
-            f'the norm "{path}" keeps no running statistics (track_running_stats=False), so it has no fixed form to fold; '
-            'pass fuse_norm=False.'
-        )
-    if norm.training and is_batch_norm(norm) and type(norm).__name__ != 'FrozenBatchNorm2d':
-        raise FuseError(
-            f'the norm "{path}" is in training mode, where its output depends on the batch: call model.eval() first, '
-            'or pass fuse_norm=False to re-parameterize the convolutions alone.'
-        )
-    if len(norm.running_mean) != out_channels:
-        raise FuseError(
-            f'the norm "{path}" has {len(norm.running_mean)} channels and the convolution before it {out_channels}; pass fuse_norm=False.'
-        )
+def is_reparameterizable(module: nn.Module) -> bool:
+    """Whether ``module`` itself is a layer or block with training-time branches."""
+    return isinstance(module, ReparameterizableConv2d) or is_mergeable_block(module)
 
 
-def _check_own_norms(layer: ReparameterizableConv2d, path: str) -> None:
-    """A layer with norms in its branches (Diverse Branch Block) has a fixed form in eval mode only."""
-    for name, module in layer.named_modules():
-        if is_batch_norm(module) and module.training:
-            raise FuseError(
-                f'the norm "{path}.{name}" inside a {type(layer).__name__} is in training mode, where its output depends on the batch: '
-                'call model.eval() first.'
-            )
-
-
-def _plain_conv(layer: ReparameterizableConv2d, norm: nn.Module | None) -> nn.Conv2d:
-    """The stock convolution that equals ``layer``, followed by ``norm`` where one is given."""
-    weight, bias = layer.equivalent_conv()
-    if norm is not None:
-        weight, bias = fuse_norm_into(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    conv = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        bias is not None,
-        layer.padding_mode,
-        device='meta',
-    )
-    channels_last = any(
-        p.dim() == 4 and p.shape[-1] > 1 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
-        for p in layer.parameters()
-    )
-    # clone: the plain branchless forms hand out their parameter itself
-    weight = weight.detach().clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    conv.weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in layer.parameters()))
-    if bias is not None:
-        sources = [p for p in (layer.bias, getattr(norm, 'weight', None), getattr(norm, 'bias', None)) if p is not None]
-        trainable = any(p.requires_grad for p in sources or layer.parameters())
-        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=trainable)
-    return conv.train(layer.training)
+def _deployed(layer: ReparameterizableConv2d, norm: nn.Module | None, path: str) -> nn.Conv2d:
+    check_own_norms(layer, path)
+    return plain_conv(layer, *equivalent_conv(layer, norm), layer, *([] if norm is None else [norm]))
 
 
 @torch.inference_mode(False)
@@ -101,39 +50,48 @@ def plan_swaps(model: nn.Module, fuse_norm: bool = True) -> list[Swap]:
     Raises:
         FuseError: When a batch norm follows a layer but is in training mode, has no running statistics or another channel count.
     """
-    slots = [(path, module, name) for path, module in model.named_modules() for name in module._modules]
-    uses = Counter(id(parent._modules[name]) for _, parent, name in slots)
-    swaps, converted = [], {}
-    for path, parent, name in slots:
-        layer = parent._modules[name]
-        if not isinstance(layer, ReparameterizableConv2d):
-            continue
-        _check_own_norms(layer, f'{path}.{name}'.lstrip('.'))
-        norm_name = following_norm(parent, name) if fuse_norm and uses[id(layer)] == 1 else None
-        norm = parent._modules[norm_name] if norm_name else None
-        if norm is not None and uses[id(norm)] > 1:
-            norm = None
-        if norm is not None:
-            _check_norm(norm, f'{path}.{norm_name}'.lstrip('.'), layer.out_channels)
-            swaps.append(Swap(parent, norm_name, norm, nn.Identity().train(norm.training)))
-        if id(layer) not in converted:
-            converted[id(layer)] = _plain_conv(layer, norm)
-        swaps.append(Swap(parent, name, layer, converted[id(layer)]))
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    swaps, converted, merged = [], {}, ()
+    for path, parent in model.named_modules():
+        if f'{path}.'.startswith(merged):
+            continue  # inside a block that is swapped as a whole
+        for name, layer in parent._modules.items():
+            place = f'{path}.{name}'.lstrip('.')
+            if fuse_norm and layer is not None and is_mergeable_block(layer):
+                if id(layer) not in converted:
+                    converted[id(layer)] = merge_block(layer, place)
+                merged += (f'{place}.',)
+            elif isinstance(layer, ReparameterizableConv2d):
+                norm_name = following_norm(parent, name) if fuse_norm and uses[id(layer)] == 1 else None
+                norm = parent._modules[norm_name] if norm_name else None
+                if norm is not None and uses[id(norm)] > 1:
+                    norm = None
+                if norm is not None:
+                    check_norm(norm, f'{path}.{norm_name}'.lstrip('.'), layer.out_channels)
+                    swaps.append(Swap(parent, norm_name, norm, nn.Identity().train(norm.training)))
+                if id(layer) not in converted:
+                    converted[id(layer)] = _deployed(layer, norm, place)
+            else:
+                continue
+            swaps.append(Swap(parent, name, layer, converted[id(layer)]))
     return swaps
 
 
 def reparameterize(model: nn.Module, fuse_norm: bool = True) -> nn.Module:
     """Turn every layer with training-time branches of ``model`` into a plain ``nn.Conv2d``, in place.
 
+    A RepVGG block of mmpretrain becomes its own deployed form, one convolution and the activation.
+
     Device, dtype, memory format and train / eval flag stay. A new parameter requires grad where what it was made from does, so the
     result can be fine-tuned. A model without such layers is returned as it is, so a second call changes nothing.
 
     Args:
         model: Any module, nested or wrapped.
-        fuse_norm: Fold the batch norm (BN, SyncBN) that follows a layer into its convolution; ``nn.Identity`` takes its place.
+        fuse_norm: Fold the batch norm (BN, SyncBN) that follows a layer into its convolution; ``nn.Identity`` takes its place. Without
+            it RepVGG blocks keep their branches, as each has a norm.
 
     Returns:
-        ``model``; where ``model`` itself is such a layer, the convolution that replaces it.
+        ``model``; where ``model`` itself is such a layer or block, what replaces it.
 
     Raises:
         FuseError: When a norm to fold is in training mode, has no running statistics or another channel count. Nothing is changed then.
@@ -141,10 +99,9 @@ def reparameterize(model: nn.Module, fuse_norm: bool = True) -> nn.Module:
     Example:
         >>> model = orepa_mm.reparameterize(model.eval())
     """
-    if isinstance(model, ReparameterizableConv2d):
-        _check_own_norms(model, type(model).__name__)
-        with torch.inference_mode(False), torch.no_grad():
-            return _plain_conv(model, None)
+    if is_reparameterizable(model):
+        name = type(model).__name__
+        return reparameterize(nn.ModuleDict({name: model}), fuse_norm)[name]
     for swap in plan_swaps(model, fuse_norm):
         swap.apply()
     return model

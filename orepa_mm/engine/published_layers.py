@@ -1,0 +1,234 @@
+"""Parameter names inside one layer or block: those of the published implementations, and those here."""
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..functional import frequency_prior
+
+State = dict[str, Tensor]
+
+# Name here -> name there, inside one layer.
+KXK = {
+    'scale': 'vector',
+    'origin': 'weight_orepa_origin',
+    'avg': 'weight_orepa_avg_conv',
+    'freq': 'weight_orepa_pfir_conv',
+    'seq_1x1': 'weight_orepa_1x1_kxk_idconv1',
+    'seq_kxk': 'weight_orepa_1x1_kxk_conv2',
+    'point': 'weight_orepa_1x1',
+    'dw': 'weight_orepa_gconv_dw',
+    'pw': 'weight_orepa_gconv_pw',
+}
+POINTWISE = {
+    'scale': 'vector',
+    'origin': 'weight_or1x1_origin',
+    'first': 'weight_or1x1_l2i_conv1',
+    'second': 'weight_or1x1_l2i_conv2',
+}
+DBB = {
+    'origin': 'dbb_origin.conv',
+    'origin_norm': 'dbb_origin.bn',
+    'avg': 'dbb_avg.conv',
+    'avg_norm1': 'dbb_avg.bn.bn',
+    'avg_norm2': 'dbb_avg.avgbn',
+    'point': 'dbb_1x1.conv',
+    'point_norm': 'dbb_1x1.bn',
+    'seq_1x1': 'dbb_1x1_kxk.idconv1',
+    'seq_norm1': 'dbb_1x1_kxk.bn1.bn',
+    'seq_kxk': 'dbb_1x1_kxk.conv2',
+    'seq_norm2': 'dbb_1x1_kxk.bn2',
+}
+# Constants the published checkpoints store; they follow from the shapes.
+CONSTANTS = ('weight_orepa_avg_avg', 'id_tensor', 'weight_orepa_prior')
+
+
+# The norm of the published and of the MM networks, for the pass-through form a deployed convolution's bias takes.
+EPS = 1e-5
+
+
+class UnknownKeyError(ValueError):
+    """A state dict has a key that is not of the layout it should be of."""
+
+
+def _inverse(names: dict[str, str]) -> dict[str, str]:
+    return {there: here for here, there in names.items()}
+
+
+def _groups(dw: Tensor, origin: Tensor, expansion: int = 8) -> int:
+    return dw.shape[0] // expansion // origin.shape[1]
+
+
+def _rows(pw: Tensor, groups: int) -> Tensor:
+    """Order of the pointwise rows: there the group runs fastest, here channels of a group stand together."""
+    return torch.arange(len(pw)).view(-1, groups).t().reshape(-1)
+
+
+def import_kxk(layer: State) -> State:
+    """The state dict of an ``OREPAKernel`` from that of a published OREPA layer (constants left out)."""
+    names = _inverse(KXK)
+    kernel = {names[key]: value for key, value in layer.items() if key in names}
+    if not kernel.keys() >= {'dw', 'pw', 'origin'}:
+        raise UnknownKeyError(f'keys of an OREPA layer are missing; it has {", ".join(list(layer)[:3])}')
+    kernel['pw'] = kernel['pw'][_rows(kernel['pw'], _groups(kernel['dw'], kernel['origin']))]
+    return kernel
+
+
+def export_kxk(kernel: State) -> State:
+    """The inverse of :func:`import_kxk`, constants included."""
+    layer = {KXK[key]: value for key, value in kernel.items()}
+    origin, seq_1x1 = kernel['origin'], kernel['seq_1x1']
+    groups = _groups(kernel['dw'], origin)
+    pw = torch.empty_like(kernel['pw'])
+    pw[_rows(pw, groups)] = kernel['pw']
+    k, (inner, per_group) = origin.shape[-1], seq_1x1.shape[:2]
+    layer[KXK['pw']] = pw
+    layer['weight_orepa_avg_avg'] = torch.full((k, k), 1 / (k * k), dtype=origin.dtype)
+    layer['id_tensor'] = torch.eye(per_group, dtype=origin.dtype).repeat(inner // per_group, 1).view_as(seq_1x1)
+    layer['weight_orepa_prior'] = frequency_prior(len(origin), k, dtype=torch.float64).to(origin.dtype)
+    return layer
+
+
+def deployed_name(layer: State) -> str | None:
+    """What a deployed convolution is called in a published layer, such as ``conv`` or ``orepa_reparam``; None in training form."""
+    biases = [key for key in layer if re.fullmatch(r'(conv|\w+_reparam)\.bias', key)]
+    return biases[0].removesuffix('.bias') if len(biases) == 1 and f'{biases[0].removesuffix("bias")}weight' in layer else None
+
+
+def _passing_norm(bias: Tensor) -> State:
+    ones = torch.ones_like(bias)
+    return dict(weight=ones, bias=bias, running_mean=torch.zeros_like(bias), running_var=ones - EPS, num_batches_tracked=torch.tensor(0))
+
+
+def export_deployed(conv: State, norm: State, name: str) -> State:
+    """The inverse of :func:`import_conv` for a deployed layer."""
+    expected = _passing_norm(norm['bias'])
+    changed = [key for key, value in norm.items() if key != 'num_batches_tracked' and not torch.equal(value, expected[key])]
+    if changed:
+        raise UnknownKeyError('the norms have been trained since, so there is no deployed form to go back to: export the training form')
+    return {f'{name}.weight': conv['weight'], f'{name}.bias': norm['bias']}
+
+
+def import_conv(layer: State) -> tuple[State, State]:
+    """One convolution with its norm, from the published names.
+
+    Returns:
+        The state of the MM convolution and of the norm after it; the second is empty for a Diverse Branch Block. The bias of a deployed
+        convolution becomes the shift of a norm that passes all else through, as the stock ResNets' convolutions have none.
+    """
+    norm = {key.removeprefix('bn.'): value for key, value in layer.items() if key.startswith('bn.')}
+    rest = {key: value for key, value in layer.items() if not key.startswith('bn.')}
+    name = deployed_name(layer)
+    if name is not None:
+        conv, norm = {'weight': rest.pop(f'{name}.weight')}, _passing_norm(rest.pop(f'{name}.bias'))
+    elif 'conv.weight' in rest:
+        conv = {'weight': rest.pop('conv.weight')}
+    elif 'weight_or1x1_origin' in rest:
+        conv = {f'kernel.{here}': rest.pop(there) for here, there in POINTWISE.items() if there in rest}
+    elif 'weight_orepa_origin' in rest:
+        conv = {f'kernel.{key}': value for key, value in import_kxk(rest).items()}
+        rest = {key: value for key, value in rest.items() if key not in CONSTANTS and key not in KXK.values()}
+    elif any(re.match(r'weight\d', key) for key in rest):
+        conv = {}
+        for i, stage in sorted(split(rest, r'weight(\d+)')):
+            kernel = {'weight': stage['']} if '' in stage else import_kxk(stage)
+            conv |= {f'kernel.stages.{i}.{key}': value for key, value in kernel.items()}
+        rest = {}
+    elif any(key.startswith('dbb_') for key in rest):
+        names = _inverse(DBB)
+        conv = {}
+        for key in list(rest):
+            owner, _, leaf = key.rpartition('.')
+            if owner in names:
+                conv[f'{names[owner]}.{leaf}'] = rest.pop(key)
+    else:
+        conv = {}
+    if rest or not conv:
+        raise UnknownKeyError(f'unknown keys of a convolution: {", ".join(list(rest or layer)[:3])}')
+    return conv, norm
+
+
+def export_conv(conv: State, norm: State) -> State:
+    """The inverse of :func:`import_conv`."""
+    layer = {f'bn.{key}': value for key, value in norm.items()}
+    kernel = {key.removeprefix('kernel.'): value for key, value in conv.items() if key.startswith('kernel.')}
+    if 'weight' in conv:
+        layer['conv.weight'] = conv['weight']
+    elif 'origin.weight' in conv:
+        for key, value in conv.items():
+            owner, _, leaf = key.rpartition('.')
+            layer[f'{DBB[owner]}.{leaf}'] = value
+    elif 'first' in kernel:
+        layer |= {POINTWISE[key]: value for key, value in kernel.items()}
+    elif 'dw' in kernel:
+        layer |= export_kxk(kernel)
+    else:
+        for i, stage in split(kernel, r'stages\.(\d+)'):
+            if 'weight' in stage:
+                layer[f'weight{i}'] = stage['weight']
+            else:
+                layer |= {f'weight{i}.{key}': value for key, value in export_kxk(stage).items()}
+    return layer
+
+
+def split(state: State, pattern: str) -> Iterator[tuple[str, State]]:
+    """The parts of a state dict whose keys begin with ``pattern``, by what its group matches."""
+    parts: dict[str, State] = {}
+    for key, value in state.items():
+        match = re.match(pattern + r'(?:\.|$)', key)
+        if match is None:
+            raise UnknownKeyError(f'unknown key {key}')
+        parts.setdefault(match.group(1), {})[key[match.end() :]] = value
+    yield from parts.items()
+
+
+# Name here -> name there, of the parts of a RepVGG block other than its 3x3 convolution.
+BLOCK = {
+    'branch_3x3.norm': 'rbr_dense.bn',
+    'branch_1x1.conv': 'rbr_1x1.conv',
+    'branch_1x1.norm': 'rbr_1x1.bn',
+    'branch_norm': 'rbr_identity',
+    'branch_reparam': 'rbr_reparam',
+    'se_layer.conv1.conv': 'se.down',
+    'se_layer.conv2.conv': 'se.up',
+}
+
+
+def import_block(block: State) -> State:
+    """One RepVGG or OREPA-RepVGG block of mmpretrain's names, from the published names."""
+    names = _inverse(BLOCK)
+    imported, dense = {}, {}
+    for key, value in block.items():
+        owner, _, leaf = key.rpartition('.')
+        if owner in names:
+            imported[f'{names[owner]}.{leaf}'] = value
+        elif owner in ('rbr_dense', 'rbr_dense.conv'):
+            dense[key.removeprefix('rbr_dense.').replace('weight_rbr_', 'weight_orepa_')] = value
+        else:
+            raise UnknownKeyError(f'unknown key of a RepVGG block: {key}')
+    if dense:
+        if 'vector' in dense:
+            dense['vector'] = dense['vector'][:5]  # beside an identity branch a sixth row is stored, which nothing reads
+        conv, _ = import_conv(dense)
+        imported |= {f'branch_3x3.conv.{key}': value for key, value in conv.items()}
+    return imported
+
+
+def export_block(block: State) -> State:
+    """The inverse of :func:`import_block`; a row of ``vector`` that nothing reads comes back as zeros."""
+    exported, dense = {}, {}
+    for key, value in block.items():
+        owner, _, leaf = key.rpartition('.')
+        if key.startswith('branch_3x3.conv.'):
+            dense[key.removeprefix('branch_3x3.conv.')] = value
+        elif owner in BLOCK:
+            exported[f'{BLOCK[owner]}.{leaf}'] = value
+        else:
+            raise UnknownKeyError(f'unknown key of a RepVGG block: {key}')
+    for key, value in export_conv(dense, {}).items() if dense else ():
+        if key == 'vector' and 'branch_norm.weight' in block:
+            value = torch.cat([value, torch.zeros_like(value[:1])])
+        exported[f'rbr_dense.{key.replace("weight_orepa_", "weight_rbr_")}'] = value
+    return exported

@@ -1,0 +1,169 @@
+"""OREPARepVGG in the three toolboxes, and the re-parameterization of RepVGG blocks."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from mmpretrain.models.backbones import RepVGG
+from mmpretrain.models.backbones.repvgg import RepVGGBlock
+from torch import nn
+
+import orepa_mm
+from orepa_mm import OREPAConv2d
+from orepa_mm.engine.outputs import dense_outputs, largest_difference
+from orepa_mm.reparam import FuseError, reparameterized
+
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+ARCHS = ('A0', 'A1', 'A2', 'B0', 'B1', 'B1g2', 'B1g4', 'B2', 'B2g2', 'B2g4', 'B3', 'B3g2', 'B3g4', 'D2se')
+
+
+def build(scope: str = 'mmpretrain', arch='A0', base_channels: int = 16, **kwargs):
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    net = registry.build(dict(type='OREPARepVGG', arch=arch, base_channels=base_channels, out_indices=(0, 1, 2, 3), **kwargs))
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # as after training
+            nn.init.normal_(norm.running_mean, std=0.1)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+            nn.init.uniform_(norm.bias, 0, 0.5)  # positive: ReLUs of a deep narrow net die else
+    net.train(False)  # the stock train() and eval() return None
+    return net
+
+
+def relative(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('method', ['OREPA', 'RepVGG'])
+def test_architectures(arch, method):
+    net = build(arch=arch, method=method).double()
+    assert isinstance(net, RepVGG)
+    blocks = [m for m in net.modules() if isinstance(m, RepVGGBlock)]
+    assert all(isinstance(block.branch_3x3.conv, OREPAConv2d) == (method == 'OREPA') for block in blocks)
+    assert all(type(block.branch_1x1.conv) is nn.Conv2d for block in blocks)
+    assert {block.branch_3x3.conv.groups for block in blocks} == ({1, int(arch[-1])} if 'g' in arch else {1})
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected = net(x)
+    orepa_mm.reparameterize(net)
+    assert all(relative(a, b) < 1e-10 for a, b in zip(net(x), expected, strict=True))
+    # Deployed it has the names and shapes of the stock deployed network, so either takes the other's weights.
+    RepVGG(arch, base_channels=16, deploy=True).load_state_dict(net.state_dict())
+    deployed = build(arch=arch, method=method, deploy=True).double()
+    deployed.load_state_dict(net.state_dict())
+    assert all(relative(a, b) < 1e-10 for a, b in zip(deployed(x), expected, strict=True))
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_every_toolbox_trains_and_freezes_it(scope):
+    net = build(scope, frozen_stages=1, norm_eval=True)
+    net.train()
+    outputs = net(torch.randn(2, 3, 64, 64))
+    assert [y.shape[-1] for y in outputs] == [16, 8, 4, 2]
+    sum(y.square().mean() for y in outputs).backward()
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is None) == name.startswith(('stem.', 'stage_1.')), name
+    assert not net.stage_3[0].branch_3x3.norm.training
+
+
+def test_with_cp_gives_the_same_gradients():
+    net, x = build(), torch.randn(2, 3, 64, 64, requires_grad=True)
+    again = build(with_cp=True)
+    again.load_state_dict(net.state_dict())
+    for model in (net, again):
+        model.train()
+        model(x)[-1].square().sum().backward()
+    for (name, p), q in zip(net.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.allclose(p.grad, q[1].grad, rtol=1e-4, atol=1e-5), name
+
+
+def test_method_repvgg_is_the_stock_network():
+    stock = RepVGG('A0', base_channels=16)
+    assert [(n, p.shape) for n, p in build(method='RepVGG').named_parameters()] == [(n, p.shape) for n, p in stock.named_parameters()]
+
+
+@pytest.mark.parametrize('options', [{}, dict(method='RepVGG'), dict(arch='D2se')])
+def test_switch_to_deploy(options):
+    net, x = build(**options).double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected, by_block = net(x)[-1], copy.deepcopy(net)
+    net.switch_to_deploy()
+    assert net.deploy and relative(net(x)[-1], expected) < 1e-10
+    if 'arch' not in options:  # a stock block that deploys itself leaves squeeze and excitation out
+        for block in list(by_block.modules()):
+            if isinstance(block, RepVGGBlock):
+                block.switch_to_deploy()
+        assert relative(by_block(x)[-1], expected) < 1e-10
+        assert all(type(m.branch_reparam) is nn.Conv2d for m in by_block.modules() if isinstance(m, RepVGGBlock))
+
+
+def test_blocks_of_a_stock_network_are_merged_and_come_back():
+    net = RepVGG('A0', base_channels=16)
+    net.train(False)
+    x = torch.randn(1, 3, 64, 64)
+    expected, state = net(x)[-1], copy.deepcopy(net.state_dict())
+    with reparameterized(net) as swaps:
+        assert len(swaps) == 22 and not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert relative(net(x)[-1], expected) < 1e-5
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items()) and net.state_dict().keys() == state.keys()
+    assert torch.equal(net(x)[-1], expected)
+
+
+def test_without_folding_norms_only_the_convolutions_are_squeezed():
+    net, x = build(), torch.randn(1, 3, 64, 64)
+    expected = net(x)[-1]
+    orepa_mm.reparameterize(net, fuse_norm=False)
+    assert not [m for m in net.modules() if isinstance(m, OREPAConv2d)]
+    assert type(net.stage_1[1].branch_norm) is nn.BatchNorm2d and relative(net(x)[-1], expected) < 1e-5
+
+
+def test_requires_grad_and_channels_last_carry_over():
+    net = build(frozen_stages=1).to(memory_format=torch.channels_last)
+    orepa_mm.reparameterize(net)
+    assert not net.stem.branch_reparam.weight.requires_grad and not net.stage_1[0].branch_reparam.bias.requires_grad
+    assert net.stage_3[0].branch_reparam.weight.requires_grad and net.stage_3[0].branch_reparam.bias.requires_grad
+    assert net.stage_3[0].branch_reparam.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_block_in_training_mode_is_refused():
+    net = build()
+    net.stage_2[1].branch_norm.train()
+    state = list(net.state_dict())
+    with pytest.raises(FuseError, match=r'"stage_2\.1\.branch_norm" is in training mode'):
+        orepa_mm.reparameterize(net)
+    assert list(net.state_dict()) == state
+
+
+@pytest.mark.parametrize(('options', 'message'), [(dict(method='DBB'), "method='DBB'.*OREPA, RepVGG"), (dict(arch='C1'), "arch='C1'.*A0")])
+def test_unknown_names(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_under_a_detector_and_a_segmentor(scope):
+    """Loss, backward pass and predictions of stock models on this backbone."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    init_default_scope(scope)
+    name = 'retinanet/retinanet_r50_fpn_1x_coco' if scope == 'mmdet' else 'pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024'
+    package = importlib.import_module(scope).__path__[0]
+    cfg = Config.fromfile(f'{package}/.mim/configs/{name}.py').model
+    cfg.backbone = dict(type='OREPARepVGG', arch='A0', base_channels=16, out_indices=(0, 1, 2, 3))
+    if scope == 'mmdet':
+        cfg.neck.in_channels = [12, 24, 48, 320]
+    else:
+        cfg.pretrained = None
+        cfg.decode_head.update(in_channels=320, channels=32, norm_cfg=dict(type='BN'))
+        cfg.auxiliary_head.update(in_channels=48, norm_cfg=dict(type='BN'))
+    model = importlib.import_module(f'{scope}.registry').MODELS.build(cfg)
+    from test_drop_in import batch_of
+
+    batch = batch_of(scope, model)
+    loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode='loss'))
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in model.backbone.stage_3.parameters())
+    outputs = dense_outputs(model.eval(), batch)
+    expected = outputs()
+    orepa_mm.reparameterize(model)
+    assert largest_difference(expected, outputs()) < 1e-4
