@@ -78,21 +78,28 @@ def batch_of(name: str, model: torch.nn.Module) -> dict:
     return dict(inputs=pictures, data_samples=samples)
 
 
+def without_gradient(model: torch.nn.Module):
+    for path, layer in model.named_modules():
+        if isinstance(layer, OREPAConv2d) and all(p.requires_grad for p in layer.parameters()):
+            for key, parameter in layer.named_parameters():
+                if parameter.grad is None or not parameter.grad.isfinite().all() or parameter.grad.abs().max() == 0:
+                    yield f'{path}.{key}'
+
+
 @pytest.mark.parametrize('name', MODELS)
 def test_train_reparameterize_predict(name):
     model = build(name).train()
     assert len(layers(model)) >= len(MODELS[name])
     batch = batch_of(name, model)
     data = model.data_preprocessor(batch, True)
-    losses = model(**data, mode='loss')
-    loss, _ = model.parse_losses(losses)
-    assert loss.isfinite()
-    loss.backward()
-    for path, layer in model.named_modules():
-        if isinstance(layer, OREPAConv2d) and all(p.requires_grad for p in layer.parameters()):
-            for key, parameter in layer.named_parameters():
-                assert parameter.grad is not None and parameter.grad.isfinite().all(), f'{path}.{key}'
-                assert parameter.grad.abs().max() > 0, f'{path}.{key}'
+    for _ in range(5):  # a loss on randomly sampled anchors can pass a level of the neck by
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+        assert loss.isfinite()
+        loss.backward()
+        idle = list(without_gradient(model))
+        if not idle:
+            break
+    assert not idle
 
     model.eval()
     count = len(layers(model))
