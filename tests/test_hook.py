@@ -179,6 +179,7 @@ def test_two_stage_detector_is_measured_to_its_heads(mini_data):
     loader.dataset.data_root = str(mini_data / 'coco-mini')
     batch = next(iter(Runner.build_dataloader(loader)))
     model = MODELS.build(cfg.model).eval()
+    model.init_weights()  # an RPN as it starts training proposes something everywhere
     run = dense_outputs(model, batch)
     expected = run()
     assert largest_difference(expected, run()) == 0
