@@ -1,4 +1,4 @@
-"""Puts the layers, the hook and the backbones into the MM registries, and lets torch read mmengine's checkpoints.
+"""Puts layers, backbones, hook and optimizer constructor into the MM registries, and lets torch read mmengine's checkpoints.
 
 Nothing here needs more than is installed: without mmengine no registry is touched, and a toolbox that is absent is passed over.
 """
@@ -37,7 +37,8 @@ def register_all() -> None:
     if find_spec('mmengine') is None:
         return
     register_layers()
-    import_module(f'{__package__}.engine.reparameterize_hook')
+    for part in ('reparameterize_hook', 'optim_wrapper_constructor'):
+        import_module(f'{__package__}.engine.{part}')
     import_module(f'{__package__}.engine.checkpoint').allow_log_history()
     for toolbox in TOOLBOXES:
         if find_spec(toolbox) is not None:

@@ -2,6 +2,17 @@
 
 from .fuse import fuse_norm
 from .merge import average, identity_kernel, merge_1x1_kxk
+from .repvgg_l2 import repvgg_l2
 from .squeeze import compose, frequency_prior, squeeze_1x1, squeeze_kxk
 
-__all__ = ['average', 'compose', 'frequency_prior', 'fuse_norm', 'identity_kernel', 'merge_1x1_kxk', 'squeeze_1x1', 'squeeze_kxk']
+__all__ = [
+    'average',
+    'compose',
+    'frequency_prior',
+    'fuse_norm',
+    'identity_kernel',
+    'merge_1x1_kxk',
+    'repvgg_l2',
+    'squeeze_1x1',
+    'squeeze_kxk',
+]

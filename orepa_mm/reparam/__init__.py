@@ -1,6 +1,7 @@
 """Re-parameterization: layers and blocks with branches become plain convolutions."""
 
+from .blocks import is_mergeable_block
 from .convert import Swap, is_reparameterizable, plan_swaps, reparameterize, reparameterized
 from .fold import FuseError
 
-__all__ = ['FuseError', 'Swap', 'is_reparameterizable', 'plan_swaps', 'reparameterize', 'reparameterized']
+__all__ = ['FuseError', 'Swap', 'is_mergeable_block', 'is_reparameterizable', 'plan_swaps', 'reparameterize', 'reparameterized']

@@ -1,0 +1,112 @@
+"""Parameter groups, the paper's weight decay rule, and RepVGG's custom L2."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmpretrain.registry import MODELS
+from torch import nn
+
+from orepa_mm import OREPAConv2d
+
+SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
+# No decay on biases and norms, and biases learn twice as fast, those of norms too.
+PAPER = dict(norm_decay_mult=0.0, custom_keys={'.bias': dict(lr_mult=2.0, decay_mult=0.0)})
+
+
+def wrapper(model: nn.Module, constructor: str = 'OREPAOptimWrapperConstructor', optimizer: dict = SGD, **paramwise):
+    return build_optim_wrapper(model, dict(constructor=constructor, optimizer=dict(optimizer), paramwise_cfg=paramwise or None))
+
+
+def settings(model: nn.Module, optim_wrapper) -> dict[str, tuple[float, float]]:
+    found = {id(p): (group['lr'], group['weight_decay']) for group in optim_wrapper.optimizer.param_groups for p in group['params']}
+    return {name: found[id(p)] for name, p in model.named_parameters()}
+
+
+def resnet() -> nn.Module:
+    return MODELS.build(dict(type='OREPAResNet', depth=18, stem_channels=8, base_channels=8))
+
+
+def repvgg(method: str) -> nn.Module:
+    net = MODELS.build(dict(type='OREPARepVGG', arch='A0', method=method, base_channels=16)).double()
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+            nn.init.uniform_(norm.weight, 0.5, 2)
+    return net
+
+
+def test_the_papers_rule():
+    model = resnet()
+    found = settings(model, wrapper(model, **PAPER))
+    norms = {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert norms
+    for name, setting in found.items():
+        owner, _, leaf = name.rpartition('.')
+        expected = (0.2, 0.0) if leaf == 'bias' else (0.1, 0.0) if owner in norms else (0.1, 0.01)
+        assert setting == pytest.approx(expected), name
+
+
+def test_groups_are_merged_and_the_settings_are_the_default_constructors():
+    model = resnet()
+    rules = dict(PAPER, custom_keys={**PAPER['custom_keys'], 'conv1.kernel.stages': dict(lr_mult=0.1)})
+    merged, stock = wrapper(model, **rules), wrapper(model, constructor='DefaultOptimWrapperConstructor', **rules)
+    assert settings(model, merged) == settings(model, stock)
+    assert len(stock.optimizer.param_groups) == len(list(model.parameters()))
+    groups = merged.optimizer.param_groups
+    assert len(groups) == 4 and (groups[0]['lr'], groups[0]['weight_decay']) == (0.1, 0.01)
+
+
+def test_other_settings_keep_groups_apart():
+    model = resnet()
+    optim_wrapper = wrapper(model, custom_keys={'layer1': dict(momentum=0.5), 'layer2': dict(lr_mult=1.0)})
+    momenta = {id(p): group['momentum'] for group in optim_wrapper.optimizer.param_groups for p in group['params']}
+    assert all(momenta[id(p)] == (0.5 if name.startswith('layer1') else 0.9) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize('method', ['OREPA', 'RepVGG'])
+def test_custom_l2_is_the_gradient_of_its_formula(method):
+    model = repvgg(method)
+    expected = copy.deepcopy(model)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    optim_wrapper = wrapper(model, custom_l2=True)
+    found = settings(model, optim_wrapper)
+    assert all((decay == 0) == ('branch_3x3' in name or 'branch_1x1' in name) for name, (_, decay) in found.items())
+    optim_wrapper.update_params(model(x)[-1].square().mean())
+
+    loss = expected(x)[-1].square().mean()
+    for block in expected.modules():
+        if type(block).__name__ == 'RepVGGBlock':
+            wide, narrow = block.branch_3x3, block.branch_1x1
+            factors = [(b.norm.weight / (b.norm.running_var + b.norm.eps).sqrt()).detach().view(-1, 1, 1, 1) for b in (wide, narrow)]
+            for row in range(3):
+                for column in range(3):
+                    tap = wide.conv.weight[:, :, row : row + 1, column : column + 1]
+                    if row == column == 1:
+                        merged = tap * factors[0] + narrow.conv.weight * factors[1]
+                        loss = loss + 0.005 * (merged**2 / (factors[0] ** 2 + factors[1] ** 2)).sum()
+                    else:
+                        loss = loss + 0.005 * (tap**2).sum()
+    loss.backward()
+    for (name, p), q in zip(expected.named_parameters(), model.parameters(), strict=True):
+        step = p - 0.1 * (p.grad + found[name][1] * p)
+        assert (step - q).abs().max() <= 1e-10 * q.abs().max(), name
+
+
+def test_custom_l2_leaves_frozen_blocks_alone():
+    model = MODELS.build(dict(type='OREPARepVGG', arch='A0', base_channels=16, frozen_stages=1))
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    wrapper(model, custom_l2=True).update_params(model(torch.randn(2, 3, 32, 32))[-1].square().mean())
+    for name, p in model.named_parameters():
+        assert torch.equal(before[name], p) == name.startswith(('stem.', 'stage_1.')) or name.endswith('.freq'), name
+    assert any(isinstance(m, OREPAConv2d) for m in model.stem.modules())
+
+
+def test_custom_l2_says_when_it_makes_no_sense():
+    with pytest.raises(ValueError, match='custom_l2=True is for RepVGG blocks'):
+        wrapper(resnet(), custom_l2=True)
+    with pytest.raises(ValueError, match='needs a weight_decay'):
+        wrapper(repvgg('RepVGG'), optimizer=dict(type='SGD', lr=0.1), custom_l2=True)

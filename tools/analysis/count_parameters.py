@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Count the parameters of the published architectures with 1000 classes, in training form and re-parameterized.
+
+python tools/analysis/count_parameters.py                            # a table in the terminal
+python tools/analysis/count_parameters.py --write docs/architectures.md
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+from common import UsageError, run  # noqa: E402
+
+import orepa_mm  # noqa: E402
+
+NUM_CLASSES = 1000
+RESNETS = {
+    **{f'ResNet-{depth}': dict(depth=depth) for depth in (18, 34, 50, 101, 152)},
+    'WideResNet-18 x1.5': dict(depth=18, stem_channels=96, base_channels=96),
+    'WideResNet-18 x2': dict(depth=18, stem_channels=128, base_channels=128),
+    **{f'ResNeXt-{depth} 32x4d': dict(type='OREPAResNeXt', depth=depth) for depth in (50, 101)},
+}
+REPVGGS = ('A0', 'A1', 'A2', 'B0', 'B1', 'B1g2', 'B1g4', 'B2', 'B2g2', 'B2g4', 'B3', 'B3g2', 'B3g4', 'D2se')
+# Networks whose weights the authors published.
+PUBLISHED = (
+    *('ResNet-18', 'ResNet-34', 'ResNet-50', 'ResNet-101', 'WideResNet-18 x2', 'ResNeXt-50 32x4d'),
+    *('RepVGG-A0', 'RepVGG-A1', 'RepVGG-A2'),
+)
+BEGIN, END = '<!-- parameters: begin -->', '<!-- parameters: end -->'
+
+
+def backbones() -> dict[tuple[str, str], dict]:
+    """Architecture and method -> config of the backbone."""
+    configs = {}
+    for name, options in RESNETS.items():
+        for method in ('none', 'DBB', 'OREPA'):
+            configs[name, method] = dict(dict(type='OREPAResNet'), **options, method=method)
+    for arch in REPVGGS:
+        for method in ('RepVGG', 'OREPA'):
+            configs[f'RepVGG-{arch}', method] = dict(type='OREPARepVGG', arch=arch, method=method)
+    return configs
+
+
+def count(config: dict) -> tuple[int, int]:
+    """Parameters of a backbone with a linear head, in training form and re-parameterized."""
+    from mmdet.registry import MODELS
+
+    with torch.device('meta'):  # shapes alone: no weights are drawn
+        backbone = MODELS.build(dict(config))
+        channels = backbone(torch.empty(1, 3, 64, 64))[-1].shape[1]
+        model = nn.ModuleDict(dict(backbone=backbone, head=nn.Linear(channels, NUM_CLASSES)))
+        model.train(False)
+        training = sum(p.numel() for p in model.parameters())
+        orepa_mm.reparameterize(model)
+    return training, sum(p.numel() for p in model.parameters())
+
+
+def rows(progress: bool = False) -> list[tuple[str, str, int, int]]:
+    configs, table = backbones(), []
+    for i, ((name, method), config) in enumerate(configs.items(), 1):
+        if progress:
+            print(f'\r{i} of {len(configs)}', end='', file=sys.stderr, flush=True)
+        table.append((name, method, *count(config)))
+    if progress:
+        print(file=sys.stderr)
+    return table
+
+
+def markdown(table: list[tuple[str, str, int, int]]) -> str:
+    lines = ['| architecture | method | training form | re-parameterized |', '|---|---|---:|---:|']
+    for name, method, training, deployed in table:
+        mark = ' *' if name in PUBLISHED and method == 'OREPA' else ''
+        lines.append(f'| {name} | {method}{mark} | {training:,} | {deployed:,} |')
+    return '\n'.join(lines)
+
+
+def insert(text: str, table: str) -> str:
+    """``text`` with what stands between the two markers replaced by ``table``."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UsageError(f'the file lacks the lines {BEGIN} and {END} that the table goes between.')
+    return f'{before}{BEGIN}\n\n{table}\n\n{END}{after}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
+    args = parser.parse_args()
+    if args.write and not args.write.is_file():
+        raise UsageError(f'{args.write}: no such file.')
+    table = rows(progress=True)
+    print(f'{"architecture":<20}{"method":<8}{"training form":>15}{"re-parameterized":>18}')
+    for name, method, training, deployed in table:
+        print(f'{name:<20}{method:<8}{training:>15,}{deployed:>18,}')
+    if args.write:
+        text = insert(args.write.read_text(), markdown(table))
+        partial = args.write.with_name(args.write.name + '.partial')
+        partial.write_text(text)
+        os.replace(partial, args.write)
+        print(f'wrote {args.write}')
+
+
+if __name__ == '__main__':
+    run(main)
