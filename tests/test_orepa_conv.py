@@ -74,7 +74,8 @@ def test_output_is_the_branches_run_one_by_one(form):
             return F.conv2d(F.conv2d(x, weight, groups=groups), spatial, **dict(geometry, groups=12))
 
         seq = F.conv2d(F.conv2d(x, kernel.seq_1x1 + kernel.identity, groups=groups), kernel.seq_kxk, **geometry)
-        depthwise = F.conv2d(x, kernel.dw, **dict(geometry, groups=6))
+        expanded = x.unflatten(1, (groups, 1, -1)).expand(-1, -1, expansion, -1, -1, -1).flatten(1, 3)  # every input channel, over and over
+        depthwise = F.conv2d(expanded, kernel.dw, **dict(geometry, groups=6 * expansion))
         centre = F.pad(kernel.point, [k // 2] * 4)
         expected = (
             scale[0] * F.conv2d(x, kernel.origin, **geometry)

@@ -66,13 +66,21 @@ def _rows(pw: Tensor, groups: int) -> Tensor:
     return torch.arange(len(pw)).view(-1, groups).t().reshape(-1)
 
 
+def _expansion(channels: Tensor, groups: int, inner: int, outer: int) -> Tensor:
+    """Swap the order of expansion and input channels along the first dimension: there the expansion runs fastest, here the input."""
+    return channels.reshape(groups, inner, outer, -1).transpose(1, 2).reshape_as(channels)
+
+
 def import_kxk(layer: State) -> State:
     """The state dict of an ``OREPAKernel`` from that of a published OREPA layer (constants left out)."""
     names = _inverse(KXK)
     kernel = {names[key]: value for key, value in layer.items() if key in names}
     if not kernel.keys() >= {'dw', 'pw', 'origin'}:
         raise UnknownKeyError(f'keys of an OREPA layer are missing; it has {", ".join(list(layer)[:3])}')
-    kernel['pw'] = kernel['pw'][_rows(kernel['pw'], _groups(kernel['dw'], kernel['origin']))]
+    groups, inputs = _groups(kernel['dw'], kernel['origin']), kernel['origin'].shape[1]
+    kernel['dw'] = _expansion(kernel['dw'], groups, inputs, 8)
+    pw = kernel['pw'][_rows(kernel['pw'], groups)]
+    kernel['pw'] = _expansion(pw.transpose(0, 1), 1, inputs, 8).transpose(0, 1).contiguous()
     return kernel
 
 
@@ -80,9 +88,10 @@ def export_kxk(kernel: State) -> State:
     """The inverse of :func:`import_kxk`, constants included."""
     layer = {KXK[key]: value for key, value in kernel.items()}
     origin, seq_1x1 = kernel['origin'], kernel['seq_1x1']
-    groups = _groups(kernel['dw'], origin)
+    groups, inputs = _groups(kernel['dw'], origin), origin.shape[1]
+    layer[KXK['dw']] = _expansion(kernel['dw'], groups, 8, inputs)
     pw = torch.empty_like(kernel['pw'])
-    pw[_rows(pw, groups)] = kernel['pw']
+    pw[_rows(pw, groups)] = _expansion(kernel['pw'].transpose(0, 1), 1, 8, inputs).transpose(0, 1)
     k, (inner, per_group) = origin.shape[-1], seq_1x1.shape[:2]
     layer[KXK['pw']] = pw
     layer['weight_orepa_avg_avg'] = torch.full((k, k), 1 / (k * k), dtype=origin.dtype)

@@ -57,7 +57,7 @@ def squeeze_kxk(
         prior: :func:`frequency_prior`, [O, k, k].
         seq_1x1: 1x1 convolution of the 1x1 then k x k branch with its identity added, [T, I/g, 1, 1].
         seq_kxk: k x k convolution after it, [O, T/g, k, k].
-        dw: Depthwise convolution, [E I, 1, k, k], E the expansion; channel ``i E + e`` belongs to input channel i.
+        dw: Depthwise convolution, [E I, 1, k, k], E the expansion; in a group, channel ``e I/g + i`` belongs to input channel i.
         pw: Pointwise convolution after it, [O, E I/g, 1, 1].
         point: 1x1 branch, added at the kernel's centre, [O, I/g, 1, 1], or None.
         groups: g.
@@ -81,9 +81,9 @@ def squeeze_kxk(
         centre = k // 2
         weight = weight + F.pad(point * _per_channel(next(rows)), [centre] * 4)
 
-    depthwise = dw.reshape(groups, in_per_group, -1, taps)
-    pointwise = pw.reshape(groups, out_per_group, in_per_group, -1)
-    separable = torch.einsum('goie,giep->goip', pointwise, depthwise)
+    depthwise = dw.reshape(groups, -1, in_per_group, taps)
+    pointwise = pw.reshape(groups, out_per_group, -1, in_per_group)
+    separable = torch.einsum('goei,geip->goip', pointwise, depthwise)
     return weight + separable.reshape_as(origin) * _per_channel(next(rows))
 
 

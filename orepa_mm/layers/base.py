@@ -17,6 +17,14 @@ class PlainKernelError(RuntimeError):
     """A state dict with a plain kernel is loaded into a layer with branches."""
 
 
+def memory_format_of(module: nn.Module) -> torch.memory_format:
+    """``channels_last`` where a parameter of ``module`` is in that format and in no other."""
+    last = torch.channels_last
+    kernels = [p for p in module.parameters() if p.dim() == 4 and p.shape[-1] > 1]
+    found = any(p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in kernels)
+    return last if found else torch.contiguous_format
+
+
 class ReparameterizableConv2d(nn.Module):
     """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
 
@@ -89,6 +97,11 @@ class ReparameterizableConv2d(nn.Module):
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         """Kernel [O, I/g, k, k] and bias [O] (or None) of the plain convolution this layer equals."""
         raise NotImplementedError
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of the kernels, that of the plain convolution too."""
+        return memory_format_of(self)
 
     def init_weights(self) -> None:
         """Draw new weights; mmcv's ``ConvModule`` leaves layers alone that have this method."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..functional import compose, frequency_prior, squeeze_1x1, squeeze_kxk
+from ..functional import compose, frequency_prior, fused_squeeze_1x1, fused_squeeze_kxk, squeeze_1x1, squeeze_kxk
 
 POINT_ROW = 4  # of the 1x1 branch in the scales of an OREPAKernel
 
@@ -39,6 +39,9 @@ class OREPAKernel(nn.Module):
         The call returns [O, I/g, k, k].
     """
 
+    # False computes by the plain formula, with the same result; torch.compile is given that to fuse itself.
+    fused = True
+
     # plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise
     initial_scale = (0.25, 0.25, 0.0, 0.5, 1.0, 0.5)
 
@@ -59,14 +62,16 @@ class OREPAKernel(nn.Module):
         # With many groups the stacked branch is widened, or it would have next to no channels to mix.
         inner = in_channels if groups <= 4 else 2 * in_channels
 
-        def weight(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+        def weight(*shape: int, memory_format=torch.contiguous_format) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype, memory_format=memory_format))
 
-        self.origin = weight(out_channels, in_per_group, kernel_size, kernel_size)
+        # The layout squeezing works in.
+        rows = dict(memory_format=torch.channels_last)
+        self.origin = weight(out_channels, in_per_group, kernel_size, kernel_size, **rows)
         self.avg = weight(out_channels, in_per_group, 1, 1)
         self.freq = weight(out_channels, in_per_group, 1, 1)
         self.seq_1x1 = weight(inner, in_per_group, 1, 1)
-        self.seq_kxk = weight(out_channels, inner // groups, kernel_size, kernel_size)
+        self.seq_kxk = weight(out_channels, inner // groups, kernel_size, kernel_size, **rows)
         self.point = weight(out_channels, in_per_group, 1, 1) if point_branch else None
         self.dw = weight(expansion * in_channels, 1, kernel_size, kernel_size)
         self.pw = weight(out_channels, expansion * in_per_group, 1, 1)
@@ -103,20 +108,17 @@ class OREPAKernel(nn.Module):
         self.fill_constants()
         return self
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The format asked for with ``.to(memory_format=...)``; some parameters are always stored as ``channels_last``."""
+        return torch.contiguous_format if self.pw.stride(2) == 1 else torch.channels_last
+
     def forward(self) -> Tensor:
-        return squeeze_kxk(
-            self.scale,
-            self.origin,
-            self.avg,
-            self.freq,
-            self.prior,
-            self.seq_1x1 + self.identity,
-            self.seq_kxk,
-            self.dw,
-            self.pw,
-            self.point,
-            self.groups,
-        )
+        branches = (self.scale, self.origin, self.avg, self.freq, self.prior)
+        rest = (self.seq_kxk, self.dw, self.pw, self.point, self.groups)
+        if self.fused and not torch.compiler.is_compiling():
+            return fused_squeeze_kxk(*branches, self.seq_1x1, self.identity, *rest)
+        return squeeze_kxk(*branches, self.seq_1x1 + self.identity, *rest)
 
 
 class OREPAPointwiseKernel(nn.Module):
@@ -125,6 +127,8 @@ class OREPAPointwiseKernel(nn.Module):
     Shape:
         The call returns [O, I/g, 1, 1].
     """
+
+    fused = True  # as in OREPAKernel
 
     initial_scale = (1.0, 0.5)
 
@@ -154,7 +158,8 @@ class OREPAPointwiseKernel(nn.Module):
             row.fill_(value)
 
     def forward(self) -> Tensor:
-        return squeeze_1x1(self.scale, self.origin, self.first, self.second, self.groups)
+        squeeze = fused_squeeze_1x1 if self.fused and not torch.compiler.is_compiling() else squeeze_1x1
+        return squeeze(self.scale, self.origin, self.first, self.second, self.groups)
 
 
 class DeepLinearKernel(nn.Module):

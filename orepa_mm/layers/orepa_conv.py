@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .base import ReparameterizableConv2d
+from .base import ReparameterizableConv2d, memory_format_of
+from .kernel_cache import KernelCache
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 
@@ -14,6 +15,7 @@ class OREPAConv2d(ReparameterizableConv2d):
     linear stem of stacked 3x3 OREPA kernels. Source: "Online Convolutional Re-parameterization", CVPR 2022, section 3.
 
     The squeezing runs in the parameters' dtype, under autocast too: it is cheap, and half precision there would round every branch.
+    Where no gradient is asked for, the squeezed kernel is kept and used again until a parameter changes.
 
     Usable wherever MM models take a ``conv_cfg``::
 
@@ -65,22 +67,52 @@ class OREPAConv2d(ReparameterizableConv2d):
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, **shape)
 
+        self._cache = KernelCache()
+
     def reset_parameters(self) -> None:
         self.kernel.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     @property
-    def weight(self) -> Tensor:
-        """The squeezed kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
+    def memory_format(self) -> torch.memory_format:
+        kernel = self.kernel.stages[0] if isinstance(self.kernel, DeepLinearKernel) else self.kernel
+        return kernel.memory_format if isinstance(kernel, OREPAKernel) else memory_format_of(kernel)
+
+    def _squeeze(self) -> Tensor:
         device = next(self.kernel.parameters()).device.type
         if not torch.amp.is_autocast_available(device):
             return self.kernel()
         with torch.autocast(device, enabled=False):
             return self.kernel()
 
+    @property
+    def weight(self) -> Tensor:
+        """The squeezed kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
+        return self._squeeze().contiguous(memory_format=self.memory_format)
+
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         return self.weight, self.bias
 
+    def train(self, mode: bool = True) -> 'OREPAConv2d':
+        self._cache.clear()
+        return super().train(mode)
+
+    def _kernel_for(self, x: Tensor) -> Tensor:
+        # A channels_last kernel would turn the feature maps into that format too.
+        memory_format = memory_format_of_input(x)
+
+        def squeeze() -> Tensor:
+            return self._squeeze().contiguous(memory_format=memory_format)
+
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(p.requires_grad for p in self.kernel.parameters())):
+            return squeeze()
+        return self._cache.get(self.kernel, memory_format, squeeze)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight, self.bias)
+        return self._conv_forward(x, self._kernel_for(x), self.bias)
+
+
+def memory_format_of_input(x: Tensor) -> torch.memory_format:
+    is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format

@@ -1,10 +1,10 @@
 """The plain convolution that equals a layer with branches, with the norm after it folded in."""
 
-import torch
 from torch import Tensor, nn
 
 from ..functional import fuse_norm
 from ..layers import ReparameterizableConv2d
+from ..layers.base import memory_format_of
 from .norm_pairs import is_batch_norm
 
 
@@ -70,12 +70,9 @@ def plain_conv(like: nn.Module, weight: Tensor, bias: Tensor | None, source: nn.
         like.padding_mode,
         device='meta',
     )
-    channels_last = any(
-        p.dim() == 4 and p.shape[-1] > 1 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
-        for p in like.parameters()
-    )
+    memory_format = like.memory_format if isinstance(like, ReparameterizableConv2d) else memory_format_of(like)
     # clone: the branchless forms hand out their parameter itself
-    weight = weight.detach().clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    weight = weight.detach().clone(memory_format=memory_format)
     conv.weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in source.parameters()))
     if bias is not None:
         sources = [p for p in (getattr(like, 'bias', None), *(p for norm in norms for p in norm.parameters())) if p is not None]

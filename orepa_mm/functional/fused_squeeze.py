@@ -1,0 +1,225 @@
+"""Squeezing with a closed-form backward pass: the numbers of :mod:`.squeeze`, faster and with nothing kept but the parameters.
+
+All work is on kernels laid out [g, O/g, k*k, I/g], which is the memory of a ``channels_last`` kernel: there the k x k convolution after the
+1x1 one is a matrix product without transpositions, and every other branch multiplies contiguous rows of input channels.
+
+With W the squeezed kernel, G its gradient, S and M the k x k and the 1x1 convolution in sequence, P_e and D_e the pointwise and depthwise
+ones of one expansion channel, and p the position in the kernel::
+
+    W    = s0 origin + s1 / (k k) avg + s2 freq prior + s3 S M + s4 point + s5 sum_e P_e D_e
+    dS   = s3 (G M^T)                  ds3 = sum S * (G M^T)
+    dM   = (s3 S)^T G
+    dP_e = s5 sum_p (G D_e)            ds5 = sum P_e * sum_p (G D_e)
+    dD_e = sum_o (s5 P_e G)
+
+and so on: the gradient of a scale comes out of a product that is needed anyway, so no intermediate of the forward pass is kept.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements of a kernel that the elementwise passes take at a time on a CPU: what stays in the cache of a core.
+CHUNK = 1 << 17
+
+
+def _rows(kernel: Tensor, groups: int) -> Tensor:
+    """[O, C/g, k, k] as [g, O/g, k*k, C/g]; a view where the memory is ``channels_last``."""
+    return kernel.permute(0, 2, 3, 1).reshape(groups, kernel.shape[0] // groups, -1, kernel.shape[1]).contiguous()
+
+
+def _kernel(rows: Tensor, k: int) -> Tensor:
+    """The inverse of :func:`_rows`, always a view."""
+    return rows.reshape(-1, k, k, rows.shape[-1]).permute(0, 3, 1, 2)
+
+
+def _chunks(rows: Tensor) -> list[slice]:
+    """Slices of the output channels of a group."""
+    groups, channels, taps, inputs = rows.shape
+    step = max(1, CHUNK // (groups * taps * inputs)) if rows.device.type == 'cpu' else channels
+    return [slice(start, start + step) for start in range(0, channels, step)]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of products over all but the first two dimensions."""
+    return torch.linalg.vecdot(a.flatten(2), b.flatten(2))
+
+
+class _SqueezeKxK(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups):
+        saved = scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point
+        ctx.save_for_backward(*saved)
+        ctx.groups = groups
+        return _kernel(_squeeze_rows(*_in_rows(saved, groups)), origin.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        saved, groups = ctx.saved_tensors, ctx.groups
+        grads = _gradient_rows(_rows(grad, groups), *_in_rows(saved, groups), needed=ctx.needs_input_grad)
+        scale, origin, avg, freq, _, seq_1x1, _, seq_kxk, dw, pw, point = saved
+        k = origin.shape[-1]
+        shaped = dict(
+            scale=lambda g: g.reshape_as(scale),
+            origin=lambda g: _kernel(g, k),
+            avg=lambda g: g.reshape_as(avg),
+            freq=lambda g: g.reshape_as(freq),
+            seq_1x1=lambda g: g.reshape_as(seq_1x1),
+            seq_kxk=lambda g: _kernel(g, k),
+            dw=lambda g: g.transpose(2, 3).reshape_as(dw),
+            pw=lambda g: g.reshape_as(pw),
+            point=lambda g: g.reshape_as(point),
+        )
+        names = ('scale', 'origin', 'avg', 'freq', 'prior', 'seq_1x1', 'identity', 'seq_kxk', 'dw', 'pw', 'point')
+        return *(shaped[name](grads[name]) if grads.get(name) is not None else None for name in names), None
+
+
+def _in_rows(saved, groups: int) -> tuple[Tensor | None, ...]:
+    """The parameters with groups and output channels in front and input channels last."""
+    scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point = saved
+    per_group, inputs = origin.shape[0] // groups, origin.shape[1]
+    return (
+        scale.view(-1, groups, per_group, 1),
+        _rows(origin, groups),
+        avg.reshape(groups, per_group, inputs),
+        freq.reshape(groups, per_group, inputs),
+        prior.reshape(groups, per_group, -1),
+        (seq_1x1 + identity).reshape(groups, -1, inputs),
+        _rows(seq_kxk, groups),
+        dw.reshape(groups, -1, inputs, origin.shape[-1] ** 2).transpose(2, 3).contiguous(),
+        pw.reshape(groups, per_group, -1, inputs),
+        None if point is None else point.reshape(groups, per_group, inputs),
+    )
+
+
+def _squeeze_rows(scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point) -> Tensor:
+    *s, s_separable = scale.unbind(0)  # the 1x1 branch has the last but one where there is one
+    taps, expansion = origin.shape[2], dw.shape[1]
+    rows = torch.bmm(seq_kxk.flatten(1, 2), seq_1x1).view_as(origin)
+    for c in _chunks(rows):
+        w = rows[:, c]
+        w.mul_(s[3][:, c, None]).addcmul_(origin[:, c], s[0][:, c, None])
+        separable = (pw[:, c] * s_separable[:, c, None]).unsqueeze(3)
+        for e in range(expansion):
+            w.addcmul_(separable[:, :, e], dw[:, None, e])
+        w.addcmul_((freq[:, c] * s[2][:, c]).unsqueeze(2), prior[:, c].unsqueeze(3))
+        w.add_((avg[:, c] * (s[1][:, c] / taps)).unsqueeze(2))
+        if point is not None:
+            w[:, :, taps // 2].addcmul_(point[:, c], s[4][:, c])
+    return rows
+
+
+def _gradient_rows(grad, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point, needed) -> dict[str, Tensor | None]:
+    *s, s_separable = scale.unbind(0)
+    taps, expansion = origin.shape[2], dw.shape[1]
+    d_scale = torch.empty_like(scale[..., 0])
+    out = dict(scale=d_scale, origin=torch.empty_like(origin), avg=torch.empty_like(avg), freq=torch.empty_like(freq))
+    out |= dict(dw=torch.zeros_like(dw), pw=torch.empty_like(pw), point=None if point is None else torch.empty_like(point))
+    for c in _chunks(grad):
+        g = grad[:, c]
+        torch.mul(g, s[0][:, c, None], out=out['origin'][:, c])
+        d_scale[0, :, c] = _dot(g, origin[:, c])
+
+        pooled = g.sum(2)
+        torch.mul(pooled, s[1][:, c] / taps, out=out['avg'][:, c])
+        d_scale[1, :, c] = _dot(pooled, avg[:, c]) / taps
+
+        filtered = torch.einsum('gop,gopi->goi', prior[:, c], g)
+        torch.mul(filtered, s[2][:, c], out=out['freq'][:, c])
+        d_scale[2, :, c] = _dot(filtered, freq[:, c])
+
+        if point is not None:
+            centre = g[:, :, taps // 2]
+            torch.mul(centre, s[4][:, c], out=out['point'][:, c])
+            d_scale[4, :, c] = _dot(centre, point[:, c])
+
+        separable = pw[:, c] * s_separable[:, c, None]
+        product = torch.empty_like(g)
+        for e in range(expansion):
+            torch.mul(g, separable[:, :, e, None], out=product)
+            out['dw'][:, e] += product.sum(1)
+        d_pw = out['pw'][:, c]
+        torch.mul(g[:, :, None, 0], dw[:, None, :, 0], out=d_pw)
+        for p in range(1, taps):
+            d_pw.addcmul_(g[:, :, None, p], dw[:, None, :, p])
+        d_scale[-1, :, c] = _dot(d_pw, pw[:, c])
+        d_pw *= s_separable[:, c, None]
+
+    out |= dict(seq_1x1=None, seq_kxk=None)
+    if needed[5]:
+        out['seq_1x1'] = torch.bmm((seq_kxk * s[3][..., None]).flatten(1, 2).transpose(1, 2), grad.flatten(1, 2))
+    d_kxk = torch.bmm(grad.flatten(1, 2), seq_1x1.transpose(1, 2)).view_as(seq_kxk)
+    d_scale[3] = _dot(d_kxk, seq_kxk)
+    out['seq_kxk'] = d_kxk.mul_(s[3][..., None])
+    return out
+
+
+def fused_squeeze_kxk(
+    scale: Tensor,
+    origin: Tensor,
+    avg: Tensor,
+    freq: Tensor,
+    prior: Tensor,
+    seq_1x1: Tensor,
+    identity: Tensor,
+    seq_kxk: Tensor,
+    dw: Tensor,
+    pw: Tensor,
+    point: Tensor | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """:func:`.squeeze_kxk` with a closed-form backward pass; once differentiable.
+
+    Args:
+        identity: Added to ``seq_1x1``.
+        others: As :func:`.squeeze_kxk`; ``origin`` and ``seq_kxk`` are read without a copy where they are ``channels_last``.
+
+    Returns:
+        Kernel [O, I/g, k, k], ``channels_last``.
+    """
+    return _SqueezeKxK.apply(scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups)
+
+
+class _Squeeze1x1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scale, origin, first, second, groups):
+        ctx.save_for_backward(scale, origin, first, second)
+        ctx.groups = groups
+        s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
+        return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0).view_as(origin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        scale, origin, first, second = ctx.saved_tensors
+        s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, ctx.groups)
+        grad = grad.reshape_as(plain)
+        d_first = torch.bmm((outer * s1).transpose(1, 2), grad) if ctx.needs_input_grad[2] else None
+        d_second = torch.bmm(grad, inner.transpose(1, 2))
+        d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_second, outer)])
+        d_second *= s1
+        return (
+            d_scale.view_as(scale),
+            (grad * s0).view_as(origin),
+            None if d_first is None else d_first.view_as(first),
+            d_second.view_as(second),
+            None,
+        )
+
+
+def _pointwise_in_groups(scale, origin, first, second, groups: int) -> tuple[Tensor, ...]:
+    s0, s1 = scale.view(2, groups, -1, 1).unbind(0)
+    per_group = origin.shape[0] // groups
+    return (
+        s0,
+        s1,
+        origin.reshape(groups, per_group, -1),
+        first.reshape(groups, -1, origin.shape[1]),
+        second.reshape(groups, per_group, -1),
+    )
+
+
+def fused_squeeze_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
+    """:func:`.squeeze_1x1` with a closed-form backward pass; once differentiable. Arguments and result as there."""
+    return _Squeeze1x1.apply(scale, origin, first, second, groups)
