@@ -4,6 +4,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+_optimizer_steps = 0
+
+
+def _count_step(*_) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimizers write to parameters without counting in their version.
+register_optimizer_step_post_hook(_count_step)
 
 
 def _storage_users(tensor: Tensor) -> int:
@@ -60,15 +72,16 @@ def _unwatched(parameter: nn.Parameter) -> nn.Parameter:
 class KernelCache:
     """The squeezed kernel of one layer.
 
-    It is handed out only while every parameter is the same object at the same address with the same version, has been reached in no way
-    that does not count in the version, and shares its memory with no other tensor, such as a kept ``parameter.data``. Whenever that
-    cannot be told, the kernel is squeezed anew.
+    It is handed out only while no optimizer has made a step and every parameter is the same object with the same version, has been
+    reached in no way that does not count in the version, and shares its memory with no other tensor, such as a kept
+    ``parameter.data``. Whenever that cannot be told, the kernel is squeezed anew.
     """
 
     def __init__(self) -> None:
         self._kernel: Tensor | None = None
         self._key: object = None
-        self._seen: list[tuple[dict, str, nn.Parameter, int, int]] = []
+        self._steps = 0
+        self._seen: list[tuple[dict, str, nn.Parameter, int]] = []
 
     def get(self, module: nn.Module, key: object, squeeze: Callable[[], Tensor]) -> Tensor:
         """The kernel that ``squeeze`` gives.
@@ -88,19 +101,18 @@ class KernelCache:
         return self._kernel
 
     def clear(self) -> None:
-        for *_, parameter, _, _ in self._seen:
+        for _, _, parameter, _ in self._seen:
             if type(parameter) is _WatchedParameter:
                 _unwatched(parameter)
         self._kernel, self._key, self._seen = None, None, []
 
     def _is_current(self) -> bool:
-        return all(
+        return self._steps == _optimizer_steps and all(
             owner.get(name) is parameter
             and type(parameter) is _WatchedParameter
             and parameter._version == version
-            and parameter.data_ptr() == address
             and _storage_users(parameter) == _ONE_USER
-            for owner, name, parameter, version, address in self._seen
+            for owner, name, parameter, version in self._seen
         )
 
     def _fill(self, module: nn.Module, key: object, kernel: Tensor) -> None:
@@ -111,8 +123,8 @@ class KernelCache:
                 return
         for owner, name, parameter in owned:
             parameter.__class__ = _WatchedParameter
-            self._seen.append((owner, name, parameter, parameter._version, parameter.data_ptr()))
-        self._kernel, self._key = kernel, key
+            self._seen.append((owner, name, parameter, parameter._version))
+        self._kernel, self._key, self._steps = kernel, key, _optimizer_steps
 
     def __deepcopy__(self, memo) -> 'KernelCache':
         return KernelCache()
