@@ -18,9 +18,9 @@ class Counting(OREPAConv2d):
 
     squeezed = 0
 
-    def _squeeze(self):
+    def _squeeze(self, memory_format):
         self.squeezed += 1
-        return super()._squeeze()
+        return super()._squeeze(memory_format)
 
 
 SHAPES = dict(pointwise=(6, 8, 1), kxk=(4, 8, 3), stem=(3, 8, 7))
@@ -42,7 +42,7 @@ def picture(conv: nn.Module) -> torch.Tensor:
 def fresh(conv: OREPAConv2d, x: torch.Tensor) -> torch.Tensor:
     """The output from a kernel squeezed just now."""
     with torch.no_grad():
-        return conv._conv_forward(x, OREPAConv2d._squeeze(conv).contiguous(), conv.bias)
+        return conv._conv_forward(x, OREPAConv2d._squeeze(conv, torch.contiguous_format), conv.bias)
 
 
 @torch.no_grad()

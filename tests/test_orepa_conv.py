@@ -259,3 +259,50 @@ def test_casts_do_not_round_the_constants():
     assert torch.equal(conv.half().float().kernel.prior, expected)
     exact = OREPAConv2d(4, 8, 3, dtype=torch.float64).kernel.prior
     assert torch.equal(conv.double().kernel.prior, exact)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_the_fused_squeezing_equals_the_plain_formula(form):
+    fused = build(form, dtype=torch.float64)
+    plain = copy.deepcopy(fused)
+    for module in plain.modules():
+        if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
+            module.fused = False
+    x = torch.randn(2, 6, 9, 9, dtype=torch.float64)
+    for conv in (fused, plain):
+        y = conv(x) + conv(2 * x).square()  # a layer used twice
+        y.sum().backward()
+    assert relative(fused.weight, plain.weight) < 1e-10
+    for (name, p), q in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        assert relative(p.grad, q.grad) < 1e-10, name
+
+
+@pytest.mark.parametrize('form', [form for form in FORMS if FORMS[form]['kernel_size'] < 7])
+def test_squeezing_keeps_nothing_but_the_parameters(form):
+    conv = build(form)
+    own = {t.untyped_storage().data_ptr() for t in [*conv.parameters(), *conv.buffers()]}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        weight = conv.weight
+    assert kept and {t.untyped_storage().data_ptr() for t in kept} <= own
+    weight.sum().backward()
+
+
+def test_in_small_pieces_the_numbers_are_the_same(monkeypatch):
+    from orepa_mm.functional import fused_squeeze
+
+    conv = build('grouped', dtype=torch.float64)
+    results = []
+    for chunk in (1 << 19, 50):
+        monkeypatch.setattr(fused_squeeze, 'CHUNK', chunk)
+        conv.zero_grad()
+        conv.weight.square().sum().backward()
+        results.append([conv.weight, *(p.grad for p in conv.kernel.parameters())])
+    assert all(relative(a, b) < 1e-10 for a, b in zip(*results, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    conv = OREPAConv2d(4, 4, 3)
+    (gradient,) = torch.autograd.grad(conv.weight.square().sum(), conv.kernel.origin, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        gradient.sum().backward()

@@ -1,136 +1,452 @@
 #!/usr/bin/env python3
-"""Time training steps and forward passes of a ResNet with and without OREPA, side by side in one process.
+"""Time training steps and forward passes of networks with and without OREPA, side by side in one process.
 
-The networks take turns, so a machine that slows down slows both; what counts is the ratio to the plain network::
+The networks take turns, so a machine that slows down slows all; what counts is the ratio to the plain network, taken round by round.
+Without --arch the standard rows are measured: ResNet-18 and ResNet-50 at common batch and picture sizes. Results go into benchmarks/
+as JSON and as a plot::
 
-    python tools/benchmark.py --depth 50 --batch 16 --size 224
+    python tools/benchmark.py
+    python tools/benchmark.py --arch resnet50 --batch 64 --size 224 --device cuda --dtype bfloat16 --channels-last
+    python tools/benchmark.py --arch mask-rcnn --batch 2 --size 320
+    python tools/benchmark.py --grow
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import torch
+from common import UsageError, run
 from torch import nn
 
 import orepa_mm
+from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
 
-METHODS = {'none': dict(type='Conv2d'), 'OREPA': None}
+PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
+METHODS = ('none', 'DBB', 'OREPA', PLAIN_FORMULA)
+RESNETS = {f'resnet{depth}': dict(type='OREPAResNet', depth=depth) for depth in (18, 34, 50, 101, 152)}
+RESNETS['resnext50'] = dict(type='OREPAResNeXt', depth=50)
+REPVGGS = {f'repvgg-{arch}': dict(type='OREPARepVGG', arch=arch.upper()) for arch in ('a0', 'a1', 'a2')}
+MODELS = {  # scope, stock config, where the training crop is
+    'mask-rcnn': ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco'),
+    'pspnet': ('mmseg', 'pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024'),
+    'deeplabv3plus': ('mmseg', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024'),
+}
+# Architecture, batch, size, what is measured.
+STANDARD = [
+    ('resnet18', 32, 224, ('step',)),
+    ('resnet50', 16, 224, ('step',)),
+    ('resnet18', 8, 64, ('step',)),
+    ('resnet18', 8, 224, ('forward',)),
+    ('resnet50', 2, 224, ('forward',)),
+]
+Run = Callable[[], None]
 
 
 class Classifier(nn.Module):
-    """A ResNet with a linear head, as for ImageNet."""
+    """A backbone with a linear head, as for ImageNet."""
 
-    def __init__(self, depth: int, conv_cfg: dict | None) -> None:
+    def __init__(self, backbone: dict) -> None:
         super().__init__()
         from mmpretrain.registry import MODELS
 
-        self.backbone = MODELS.build(dict(type='OREPAResNet', depth=depth, conv_cfg=conv_cfg))
-        self.head = nn.Linear(self.backbone.feat_dim, 1000)
+        self.backbone = MODELS.build(dict(backbone))
+        self.backbone.train(False)
+        with torch.no_grad():
+            channels = self.backbone(torch.zeros(1, 3, 64, 64))[-1].shape[1]
+        self.head = nn.Linear(channels, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.backbone(x)[-1].mean((2, 3)))
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def method_of(backbone: dict, method: str) -> dict:
+    repvgg = backbone['type'] == 'OREPARepVGG'
+    if repvgg and method == 'DBB':
+        raise UsageError('--methods DBB: RepVGG has blocks of its own; choose from none, OREPA.')
+    return dict(backbone, method='OREPA' if method == PLAIN_FORMULA else 'RepVGG' if repvgg and method == 'none' else method)
 
 
-def take_turns(runs: dict[str, Callable[[], None]], repeats: int, device: torch.device, title: str) -> dict[str, list[float]]:
-    """Seconds of every run, ``repeats`` times in turn after two rounds of warm-up."""
-    times = {name: [] for name in runs}
-    for i in range(repeats + 2):
-        for name, run in runs.items():
-            elapsed = seconds(run, device)
-            if i >= 2:
-                times[name].append(elapsed)
-        print(f'\r{title}: round {i + 1} of {repeats + 2}', end='', flush=True)
-    print()
-    return times
+def use_formula(model: nn.Module, method: str) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
+            module.fused = method != PLAIN_FORMULA
+    return model
 
 
-def training_step(model: nn.Module, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, foreach=True)
+class Classification:
+    """Builds classifiers and their losses on random pictures."""
 
-    def run() -> None:
-        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            loss = nn.functional.cross_entropy(model(x), target)
+    def __init__(self, arch: str, args: argparse.Namespace) -> None:
+        self.backbone = (RESNETS | REPVGGS)[arch]
+        self.x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+        if args.channels_last:
+            self.x = self.x.contiguous(memory_format=torch.channels_last)
+        self.target = torch.randint(1000, (args.batch,), device=args.device)
+
+    def build(self, method: str) -> nn.Module:
+        return Classifier(method_of(self.backbone, method))
+
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(self.x), self.target)
+
+    def forward(self, model: nn.Module) -> None:
+        model(self.x)
+
+
+class Dense:
+    """Builds a stock detector or segmentor of mmdet or mmseg with our backbone, and its losses on random pictures."""
+
+    def __init__(self, arch: str, args: argparse.Namespace) -> None:
+        import importlib
+
+        from mmengine.config import Config
+        from mmengine.model import revert_sync_batchnorm
+        from mmengine.registry import init_default_scope
+
+        scope, name = MODELS[arch]
+        init_default_scope(scope)
+        self.registry = importlib.import_module(f'{scope}.registry').MODELS
+        package = Path(importlib.import_module(scope).__file__).parent
+        self.config = Config.fromfile(package / '.mim' / 'configs' / f'{name}.py').model
+        self.config.pop('pretrained', None)
+        self.revert = revert_sync_batchnorm
+        self.scope, self.args = scope, args
+        self.batch = self._detection() if scope == 'mmdet' else self._segmentation()
+
+    def _detection(self) -> dict:
+        from mmdet.testing import demo_mm_inputs
+
+        size = (3, self.args.size, self.args.size)
+        return demo_mm_inputs(self.args.batch, [size] * self.args.batch, num_items=[5] * self.args.batch, with_mask=True)
+
+    def _segmentation(self) -> dict:
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        shape = (self.args.size, self.args.size)
+        self.config.data_preprocessor.size = shape
+        pictures = [torch.randint(0, 255, (3, *shape), dtype=torch.uint8) for _ in range(self.args.batch)]
+        labels = [PixelData(data=torch.randint(0, 19, (1, *shape))) for _ in pictures]
+        samples = [SegDataSample(gt_sem_seg=label, metainfo=dict(img_shape=shape, ori_shape=shape)) for label in labels]
+        return dict(inputs=pictures, data_samples=samples)
+
+    def build(self, method: str) -> nn.Module:
+        from copy import deepcopy
+
+        config = deepcopy(self.config)
+        config.backbone.update(type='OREPAResNet', method=method_of(dict(type='OREPAResNet'), method)['method'], init_cfg=None)
+        if self.scope == 'mmdet':
+            config.backbone.frozen_stages = -1
+        else:
+            config.backbone.depth = 50
+        model = self.revert(self.registry.build(config))
+        self.data = None
+        return model
+
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        data = model.data_preprocessor(self.batch, True)
+        return model.parse_losses(model(**data, mode='loss'))[0]
+
+    def forward(self, model: nn.Module) -> None:
+        data = model.data_preprocessor(self.batch, False)
+        model(data['inputs'], data['data_samples'], mode='tensor')
+
+
+def build(task, method: str, args: argparse.Namespace) -> nn.Module:
+    model = use_formula(task.build(method), method).to(args.device)
+    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+def autocast(args: argparse.Namespace):
+    dtype = getattr(torch, args.dtype)
+    return torch.autocast(torch.device(args.device).type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def training_step(task, model: nn.Module, args: argparse.Namespace) -> Run:
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
+    loss_of = torch.compile(task.loss) if args.compile else task.loss
+
+    def step() -> None:
+        with autocast(args):
+            loss = loss_of(model)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return run
+    return step
 
 
-def forward(model: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            model(x)
+def forward_pass(task, model: nn.Module, args: argparse.Namespace) -> Run:
+    model.train(False)
+    forward = torch.compile(task.forward) if args.compile else task.forward
 
-    return run
+    def run_forward() -> None:
+        with torch.no_grad(), autocast(args):
+            forward(model)
+
+    return run_forward
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--depth', type=int, default=18, choices=(18, 34, 50, 101, 152), help='depth of the ResNet')
-    parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--size', type=int, default=224, help='height and width of the pictures')
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='autocast dtype')
-    parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the JSON file')
-    args = parser.parse_args()
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error(f'--device {args.device}: no GPU found')
-    for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
-        if getattr(args, option) < least:
-            parser.error(f'--{option} must be at least {least}')
+def seconds(call: Run, args: argparse.Namespace) -> float:
+    start = time.perf_counter()
+    call()
+    if args.device.startswith('cuda'):
+        torch.cuda.synchronize(args.device)
+    return time.perf_counter() - start
 
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    x = torch.randn(args.batch, 3, args.size, args.size, device=device)
-    target = torch.randint(1000, (args.batch,), device=device)
-    models = {name: Classifier(args.depth, conv_cfg).to(device).train() for name, conv_cfg in METHODS.items()}
-    steps = {name: training_step(model, x, target, dtype) for name, model in models.items()}
-    rows = {'training step': take_turns(steps, args.repeats, device, 'training step')}
-    for model in models.values():
-        model.train(False)
-    passes = {name: forward(model, x, dtype) for name, model in models.items()}
-    deployed = Classifier(args.depth, None).to(device)
-    deployed.load_state_dict(models['OREPA'].state_dict())
-    deployed.train(False)
-    passes['re-parameterized'] = forward(orepa_mm.reparameterize(deployed), x, dtype)
-    rows['eval forward'] = take_turns(passes, args.repeats, device, 'eval forward')
 
-    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{platform.machine()}, {os.cpu_count()} cores'
-    print(f'\nResNet-{args.depth}, batch {args.batch} at {args.size}, {args.dtype}, {machine}, torch {torch.__version__}, {date.today()}')
-    print(f'{"":<16}{"":<18}{"median ms":>10}{"min":>9}{"max":>9}{"ratio":>8}')
-    results = []
-    for row, times in rows.items():
-        for name, values in times.items():
-            # Round by round, so that both sides of a ratio saw the same machine.
-            ratio = statistics.median(value / plain for value, plain in zip(values, times['none'], strict=True))
-            results.append(dict(what=row, method=name, seconds=values, ratio=ratio))
-            low, middle, high = (1000 * f(values) for f in (min, statistics.median, max))
-            print(f'{row:<16}{name:<18}{middle:>10.1f}{low:>9.1f}{high:>9.1f}{ratio:>8.2f}')
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f'resnet{args.depth}_b{args.batch}_s{args.size}_{args.dtype}_{device.type}.json'
-    settings = {key: value for key, value in vars(args).items() if key != 'out'}
-    record = dict(settings, machine=machine, torch=torch.__version__, date=str(date.today()), results=results)
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(record, indent=2) + '\n')
-    partial.replace(path)
+def take_turns(calls: dict[str, Run], repeats: int, args: argparse.Namespace, title: str) -> dict[str, list[float]]:
+    """Seconds of every call, ``repeats`` times in turn after two rounds of warm-up."""
+    times = {name: [] for name in calls}
+    for i in range(repeats + 2):
+        for name, call in calls.items():
+            elapsed = seconds(call, args)
+            if i >= 2:
+                times[name].append(elapsed)
+        print(f'\r{title}: round {i + 1} of {repeats + 2}', end='', file=sys.stderr, flush=True)
+    print('\r\033[K', end='', file=sys.stderr)
+    return times
+
+
+def _bytes(values) -> int:
+    return sum(storage.nbytes() for storage in {t.untyped_storage()._cdata: t.untyped_storage() for t in values}.values())
+
+
+def peak_memory(task, method: str, args: argparse.Namespace) -> int:
+    """Bytes of tensors alive at the worst moment of a training step, weights and optimizer state included."""
+    model = build(task, method, args)
+    step = training_step(task, model, args)
+    step()  # fills the optimizer state
+    if args.device.startswith('cuda'):
+        torch.cuda.reset_peak_memory_stats(args.device)
+        step()
+        return torch.cuda.max_memory_allocated(args.device)
+    # Parameters and gradients of the last step, and as much again for momentum.
+    alive = _bytes([*model.parameters(), *model.buffers()]) + 2 * _bytes([p for p in model.parameters() if p.requires_grad])
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
+    level = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return alive + peak
+
+
+def kernel_launches(call: Run) -> int:
+    """CUDA kernels that one call starts."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if 'LaunchKernel' in event.key)
+
+
+def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[dict]:
+    """Rows of one architecture at one size."""
+    task = (Dense if arch in MODELS else Classification)(arch, args)
+    title = f'{arch}, batch {args.batch} at {args.size}'
+    methods = [m for m in args.methods if not (m == 'DBB' and arch in REPVGGS)]
+    rows = []
+    if 'step' in what:
+        memory = {} if args.no_memory else {method: peak_memory(task, method, args) for method in methods}
+        gc.collect()
+        steps = {method: training_step(task, build(task, method, args), args) for method in methods}
+        times = take_turns(steps, args.repeats, args, f'{title}, training step')
+        launches = {m: kernel_launches(step) for m, step in steps.items()} if args.device.startswith('cuda') else {}
+        rows += summarise(times, arch, 'training step', args, memory, launches)
+        del steps
+        gc.collect()
+    if 'forward' in what:
+        calls = {}
+        for method in methods:
+            name = f'{method}, training form' if method != 'none' else method
+            model = build(task, method, args)
+            calls[name] = forward_pass(task, model, args)
+        deployed = build(task, 'OREPA', args)
+        deployed.train(False)
+        calls['OREPA, re-parameterized'] = forward_pass(task, orepa_mm.reparameterize(deployed), args)
+        times = take_turns(calls, 3 * args.repeats, args, f'{title}, eval forward')
+        rows += summarise(times, arch, 'eval forward', args)
+    return rows
+
+
+def summarise(times: dict, arch: str, what: str, args: argparse.Namespace, memory: dict | None = None, launches: dict | None = None):
+    rows = []
+    for method, values in times.items():
+        # Round by round, so that both sides of a ratio saw the same machine.
+        ratios = sorted(value / plain for value, plain in zip(values, times['none'], strict=True))
+        row = dict(arch=arch, batch=args.batch, size=args.size, what=what, method=method, seconds=values)
+        row |= dict(ratio=statistics.median(ratios), ratio_low=ratios[len(ratios) // 4], ratio_high=ratios[-1 - len(ratios) // 4])
+        if memory:
+            row |= dict(memory=memory[method], memory_ratio=memory[method] / memory['none'])
+        if launches:
+            row['kernel_launches'] = launches[method]
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    print(f'{"":<42}{"":<26}{"median ms":>10}{"ratio":>8}{"quartiles":>14}{"peak MB":>10}{"ratio":>8}{"launches":>10}')
+    previous = None
+    for row in rows:
+        title = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
+        quartiles = f'{row["ratio_low"]:.3f}-{row["ratio_high"]:.3f}'
+        memory = f'{row["memory"] / 1e6:>10.0f}{row["memory_ratio"]:>8.2f}' if 'memory' in row else ' ' * 18
+        line = f'{"" if title == previous else title:<42}{row["method"]:<26}{1e3 * statistics.median(row["seconds"]):>10.1f}'
+        print(f'{line}{row["ratio"]:>8.3f}{quartiles:>14}{memory}{row.get("kernel_launches", ""):>10}')
+        previous = title
+
+
+def squeezing_flops(model: nn.Module) -> int:
+    """Multiplications and additions of one squeezing of all layers, forward."""
+    total = 0
+    for m in model.modules():
+        if isinstance(m, OREPAKernel):
+            out, per_group, k, _ = m.origin.shape
+            total += 2 * out * k * k * per_group * (m.seq_kxk.shape[1] + m.pw.shape[1] // per_group + 4)
+        elif isinstance(m, OREPAPointwiseKernel):
+            total += 2 * m.origin.numel() * (m.second.shape[1] + 2)
+    return total
+
+
+def floor(arch: str, batch: int, size: int) -> float:
+    """Ratio to the plain network if squeezing ran at the plain network's rate of arithmetic: forward, and twice that backward."""
+    from mmengine.analysis import get_model_complexity_info
+
+    plain = Classifier(method_of((RESNETS | REPVGGS)[arch], 'none'))
+    plain.train(False)
+    macs = get_model_complexity_info(plain, (3, size, size), show_table=False, show_arch=False)['flops']
+    return 1 + squeezing_flops(Classifier(method_of((RESNETS | REPVGGS)[arch], 'OREPA'))) / (2 * macs * batch)
+
+
+def grow(args: argparse.Namespace) -> list[dict]:
+    """How the cost of a training step depends on batch, picture size and depth."""
+    rows = []
+    points = [('resnet18', batch, size) for size in (64, 128, 224) for batch in (2, 8, 32) if batch * size**2 <= 16 * 224**2]
+    points += [(arch, 8, 128) for arch in ('resnet34', 'resnet50', 'resnet101')]
+    for arch, batch, size in points:
+        args.batch, args.size = batch, size
+        for row in measure(arch, ('step',), args):
+            rows.append(dict(row, floor=floor(arch, batch, size)))
+    return rows
+
+
+def draw_growth(rows: list[dict], path: Path, caption: str) -> None:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    rows = [row for row in rows if row['method'] == 'OREPA']
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for i, size in enumerate(sorted({row['size'] for row in rows if row['arch'] == 'resnet18'})):
+        line = sorted((r for r in rows if r['arch'] == 'resnet18' and r['size'] == size), key=lambda r: r['batch'])
+        batches = [r['batch'] for r in line]
+        left.plot(batches, [r['ratio'] for r in line], 'o-', color=f'C{i}', label=f'{size} x {size}')
+        left.plot(batches, [r['floor'] for r in line], ':', color=f'C{i}')
+    left.set(xscale='log', yscale='log', xlabel='batch', ylabel='step time / plain network', title='ResNet-18')
+    left.set_xticks([2, 8, 32], ['2', '8', '32'])
+    depth = [r for r in rows if (r['batch'], r['size']) == (8, 128)]
+    names = [r['arch'].replace('resnet', 'ResNet-') for r in depth]
+    right.bar(names, [r['ratio'] for r in depth], color='C0', label='measured')
+    right.plot(names, [r['floor'] for r in depth], 'k_', markersize=40, label='arithmetic floor')
+    right.set(title='batch 8 at 128 x 128', ylim=(0.9, None))
+    for axes in (left, right):
+        axes.axhline(1, color='gray', linewidth=0.8)
+        axes.legend(title='picture' if axes is left else None)
+    figure.supxlabel(f'{caption}; dotted and dashes: arithmetic floor', fontsize=8)
+    save(figure, path)
+
+
+def draw(rows: list[dict], path: Path, caption: str) -> None:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    rows = [row for row in rows if row['method'] != 'none']
+    labels = [f'{row["what"]}, {row["arch"]}\nbatch {row["batch"]} at {row["size"]}\n{row["method"]}' for row in rows]
+    figure, axes = pyplot.subplots(figsize=(8, 0.62 * len(rows) + 1.2), constrained_layout=True)
+    ratios = [row['ratio'] for row in rows]
+    spread = [[max(0, r['ratio'] - r['ratio_low']) for r in rows], [max(0, r['ratio_high'] - r['ratio']) for r in rows]]
+    bars = axes.barh(labels, ratios, xerr=spread, color=['C0' if row['method'].startswith('OREPA') else 'C1' for row in rows])
+    axes.bar_label(bars, [f'{ratio:.2f}' for ratio in ratios], padding=3)
+    axes.axvline(1, color='gray', linewidth=0.8)
+    axes.invert_yaxis()
+    axes.tick_params(axis='y', labelsize=7)
+    axes.set(xlabel='time / plain network', title=caption)
+    axes.title.set_fontsize(8)
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+    partial = path.with_name(f'.{path.name}')
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)
     print(f'wrote {path}')
 
 
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', choices=(*RESNETS, *REPVGGS, *MODELS), help='one network instead of the standard rows')
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--size', type=int, default=224, help='height and width of the pictures')
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS), help='"none" is always measured')
+    parser.add_argument('--what', nargs='+', choices=('step', 'forward'), default=['step', 'forward'], help='with --arch')
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='autocast dtype')
+    parser.add_argument('--channels-last', action='store_true', help='memory format of pictures and kernels')
+    parser.add_argument('--compile', action='store_true', help='torch.compile for all networks')
+    parser.add_argument('--no-memory', action='store_true', help='time only')
+    parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with the arithmetic floor')
+    parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
+    args = parser.parse_args()
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise UsageError(f'--device {args.device}: no GPU found.')
+    for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
+        if getattr(args, option) < least:
+            raise UsageError(f'--{option} must be at least {least}.')
+    args.methods = ['none', *(method for method in METHODS[1:] if method in args.methods)]
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(0)
+    machine = torch.cuda.get_device_name() if args.device.startswith('cuda') else f'{platform.machine()} CPU, {os.cpu_count()} cores'
+    settings = [args.dtype, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
+    caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.grow:
+        args.methods, args.no_memory, name = ['none', 'OREPA'], True, 'growth'
+        rows = grow(args)
+    elif args.arch:
+        name = f'{args.arch}_b{args.batch}_s{args.size}'
+        rows = measure(args.arch, tuple(args.what), args)
+    else:
+        name, rows = 'standard', []
+        for arch, args.batch, args.size, what in STANDARD:
+            rows += measure(arch, what, args)
+    print(caption)
+    show(rows)
+    path = args.out / '_'.join([name, *settings, torch.device(args.device).type])
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(dict(caption=caption, rows=rows), indent=2) + '\n')
+    os.replace(partial, path.with_suffix('.json'))
+    print(f'wrote {path}.json')
+    (draw_growth if args.grow else draw)(rows, path.with_suffix('.png'), caption)
+
+
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -19,17 +19,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of a kernel that the elementwise passes take at a time on a CPU: what stays in the cache of a core.
-CHUNK = 1 << 17
+from .precision import without_autocast
+
+# Elements of a kernel that all passes take at a time on a CPU: what stays in the cores' caches.
+CHUNK = 1 << 19
 
 
 def _rows(kernel: Tensor, groups: int) -> Tensor:
-    """[O, C/g, k, k] as [g, O/g, k*k, C/g]; a view where the memory is ``channels_last``."""
-    return kernel.permute(0, 2, 3, 1).reshape(groups, kernel.shape[0] // groups, -1, kernel.shape[1]).contiguous()
+    """[O, C/g, k, k] as [g, O/g, k*k, C/g]; contiguous where the memory is ``channels_last``, a view at any rate."""
+    out_channels, inputs, k, _ = kernel.shape
+    return kernel.permute(0, 2, 3, 1).unflatten(0, (groups, out_channels // groups)).reshape(groups, -1, k * k, inputs)
 
 
 def _kernel(rows: Tensor, k: int) -> Tensor:
-    """The inverse of :func:`_rows`, always a view."""
+    """The inverse of :func:`_rows`, a view of contiguous rows."""
     return rows.reshape(-1, k, k, rows.shape[-1]).permute(0, 3, 1, 2)
 
 
@@ -47,17 +50,20 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 class _SqueezeKxK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups):
+    def forward(ctx, scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups, memory_format):
         saved = scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point
         ctx.save_for_backward(*saved)
         ctx.groups = groups
-        return _kernel(_squeeze_rows(*_in_rows(saved, groups)), origin.shape[-1])
+        kernel = torch.empty_like(origin, memory_format=memory_format)
+        _squeeze_into(_rows(kernel, groups), *_in_rows(saved, groups))
+        return kernel
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         saved, groups = ctx.saved_tensors, ctx.groups
-        grads = _gradient_rows(_rows(grad, groups), *_in_rows(saved, groups), needed=ctx.needs_input_grad)
+        with without_autocast(grad):
+            grads = _gradient_rows(_rows(grad, groups), *_in_rows(saved, groups))
         scale, origin, avg, freq, _, seq_1x1, _, seq_kxk, dw, pw, point = saved
         k = origin.shape[-1]
         shaped = dict(
@@ -72,7 +78,7 @@ class _SqueezeKxK(torch.autograd.Function):
             point=lambda g: g.reshape_as(point),
         )
         names = ('scale', 'origin', 'avg', 'freq', 'prior', 'seq_1x1', 'identity', 'seq_kxk', 'dw', 'pw', 'point')
-        return *(shaped[name](grads[name]) if grads.get(name) is not None else None for name in names), None
+        return *(shaped[name](grads[name]) if grads.get(name) is not None else None for name in names), None, None
 
 
 def _in_rows(saved, groups: int) -> tuple[Tensor | None, ...]:
@@ -81,24 +87,23 @@ def _in_rows(saved, groups: int) -> tuple[Tensor | None, ...]:
     per_group, inputs = origin.shape[0] // groups, origin.shape[1]
     return (
         scale.view(-1, groups, per_group, 1),
-        _rows(origin, groups),
+        _rows(origin, groups).contiguous(),
         avg.reshape(groups, per_group, inputs),
         freq.reshape(groups, per_group, inputs),
         prior.reshape(groups, per_group, -1),
         (seq_1x1 + identity).reshape(groups, -1, inputs),
-        _rows(seq_kxk, groups),
+        _rows(seq_kxk, groups).contiguous(),
         dw.reshape(groups, -1, inputs, origin.shape[-1] ** 2).transpose(2, 3).contiguous(),
         pw.reshape(groups, per_group, -1, inputs),
         None if point is None else point.reshape(groups, per_group, inputs),
     )
 
 
-def _squeeze_rows(scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point) -> Tensor:
+def _squeeze_into(kernel, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point) -> None:
     *s, s_separable = scale.unbind(0)  # the 1x1 branch has the last but one where there is one
     taps, expansion = origin.shape[2], dw.shape[1]
-    rows = torch.bmm(seq_kxk.flatten(1, 2), seq_1x1).view_as(origin)
-    for c in _chunks(rows):
-        w = rows[:, c]
+    for c in _chunks(origin):
+        w = torch.bmm(seq_kxk[:, c].flatten(1, 2), seq_1x1).view_as(origin[:, c])
         w.mul_(s[3][:, c, None]).addcmul_(origin[:, c], s[0][:, c, None])
         separable = (pw[:, c] * s_separable[:, c, None]).unsqueeze(3)
         for e in range(expansion):
@@ -107,52 +112,51 @@ def _squeeze_rows(scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, poi
         w.add_((avg[:, c] * (s[1][:, c] / taps)).unsqueeze(2))
         if point is not None:
             w[:, :, taps // 2].addcmul_(point[:, c], s[4][:, c])
-    return rows
+        kernel[:, c] = w
 
 
-def _gradient_rows(grad, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point, needed) -> dict[str, Tensor | None]:
+def _gradient_rows(grad, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point) -> dict[str, Tensor | None]:
     *s, s_separable = scale.unbind(0)
     taps, expansion = origin.shape[2], dw.shape[1]
     d_scale = torch.empty_like(scale[..., 0])
-    out = dict(scale=d_scale, origin=torch.empty_like(origin), avg=torch.empty_like(avg), freq=torch.empty_like(freq))
-    out |= dict(dw=torch.zeros_like(dw), pw=torch.empty_like(pw), point=None if point is None else torch.empty_like(point))
-    for c in _chunks(grad):
-        g = grad[:, c]
-        torch.mul(g, s[0][:, c, None], out=out['origin'][:, c])
+    empty = dict(origin=origin, avg=avg, freq=freq, seq_kxk=seq_kxk, pw=pw)
+    d = {name: torch.empty_like(like) for name, like in empty.items()}
+    d |= dict(seq_1x1=torch.zeros_like(seq_1x1), dw=torch.zeros_like(dw), point=None if point is None else torch.empty_like(point))
+    for c in _chunks(origin):
+        g = grad[:, c].contiguous()
+        torch.mul(g, s[0][:, c, None], out=d['origin'][:, c])
         d_scale[0, :, c] = _dot(g, origin[:, c])
 
         pooled = g.sum(2)
-        torch.mul(pooled, s[1][:, c] / taps, out=out['avg'][:, c])
+        torch.mul(pooled, s[1][:, c] / taps, out=d['avg'][:, c])
         d_scale[1, :, c] = _dot(pooled, avg[:, c]) / taps
 
         filtered = torch.einsum('gop,gopi->goi', prior[:, c], g)
-        torch.mul(filtered, s[2][:, c], out=out['freq'][:, c])
+        torch.mul(filtered, s[2][:, c], out=d['freq'][:, c])
         d_scale[2, :, c] = _dot(filtered, freq[:, c])
+
+        sequence = torch.bmm(g.flatten(1, 2), seq_1x1.transpose(1, 2)).view_as(seq_kxk[:, c])
+        d_scale[3, :, c] = _dot(sequence, seq_kxk[:, c])
+        torch.mul(sequence, s[3][:, c, None], out=d['seq_kxk'][:, c])
+        torch.mul(seq_kxk[:, c], s[3][:, c, None], out=sequence)
+        d['seq_1x1'].baddbmm_(sequence.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
 
         if point is not None:
             centre = g[:, :, taps // 2]
-            torch.mul(centre, s[4][:, c], out=out['point'][:, c])
+            torch.mul(centre, s[4][:, c], out=d['point'][:, c])
             d_scale[4, :, c] = _dot(centre, point[:, c])
 
+        d_pw = g[:, :, None, 0] * dw[:, None, :, 0]
+        for p in range(1, taps):
+            d_pw.addcmul_(g[:, :, None, p], dw[:, None, :, p])
+        d_scale[-1, :, c] = _dot(d_pw, pw[:, c])
+        torch.mul(d_pw, s_separable[:, c, None], out=d['pw'][:, c])
         separable = pw[:, c] * s_separable[:, c, None]
         product = torch.empty_like(g)
         for e in range(expansion):
             torch.mul(g, separable[:, :, e, None], out=product)
-            out['dw'][:, e] += product.sum(1)
-        d_pw = out['pw'][:, c]
-        torch.mul(g[:, :, None, 0], dw[:, None, :, 0], out=d_pw)
-        for p in range(1, taps):
-            d_pw.addcmul_(g[:, :, None, p], dw[:, None, :, p])
-        d_scale[-1, :, c] = _dot(d_pw, pw[:, c])
-        d_pw *= s_separable[:, c, None]
-
-    out |= dict(seq_1x1=None, seq_kxk=None)
-    if needed[5]:
-        out['seq_1x1'] = torch.bmm((seq_kxk * s[3][..., None]).flatten(1, 2).transpose(1, 2), grad.flatten(1, 2))
-    d_kxk = torch.bmm(grad.flatten(1, 2), seq_1x1.transpose(1, 2)).view_as(seq_kxk)
-    d_scale[3] = _dot(d_kxk, seq_kxk)
-    out['seq_kxk'] = d_kxk.mul_(s[3][..., None])
-    return out
+            d['dw'][:, e] += product.sum(1)
+    return dict(d, scale=d_scale)
 
 
 def fused_squeeze_kxk(
@@ -168,17 +172,19 @@ def fused_squeeze_kxk(
     pw: Tensor,
     point: Tensor | None = None,
     groups: int = 1,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """:func:`.squeeze_kxk` with a closed-form backward pass; once differentiable.
 
     Args:
         identity: Added to ``seq_1x1``.
+        memory_format: Of the result.
         others: As :func:`.squeeze_kxk`; ``origin`` and ``seq_kxk`` are read without a copy where they are ``channels_last``.
 
     Returns:
-        Kernel [O, I/g, k, k], ``channels_last``.
+        Kernel [O, I/g, k, k].
     """
-    return _SqueezeKxK.apply(scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups)
+    return _SqueezeKxK.apply(scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups, memory_format)
 
 
 class _Squeeze1x1(torch.autograd.Function):
@@ -195,14 +201,15 @@ class _Squeeze1x1(torch.autograd.Function):
         scale, origin, first, second = ctx.saved_tensors
         s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, ctx.groups)
         grad = grad.reshape_as(plain)
-        d_first = torch.bmm((outer * s1).transpose(1, 2), grad) if ctx.needs_input_grad[2] else None
-        d_second = torch.bmm(grad, inner.transpose(1, 2))
-        d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_second, outer)])
+        with without_autocast(grad):
+            d_first = torch.bmm((outer * s1).transpose(1, 2), grad)
+            d_second = torch.bmm(grad, inner.transpose(1, 2))
+            d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_second, outer)])
         d_second *= s1
         return (
             d_scale.view_as(scale),
             (grad * s0).view_as(origin),
-            None if d_first is None else d_first.view_as(first),
+            d_first.view_as(first),
             d_second.view_as(second),
             None,
         )

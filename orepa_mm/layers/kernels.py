@@ -19,8 +19,8 @@ class PlainKernel(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.weight)
 
-    def forward(self) -> Tensor:
-        return self.weight
+    def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        return self.weight.contiguous(memory_format=memory_format)
 
 
 class OREPAKernel(nn.Module):
@@ -113,12 +113,12 @@ class OREPAKernel(nn.Module):
         """The format asked for with ``.to(memory_format=...)``; some parameters are always stored as ``channels_last``."""
         return torch.contiguous_format if self.pw.stride(2) == 1 else torch.channels_last
 
-    def forward(self) -> Tensor:
+    def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         branches = (self.scale, self.origin, self.avg, self.freq, self.prior)
         rest = (self.seq_kxk, self.dw, self.pw, self.point, self.groups)
         if self.fused and not torch.compiler.is_compiling():
-            return fused_squeeze_kxk(*branches, self.seq_1x1, self.identity, *rest)
-        return squeeze_kxk(*branches, self.seq_1x1 + self.identity, *rest)
+            return fused_squeeze_kxk(*branches, self.seq_1x1, self.identity, *rest, memory_format)
+        return squeeze_kxk(*branches, self.seq_1x1 + self.identity, *rest).contiguous(memory_format=memory_format)
 
 
 class OREPAPointwiseKernel(nn.Module):
@@ -157,9 +157,10 @@ class OREPAPointwiseKernel(nn.Module):
         for row, value in zip(self.scale, self.initial_scale, strict=True):
             row.fill_(value)
 
-    def forward(self) -> Tensor:
+    def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         squeeze = fused_squeeze_1x1 if self.fused and not torch.compiler.is_compiling() else squeeze_1x1
-        return squeeze(self.scale, self.origin, self.first, self.second, self.groups)
+        kernel = squeeze(self.scale, self.origin, self.first, self.second, self.groups)
+        return kernel.contiguous(memory_format=memory_format)
 
 
 class DeepLinearKernel(nn.Module):
@@ -198,8 +199,8 @@ class DeepLinearKernel(nn.Module):
         for stage in self.stages:
             stage.reset_parameters()
 
-    def forward(self) -> Tensor:
+    def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         kernel = self.stages[0]()
         for stage in self.stages[1:]:
             kernel = compose(kernel, stage(), self.groups)
-        return kernel
+        return kernel.contiguous(memory_format=memory_format)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..functional import without_autocast
 from .base import ReparameterizableConv2d, memory_format_of
 from .kernel_cache import KernelCache
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
@@ -79,17 +80,14 @@ class OREPAConv2d(ReparameterizableConv2d):
         kernel = self.kernel.stages[0] if isinstance(self.kernel, DeepLinearKernel) else self.kernel
         return kernel.memory_format if isinstance(kernel, OREPAKernel) else memory_format_of(kernel)
 
-    def _squeeze(self) -> Tensor:
-        device = next(self.kernel.parameters()).device.type
-        if not torch.amp.is_autocast_available(device):
-            return self.kernel()
-        with torch.autocast(device, enabled=False):
-            return self.kernel()
+    def _squeeze(self, memory_format: torch.memory_format) -> Tensor:
+        with without_autocast(next(self.kernel.parameters())):
+            return self.kernel(memory_format)
 
     @property
     def weight(self) -> Tensor:
         """The squeezed kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
-        return self._squeeze().contiguous(memory_format=self.memory_format)
+        return self._squeeze(self.memory_format)
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         return self.weight, self.bias
@@ -101,13 +99,9 @@ class OREPAConv2d(ReparameterizableConv2d):
     def _kernel_for(self, x: Tensor) -> Tensor:
         # A channels_last kernel would turn the feature maps into that format too.
         memory_format = memory_format_of_input(x)
-
-        def squeeze() -> Tensor:
-            return self._squeeze().contiguous(memory_format=memory_format)
-
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(p.requires_grad for p in self.kernel.parameters())):
-            return squeeze()
-        return self._cache.get(self.kernel, memory_format, squeeze)
+            return self._squeeze(memory_format)
+        return self._cache.get(self.kernel, memory_format, lambda: self._squeeze(memory_format))
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self._kernel_for(x), self.bias)
