@@ -95,6 +95,21 @@ def test_custom_l2_is_the_gradient_of_its_formula(method):
         assert (step - q).abs().max() <= 1e-10 * q.abs().max(), name
 
 
+@pytest.mark.parametrize('fused', [True, False])
+def test_custom_l2_is_not_divided_by_the_loss_scale(fused):
+    """A fused optimizer is handed gradients that are still scaled."""
+    models = [repvgg('OREPA').float()]
+    models.append(copy.deepcopy(models[0]))
+    x = torch.randn(2, 3, 32, 32)
+    for model, scaled in zip(models, (True, False), strict=True):
+        optimizer = wrapper(model, optimizer=dict(SGD, fused=fused), custom_l2=True).optimizer
+        scaler = torch.amp.GradScaler('cpu', init_scale=1024.0, enabled=scaled)
+        scaler.scale(model(x)[-1].square().mean()).backward()
+        scaler.step(optimizer)
+    for (name, p), q in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert (p - q).abs().max() <= 1e-5 * q.abs().max(), name
+
+
 def test_custom_l2_leaves_frozen_blocks_alone():
     model = MODELS.build(dict(type='OREPARepVGG', arch='A0', base_channels=16, frozen_stages=1))
     model.train()

@@ -179,9 +179,9 @@ def training_step(task, model: nn.Module, args: argparse.Namespace) -> Run:
     def step() -> None:
         with autocast(args):
             loss = loss_of(model)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()  # here as in mmengine: no gradients are alive in the forward pass
 
     return step
 
@@ -231,8 +231,8 @@ def peak_memory(task, method: str, args: argparse.Namespace) -> int:
         torch.cuda.reset_peak_memory_stats(args.device)
         step()
         return torch.cuda.max_memory_allocated(args.device)
-    # Parameters and gradients of the last step, and as much again for momentum.
-    alive = _bytes([*model.parameters(), *model.buffers()]) + 2 * _bytes([p for p in model.parameters() if p.requires_grad])
+    # The optimizer's momentum is as large as the parameters.
+    alive = _bytes([*model.parameters(), *model.buffers()]) + _bytes([p for p in model.parameters() if p.requires_grad])
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']

@@ -61,7 +61,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not self.base_wd:
                 raise ValueError('paramwise_cfg.custom_l2=True needs a weight_decay of the optimizer, which says how strong it is.')
             # At the step rather than in the loss, as all weight decay: after accumulation, unscaling and clipping of gradients.
-            optim_wrapper.optimizer.register_step_pre_hook(lambda *_: _add_gradients(blocks, self.base_wd))
+            optim_wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: _add_gradients(blocks, self.base_wd, optimizer))
         return optim_wrapper
 
 
@@ -77,8 +77,9 @@ def _factor(norm: nn.Module) -> Tensor:
     return (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach()
 
 
-def _add_gradients(blocks: list[nn.Module], weight_decay: float) -> None:
+def _add_gradients(blocks: list[nn.Module], weight_decay: float, optimizer: torch.optim.Optimizer) -> None:
     """Add the gradient of ``weight_decay / 2 * repvgg_l2`` of every block."""
+    loss_scale = getattr(optimizer, 'grad_scale', None)  # a fused optimizer divides by it only inside its step
     for block in blocks:
         wide, narrow = _branches(block)
         parameters = [p for branch in (wide, narrow) for p in branch.conv.parameters() if p.grad is not None]
@@ -89,4 +90,4 @@ def _add_gradients(blocks: list[nn.Module], weight_decay: float) -> None:
             gradients = torch.autograd.grad(0.5 * weight_decay * penalty, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                parameter.grad.add_(gradient)
+                parameter.grad.add_(gradient if loss_scale is None else gradient * loss_scale)
