@@ -96,6 +96,10 @@ def test_the_table_is_up_to_date(tool):
         assert shown[key] in tool.markdown([(*key, *tool.count(tool.backbones()[key]))])
 
 
-def test_a_file_without_markers_is_refused(tool):
-    with pytest.raises(Exception, match='lacks the lines'):
-        tool.insert('# Title\n', 'table')
+def test_a_file_without_markers_is_refused():
+    import doc_tables
+
+    with pytest.raises(Exception, match='lacks the lines <!-- parameters: begin -->'):
+        doc_tables.insert('# Title\n', 'parameters', 'table')
+    text = 'a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n'
+    assert doc_tables.insert(text, 'x', 'new') == 'a\n<!-- x: begin -->\n\nnew\n\n<!-- x: end -->\nb\n'

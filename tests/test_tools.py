@@ -345,18 +345,3 @@ def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
         )
         assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr
     assert (sorted(marker.rglob('*')) if marker.exists() else None) == before
-
-
-def test_benchmark_times_both_networks(tools, tmp_path):
-    status, error = tools.run('benchmark', '--depth', '18', '--batch', '2', '--size', '32', '--repeats', '2', '--out', tmp_path)
-    assert status == 0, error
-    record = json.loads(next(tmp_path.glob('*.json')).read_text())
-    rows = [(row['what'], row['method']) for row in record['results']]
-    assert rows == [
-        ('training step', 'none'),
-        ('training step', 'OREPA'),
-        ('eval forward', 'none'),
-        ('eval forward', 'OREPA'),
-        ('eval forward', 're-parameterized'),
-    ]
-    assert all(len(row['seconds']) == 2 and min(row['seconds']) > 0 for row in record['results'])

@@ -12,6 +12,7 @@ as JSON and as a plot::
 """
 
 import argparse
+import copy
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import doc_tables
 import torch
 from common import UsageError, run
 from torch import nn
@@ -140,17 +142,11 @@ class Dense:
         return dict(inputs=pictures, data_samples=samples)
 
     def build(self, method: str) -> nn.Module:
-        from copy import deepcopy
-
-        config = deepcopy(self.config)
-        config.backbone.update(type='OREPAResNet', method=method_of(dict(type='OREPAResNet'), method)['method'], init_cfg=None)
+        config = copy.deepcopy(self.config)
+        config.backbone.update(method_of(dict(type='OREPAResNet'), method), init_cfg=None)
         if self.scope == 'mmdet':
             config.backbone.frozen_stages = -1
-        else:
-            config.backbone.depth = 50
-        model = self.revert(self.registry.build(config))
-        self.data = None
-        return model
+        return self.revert(self.registry.build(config))
 
     def loss(self, model: nn.Module) -> torch.Tensor:
         data = model.data_preprocessor(self.batch, True)
@@ -307,6 +303,16 @@ def show(rows: list[dict]) -> None:
         previous = title
 
 
+def markdown(rows: list[dict], caption: str) -> str:
+    lines = [f'{caption}.', '', '| | | time, ms | ratio to `none` (quartiles) | peak memory ratio |', '|---|---|---:|---:|---:|']
+    for row in rows:
+        what = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
+        ratio = f'{row["ratio"]:.3f} ({row["ratio_low"]:.3f}-{row["ratio_high"]:.3f})'
+        memory = f'{row["memory_ratio"]:.2f}' if 'memory' in row else ''
+        lines.append(f'| {what} | {row["method"]} | {1e3 * statistics.median(row["seconds"]):.1f} | {ratio} | {memory} |')
+    return '\n'.join(lines)
+
+
 def squeezing_flops(model: nn.Module) -> int:
     """Multiplications and additions of one squeezing of all layers, forward."""
     total = 0
@@ -410,6 +416,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--compile', action='store_true', help='torch.compile for all networks')
     parser.add_argument('--no-memory', action='store_true', help='time only')
     parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with the arithmetic floor')
+    parser.add_argument('--write', type=Path, metavar='MD', help='put the standard rows between the markers of this file')
     parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
@@ -445,6 +452,8 @@ def main() -> None:
     partial.write_text(json.dumps(dict(caption=caption, rows=rows), indent=2) + '\n')
     os.replace(partial, path.with_suffix('.json'))
     print(f'wrote {path}.json')
+    if args.write:
+        doc_tables.write(args.write, 'standard', markdown(rows, caption))
     (draw_growth if args.grow else draw)(rows, path.with_suffix('.png'), caption)
 
 

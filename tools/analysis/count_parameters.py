@@ -6,7 +6,6 @@ python tools/analysis/count_parameters.py --write docs/architectures.md
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import torch
 from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-from common import UsageError, run  # noqa: E402
+import doc_tables  # noqa: E402
+from common import run  # noqa: E402
 
 import orepa_mm  # noqa: E402
 
@@ -31,7 +31,6 @@ PUBLISHED = (
     *('ResNet-18', 'ResNet-34', 'ResNet-50', 'ResNet-101', 'WideResNet-18 x2', 'ResNeXt-50 32x4d'),
     *('RepVGG-A0', 'RepVGG-A1', 'RepVGG-A2'),
 )
-BEGIN, END = '<!-- parameters: begin -->', '<!-- parameters: end -->'
 
 
 def backbones() -> dict[tuple[str, str], dict]:
@@ -79,31 +78,16 @@ def markdown(table: list[tuple[str, str, int, int]]) -> str:
     return '\n'.join(lines)
 
 
-def insert(text: str, table: str) -> str:
-    """``text`` with what stands between the two markers replaced by ``table``."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UsageError(f'the file lacks the lines {BEGIN} and {END} that the table goes between.')
-    return f'{before}{BEGIN}\n\n{table}\n\n{END}{after}'
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
     args = parser.parse_args()
-    if args.write and not args.write.is_file():
-        raise UsageError(f'{args.write}: no such file.')
     table = rows(progress=True)
     print(f'{"architecture":<20}{"method":<8}{"training form":>15}{"re-parameterized":>18}')
     for name, method, training, deployed in table:
         print(f'{name:<20}{method:<8}{training:>15,}{deployed:>18,}')
     if args.write:
-        text = insert(args.write.read_text(), markdown(table))
-        partial = args.write.with_name(args.write.name + '.partial')
-        partial.write_text(text)
-        os.replace(partial, args.write)
-        print(f'wrote {args.write}')
+        doc_tables.write(args.write, 'parameters', markdown(table))
 
 
 if __name__ == '__main__':

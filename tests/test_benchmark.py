@@ -1,0 +1,65 @@
+"""tools/benchmark.py: what it measures and what it writes. No figure of speed is tested."""
+
+import json
+
+import pytest
+
+METHODS = ('none', 'DBB', 'OREPA', 'OREPA, plain formula')
+SMALL = ('--batch', '2', '--size', '32', '--repeats', '2')
+
+
+def rows_of(folder) -> list[dict]:
+    assert len(list(folder.glob('*.png'))) == 1 and not list(folder.glob('*.partial'))
+    return json.loads(next(folder.glob('*.json')).read_text())['rows']
+
+
+def test_one_network(tools, tmp_path):
+    status, error = tools.run('benchmark', '--arch', 'resnet18', *SMALL, '--out', tmp_path)
+    assert status == 0, error
+    rows = rows_of(tmp_path)
+    steps = [row for row in rows if row['what'] == 'training step']
+    forwards = [row['method'] for row in rows if row['what'] == 'eval forward']
+    assert tuple(row['method'] for row in steps) == METHODS
+    assert forwards == ['none', *(f'{method}, training form' for method in METHODS[1:]), 'OREPA, re-parameterized']
+    assert all(len(row['seconds']) == (2 if row in steps else 6) and min(row['seconds']) > 0 for row in rows)
+    assert steps[0]['ratio'] == steps[0]['memory_ratio'] == 1
+    # Weights and momentum of a ResNet-18 with 1000 classes are alive all the time.
+    assert steps[0]['memory'] > 2 * 4 * 11_689_512 and steps[2]['memory'] > 2 * 4 * 37_756_041
+
+
+@pytest.mark.parametrize(
+    ('arch', 'options'),
+    [
+        ('repvgg-a0', ()),
+        ('resnet50', ('--dtype', 'bfloat16', '--channels-last')),
+        ('mask-rcnn', ('--size', '64', '--no-memory')),
+        ('pspnet', ('--size', '64', '--no-memory')),
+        ('deeplabv3plus', ('--size', '64', '--no-memory')),
+    ],
+)
+def test_other_networks(arch, options, tools, tmp_path):
+    small = (*SMALL[:-1], '1', '--what', 'step', '--methods', 'OREPA')
+    status, error = tools.run('benchmark', '--arch', arch, *small, *options, '--out', tmp_path)
+    assert status == 0, error
+    assert [row['method'] for row in rows_of(tmp_path)] == ['none', 'OREPA']
+
+
+def test_bad_options(tools, tmp_path):
+    for options, message in (
+        (('--repeats', '0'), '--repeats must be at least 1'),
+        (('--batch', '1'), '--batch must be at least 2'),
+    ):
+        status, error = tools.run('benchmark', *options, '--out', tmp_path / 'x')
+        assert status == 2 and message in error
+    assert not (tmp_path / 'x').exists()
+
+
+def test_the_arithmetic_floor_falls_with_batch_and_size():
+    import benchmark
+
+    floors = [benchmark.floor('resnet18', batch, size) for batch, size in ((2, 64), (8, 64), (8, 224))]
+    assert floors[0] > floors[1] > floors[2] > 1
+    # One squeezing of a 64 -> 64 layer: two products of its 3x3 kernel with 64 and 8 channels, and some elementwise work.
+    from orepa_mm import OREPAConv2d
+
+    assert 2 * 64 * 64 * 9 * (64 + 8) <= benchmark.squeezing_flops(OREPAConv2d(64, 64, 3)) <= 2 * 64 * 64 * 9 * (64 + 14)
