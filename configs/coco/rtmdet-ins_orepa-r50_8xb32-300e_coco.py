@@ -16,3 +16,4 @@ model = dict(
 )
 optim_wrapper = dict(paramwise_cfg=_base_.stem_paramwise_cfg)
 custom_hooks = [*_base_.custom_hooks, dict(type='ReparameterizeHook')]
+auto_scale_lr = dict(base_batch_size=256)
