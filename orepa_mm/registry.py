@@ -33,10 +33,20 @@ def register_backbones(toolbox: str) -> None:
         registry._locations.append(adapter)
 
 
+def find_configs_of_mmseg() -> None:
+    """Let ``_base_ = 'mmseg::...'`` find mmseg under its module name too, as OneDL's distribution is not called mmsegmentation."""
+    from mmengine.config.utils import MODULE2PACKAGE
+    from mmengine.utils import is_installed
+
+    if find_spec('mmseg') is not None and not is_installed('mmsegmentation'):
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
 def register_all() -> None:
     if find_spec('mmengine') is None:
         return
     register_layers()
+    find_configs_of_mmseg()
     for part in ('reparameterize_hook', 'optim_wrapper_constructor'):
         import_module(f'{__package__}.engine.{part}')
     import_module(f'{__package__}.engine.checkpoint').allow_log_history()

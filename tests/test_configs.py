@@ -1,53 +1,190 @@
-"""Every config builds, and the stem's learning rate is what the config says."""
+"""Every config builds its model, data and optimizer and takes a training step, and the stem's learning rate is what the config says."""
 
+import importlib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+import orepa_mm
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py') if '_base_' not in path.parts)
-TRANSFER = [name for name in CONFIGS if 'imagenet/' not in name]
+# A stem that is frozen or plain is what these two configs are for.
+OTHER_STEMS = [name for name in CONFIGS if '-stem_' in name]
+TRANSFER = [name for name in CONFIGS if 'imagenet/' not in name and name not in OTHER_STEMS]
+NONE = [name for name in CONFIGS if 'none-' in name]
+STEM = ('backbone.conv1.', 'backbone.bn1.')
+SIZES = {'scale', 'img_scale', 'crop_size', 'size'}
 
 
-def build_model(name: str):
+@pytest.fixture(scope='session')
+def imagenet(tmp_path_factory) -> Path:
+    """The layout of ImageNet: 1000 class folders, one picture each."""
+    root = tmp_path_factory.mktemp('imagenet')
+    picture = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))[1].tobytes()
+    for split in ('train', 'val'):
+        for i in range(1000):
+            folder = root / split / f'n{i:08d}'
+            folder.mkdir(parents=True)
+            (folder / f'{i}.JPEG').write_bytes(picture)
+    return root
+
+
+def smaller(value, size: int):
+    """Every picture size of a pipeline brought down to ``size``."""
+    if isinstance(value, dict):
+        return {key: resized(item, size) if key in SIZES else smaller(item, size) for key, item in value.items()}
+    return [smaller(item, size) for item in value] if isinstance(value, list) else value
+
+
+def resized(value, size: int):
+    if isinstance(value, int):
+        return size
+    return [resized(item, size) for item in value] if isinstance(value, list) else (size, size)
+
+
+def read(name: str, work_dir: Path, data_root: Path, size: int = 64) -> Config:
+    """A config with its batch of two small pictures, on small data, and without the checkpoints nobody has yet."""
     cfg = Config.fromfile(ROOT / name)
-    init_default_scope(cfg.default_scope)
-    registry = __import__(f'{cfg.default_scope}.registry').registry.MODELS
-    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
-        cfg.model.data_preprocessor = cfg.data_preprocessor
-    return cfg, registry.build(cfg.model)
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False, batch_size=2)
+        dataset = loader.dataset.get('dataset', loader.dataset)
+        dataset.data_root = str(data_root)
+        dataset.pipeline = smaller(dataset.pipeline, size)
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (size, size)
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
+        cfg.optim_wrapper.type = 'OptimWrapper'  # mixed precision needs a GPU
+    cfg.work_dir = str(work_dir)
+    return cfg
 
 
-def test_there_are_configs():
-    assert len(CONFIGS) >= 4
+def data_of(name: str, mini_data: Path, imagenet: Path) -> Path:
+    family = name.split('/')[1]
+    return imagenet if family == 'imagenet' and 'mini' not in name else mini_data / f'{family}-mini'
+
+
+def test_there_is_a_config_for_every_row_of_the_paper():
+    names = {Path(name).stem for name in CONFIGS}
+    for depth in (18, 34, 50, 101):
+        assert {f'{method}-resnet{depth}_4xb64-120e_in1k' for method in ('none', 'dbb', 'orepa')} <= names
+    for net in ('wideresnet18-x1.5', 'wideresnet18-x2', 'resnext50-32x4d'):
+        assert {f'{method}-{net}_4xb64-120e_in1k' for method in ('none', 'orepa')} <= names
+    for arch in ('A0', 'A1', 'A2'):
+        assert {f'{prefix}repvgg-{arch}_4xb64-120e_in1k' for prefix in ('', 'orepa-')} <= names
+    for method in ('none', 'dbb', 'orepa'):
+        assert {f'{detector}_{method}-r50_fpn_1x_coco' for detector in ('faster-rcnn', 'retinanet', 'mask-rcnn')} <= names
+        assert {f'{net}_{method}-r50-d8_4xb2-40k_cityscapes-512x1024' for net in ('pspnet', 'deeplabv3plus')} <= names
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_model_and_optimizer_build(name):
-    cfg, model = build_model(name)
-    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    trained = {id(p) for group in optim_wrapper.optimizer.param_groups for p in group['params']}
-    assert {id(p) for p in model.parameters() if p.requires_grad} <= trained
-    assert any(hook['type'] == 'ReparameterizeHook' for hook in cfg.custom_hooks)
+def test_a_training_step(name, mini_data, imagenet, tmp_path, monkeypatch):
+    monkeypatch.setattr(Config, 'pretty_text', '')  # the Runner logs it, and formatting it takes longer than the step
+    cfg = read(name, tmp_path, data_of(name, mini_data, imagenet))
+    if 'orepa' in name or 'dbb' in name:
+        assert 'ReparameterizeHook' in [hook['type'] for hook in cfg.custom_hooks]
+    runner = Runner.from_cfg(cfg)
+    model = runner.model.train()
+    optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+    before = {key: p.detach().clone() for key, p in model.named_parameters() if p.dim() > 1}
+    losses = model.train_step(batch, optim_wrapper)
+    assert len(batch['inputs']) == 2 and losses['loss'].isfinite()
+    after = dict(model.named_parameters())
+    moved = sum(not torch.equal(after[key], value) for key, value in before.items() if after[key].requires_grad)
+    assert moved > len(before) / 2  # branches behind a scale of zero come later
+    assert next(iter(runner.build_dataloader(cfg.val_dataloader)))['inputs'][0].shape[0] == 3
+    if name in TRANSFER:
+        check_stem(model, optim_wrapper.optimizer, cfg)
 
 
-@pytest.mark.parametrize('name', TRANSFER)
-def test_the_stem_learns_at_its_own_rate(name):
-    cfg, model = build_model(name)
-    model.train()
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+def check_stem(model: torch.nn.Module, optimizer: torch.optim.Optimizer, cfg: Config) -> None:
+    """The stem's parameters have the base rate times the multiplier, all others the base rate, and none of the stem is frozen."""
+    keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
+    (multiplier,) = {settings.lr_mult for settings in keys.values()}
+    assert multiplier != 1 and set(keys) == {'backbone.conv1', 'backbone.bn1'}
     rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
-    base = cfg.optim_wrapper.optimizer.lr
-    stem = ('backbone.conv1.', 'backbone.bn1.')
-    assert cfg.stem_lr_mult != 1 and any(name.startswith(stem) for name, _ in model.named_parameters())
-    for parameter_name, p in model.named_parameters():
-        expected = base * (cfg.stem_lr_mult if parameter_name.startswith(stem) else 1)
-        assert rates[id(p)] == pytest.approx(expected), parameter_name
-        assert p.requires_grad or not parameter_name.startswith(stem), parameter_name
+    stem = [name for name, _ in model.named_parameters() if name.startswith(STEM)]
+    assert {tuple(name.split('.')[:2]) for name in stem} == {('backbone', 'conv1'), ('backbone', 'bn1')}
+    for name, p in model.named_parameters():
+        expected = cfg.optim_wrapper.optimizer.lr * (multiplier if name in stem else 1)
+        assert p.requires_grad or name not in stem, name
+        if p.requires_grad:
+            assert rates[id(p)] == pytest.approx(expected), name
+
+
+def build_model(cfg: Config) -> torch.nn.Module:
+    init_default_scope(cfg.default_scope)
+    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
+        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
+    return importlib.import_module(f'{cfg.default_scope}.registry').MODELS.build(cfg.model)
+
+
+STOCK = {  # the toolbox's own config of the same network, and what makes it that
+    'resnet18': ('mmpretrain::resnet/resnet18_8xb32_in1k.py', {}),
+    'resnet34': ('mmpretrain::resnet/resnet34_8xb32_in1k.py', {}),
+    'resnet50': ('mmpretrain::resnet/resnet50_8xb32_in1k.py', {}),
+    'resnet101': ('mmpretrain::resnet/resnet101_8xb32_in1k.py', {}),
+    'wideresnet18-x1.5': (
+        'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+        {'backbone.stem_channels': 96, 'backbone.base_channels': 96, 'head.in_channels': 768},
+    ),
+    'wideresnet18-x2': (
+        'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+        {'backbone.stem_channels': 128, 'backbone.base_channels': 128, 'head.in_channels': 1024},
+    ),
+    'resnext50-32x4d': ('mmpretrain::resnext/resnext50-32x4d_8xb32_in1k.py', {}),
+    'faster-rcnn_none-r50_fpn_1x': ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', {}),
+    'retinanet_none-r50_fpn_1x': ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {}),
+    'mask-rcnn_none-r50_fpn_1x_coco': ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', {}),
+    'mask-rcnn_none-r50_fpn_2x_coco': ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py', {}),
+    'mask-rcnn_none-r101_fpn_1x_coco': ('mmdet::mask_rcnn/mask-rcnn_r101_fpn_1x_coco.py', {}),
+    'mask-rcnn_none-r50_fpn_1x_cityscapes': ('mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py', {}),
+    'pspnet_none': ('mmseg::pspnet/pspnet_r50b-d8_4xb2-80k_cityscapes-512x1024.py', {}),
+    'deeplabv3plus_none': ('mmseg::deeplabv3plus/deeplabv3plus_r50b-d8_4xb2-80k_cityscapes-512x1024.py', {}),
+}
+
+
+@pytest.mark.parametrize('name', NONE)
+def test_none_is_the_stock_model(name, tmp_path):
+    path, options = next(value for key, value in STOCK.items() if f'none-{key}_' in name or f'/{key}' in name)
+    (tmp_path / 'stock.py').write_text(f"_base_ = ['{path}']\n")
+    stock = Config.fromfile(tmp_path / 'stock.py')
+    stock.merge_from_dict({f'model.{key}': value for key, value in options.items()})
+    stock.model.pop('pretrained', None)
+    names = [[(key, p.shape) for key, p in build_model(cfg).named_parameters()] for cfg in (Config.fromfile(ROOT / name), stock)]
+    assert names[0] == names[1]
+
+
+def test_the_paper_s_rule_for_biases_and_norms():
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/orepa-resnet18_4xb64-120e_in1k.py')
+    model = build_model(cfg)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    groups = {id(p): group for group in optimizer.param_groups for p in group['params']}
+    norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    for name, p in model.named_parameters():
+        bias = name.endswith('.bias')
+        assert groups[id(p)]['lr'] == pytest.approx(0.2 if bias else 0.1), name
+        assert groups[id(p)]['weight_decay'] == (0 if bias or id(p) in norms else 1e-4), name
+    assert cfg.train_cfg.max_epochs == 120 and cfg.train_dataloader.batch_size * 4 == cfg.auto_scale_lr.base_batch_size == 256
+
+
+def test_cosine_decay_in_every_iteration_over_120_epochs(imagenet, tmp_path):
+    cfg = read('configs/imagenet/orepa-resnet18_4xb64-120e_in1k.py', tmp_path, imagenet)
+    runner = Runner.from_cfg(cfg)
+    runner.train_dataloader  # noqa: B018  what an epoch is
+    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+    runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    (scheduler,) = runner.build_param_scheduler(cfg.param_scheduler)
+    assert scheduler.T_max == 120 * 500 and not scheduler.by_epoch  # 500 batches of two
 
 
 def test_the_stem_trains(tools, tmp_path):
@@ -70,8 +207,68 @@ def test_the_stem_trains(tools, tmp_path):
             assert (after['state_dict'][name] - p).abs().max() > 0, name
 
 
-def test_mini_configs_inherit_from_the_real_one():
-    mini = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py')
-    real = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r50_fpn_1x_coco.py')
-    assert mini.stem_lr_mult == real.stem_lr_mult and mini.optim_wrapper.paramwise_cfg == real.optim_wrapper.paramwise_cfg
-    assert mini.model.roi_head.bbox_head.num_classes == real.model.roi_head.bbox_head.num_classes == 80
+def test_the_multiplier_is_set_on_the_command_line(tools, tmp_path):
+    options = {f'optim_wrapper.paramwise_cfg.custom_keys.backbone.{part}.lr_mult': 0.5 for part in ('conv1', 'bn1')}
+    status, error = tools.train('coco', tmp_path, '--no-validate', options=options, iterations=1)
+    assert status == 0, error
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'paramwise_options -- backbone.bn1.weight:lr=0.01' in log  # half of 0.02
+    assert 'no parameter name contains' not in log
+
+
+def test_the_frozen_stem():
+    cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r50-frozen-stem_fpn_1x_coco.py')
+    model = build_model(cfg).train()
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == [name for name, _ in model.named_parameters() if name.startswith(STEM)] and len(frozen) == 29
+    assert not cfg.optim_wrapper.paramwise_cfg
+
+
+def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):
+    from mmpretrain.registry import MODELS
+
+    narrow = dict(stem_channels=8, base_channels=8)
+    backbone = MODELS.build(dict(type='OREPAResNet', depth=50, **narrow))
+    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in backbone.state_dict().items()}), tmp_path / 'trained.pth')
+    cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r50-plain-stem_fpn_1x_coco.py')
+    assert not cfg.optim_wrapper.paramwise_cfg and cfg.model.backbone.frozen_stages == -1
+    cfg.merge_from_dict({'model.backbone.init_cfg.checkpoint': str(tmp_path / 'trained.pth'), 'model.neck.in_channels': [32, 64, 128, 256]})
+    cfg.model.backbone.update(narrow)
+    init_default_scope('mmdet')
+    detector = importlib.import_module('mmdet.registry').MODELS.build(cfg.model)
+    orepa_mm.engine.checkpoint.check_pretrained(detector)
+    detector.init_weights()
+    stem = detector.backbone.conv1
+    assert type(stem) is torch.nn.Conv2d and stem.weight.requires_grad
+    assert torch.equal(stem.weight, backbone.conv1.weight)
+    for module in (detector.backbone, backbone):
+        module.eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(detector.backbone(x)[-1], backbone(x)[-1], rtol=1e-5, atol=1e-6)
+    # A checkpoint of the detector itself has the plain kernel and is loaded as it is.
+    again = importlib.import_module('mmdet.registry').MODELS.build(cfg.model)
+    again.load_state_dict(detector.state_dict())
+    assert torch.equal(again.backbone.conv1.weight, stem.weight)
+
+
+def test_plain_stem_with_a_deep_stem():
+    from mmdet.registry import MODELS
+
+    with pytest.raises(ValueError, match='plain_stem=True is for the 7x7 stem'):
+        MODELS.build(dict(type='OREPAResNet', depth=50, plain_stem=True, deep_stem=True))
+
+
+@pytest.mark.parametrize(
+    ('mini', 'real'),
+    [
+        ('coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini', 'coco/mask-rcnn_orepa-r50_fpn_1x_coco'),
+        ('cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini', 'cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024'),
+        ('imagenet/orepa-resnet18-w16_imagenet-mini', 'imagenet/orepa-resnet18_4xb64-120e_in1k'),
+    ],
+)
+def test_mini_configs_inherit_from_the_real_ones(mini, real):
+    mini, real = (Config.fromfile(ROOT / f'configs/{name}.py') for name in (mini, real))
+    assert mini.optim_wrapper.paramwise_cfg == real.optim_wrapper.paramwise_cfg
+    assert mini.custom_hooks == real.custom_hooks and mini.model.backbone.type == real.model.backbone.type
+    assert [step.type for step in mini.train_pipeline] == [step.type for step in real.train_pipeline]
+    assert mini.train_dataloader.dataset.type == real.train_dataloader.dataset.type

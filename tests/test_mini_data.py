@@ -18,7 +18,7 @@ def test_same_seed_same_files(tmp_path):
         for name in make_mini_data.DATASETS:
             make_mini_data.make(name, tmp_path / folder / name, 2, 1, 64, seed)
     a, b, c = (digest(tmp_path / folder) for folder in 'abc')
-    assert a == b and a.keys() == c.keys() and len(a) == 3 + 5 + 6
+    assert a == b and a.keys() == c.keys() and len(a) == 3 + 5 + 8
     assert all(a[name] != c[name] for name in a)
 
 
@@ -48,6 +48,19 @@ def test_cityscapes_labels_are_train_ids(mini_data):
         assert (
             path.parents[3] / 'leftImg8bit' / path.parts[-3] / 'mini' / path.name.replace('gtFine_labelTrainIds', 'leftImg8bit')
         ).is_file()
+
+
+def test_cityscapes_instances_agree_with_the_label_maps(mini_data):
+    root = mini_data / 'cityscapes-mini'
+    coco = COCO(str(root / 'annotations/instancesonly_filtered_gtFine_train.json'))
+    train_ids = dict(make_mini_data.CITYSCAPES_THINGS.values())
+    assert coco.getAnnIds()
+    for instance in coco.loadAnns(coco.getAnnIds()):
+        name = coco.loadImgs(instance['image_id'])[0]['file_name']
+        assert (root / 'leftImg8bit/train' / name).is_file()
+        path = root / 'gtFine/train' / name.replace('leftImg8bit', 'gtFine_labelTrainIds')
+        inside = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[coco.annToMask(instance).astype(bool)]
+        assert set(np.unique(inside)) <= {train_ids[instance['category_id']], 255} and (inside != 255).any()
 
 
 def test_categories_are_those_of_coco():

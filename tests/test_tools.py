@@ -333,6 +333,63 @@ def test_predictions_in_a_file_of_another_kind(trained, tools, tmp_path):
     refused(tools.test('coco', trained('coco', tools), tmp_path / 'run', '--out', tmp_path / 'x.json'), 'x.json', '.pkl')
 
 
+@pytest.mark.parametrize('name', SCOPES)
+def test_measuring_both_forms(name, trained, tools, mini_data, tmp_path):
+    import report
+
+    root = str(mini_data / f'{name}-mini')
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{ROOT / tools.CONFIGS[name]}'\ntest_dataloader = dict(dataset=dict(data_root={root!r}))\n")
+    measured = report.measure(config, trained(name, tools), runs=1)
+    assert measured['parameters'][0] > 1.5 * measured['parameters'][1]
+    assert measured['difference'] < 1e-4 and min(measured['latency']) > 0
+    rows = report.table_rows([{METRIC[name]: 0.5}, {}], measured, [('metric', METRIC[name], '.2f')])
+    assert rows[0] == ('metric', '0.50', 'none') and len(rows) == 4
+    report.plot_losses(trained(name, tools).parent, tmp_path / 'loss.png', 'A <title>')
+    report.write_page(tmp_path / 'report.html', 'A <title>', report.table(rows), report.pictures(tmp_path, tmp_path, 3))
+    page = (tmp_path / 'report.html').read_text()
+    assert '<h1>A &lt;title&gt;</h1>' in page and 'src="loss.png"' in page and '<td>none</td>' in page
+
+
+@pytest.mark.slow
+def test_pipeline_from_pretraining_to_reparameterized_transfer(tmp_path):
+    command = [sys.executable, str(ROOT / 'tools' / 'pipeline.py'), '--short', '--out']
+    result = subprocess.run([*command, str(tmp_path / 'out')], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert all(word in page for word in ('Classifier', 'Detector', 'Segmentor', 'top-1', 'mIoU', 'bbox mAP'))
+    for name in ('classifier', 'detector', 'segmentor'):
+        assert (tmp_path / 'out' / f'loss_{name}.png').is_file()
+    again = subprocess.run([*command, str(tmp_path / 'out')], capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 1 and 'is not empty' in again.stderr
+
+
+def test_stem_sweep(tools, mini_data, tmp_path):
+    """Two multipliers on a run of seconds; what is done is not done again."""
+    pairs = [f'{key}={value}' for key, value in tools.options('cityscapes', iterations=1).items()]
+    arguments = ('analysis/sweep_stem_lr', tools.CONFIGS['cityscapes'], '--multipliers', '0', '1', '--out', tmp_path)
+    times = []
+    for _ in range(2):
+        status, error = tools.run(*arguments, '--cfg-options', *pairs)
+        assert status == 0, error
+        times.append([path.stat().st_mtime_ns for path in sorted(tmp_path.rglob('scalars.json'))])
+    assert times[0] == times[1] and len(times[0]) == 2
+    sweep = json.loads((tmp_path / 'sweep.json').read_text())
+    assert sweep['metric'] == 'mIoU' and set(sweep['values']) == {'0', '1'} and all(len(runs) == 1 for runs in sweep['values'].values())
+    assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+    stems = [torch.load(tmp_path / f'lr_mult_{m}/seed_0/last.pth', weights_only=False)['state_dict'] for m in (0, 1)]
+    assert not torch.equal(*(stem['backbone.bn1.weight'] for stem in stems))
+    assert torch.equal(stems[0]['backbone.bn1.weight'], torch.ones(16))
+
+
+def test_stem_sweep_needs_a_multiplier_in_the_config(tools, tmp_path):
+    refused(
+        tools.run('analysis/sweep_stem_lr', tools.CONFIGS['imagenet'], '--out', tmp_path / 'x'), 'no multiplier to sweep', 'backbone.conv1'
+    )
+    refused(tools.run('analysis/sweep_stem_lr', tools.CONFIGS['coco'], '--multipliers', '-1'), 'not negative')
+    assert not (tmp_path / 'x').exists()
+
+
 def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
     marker = ROOT / 'demo'
     before = sorted(marker.rglob('*')) if marker.exists() else None

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -32,6 +33,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except EXPLAINED as error:
         sys.exit(_fail(str(error)))
+    except (ImportError, RuntimeError) as error:
+        if 'pip install' not in str(error):
+            raise
+        sys.exit(_fail(' '.join(str(error).split())))
     except KeyError as error:
         message = str(error.args[0]) if error.args else ''
         if 'is not in the' not in message:
@@ -62,6 +67,28 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def merge_options(cfg: Config, options: dict) -> None:
+    """``cfg.merge_from_dict``, but a key of the config that itself has dots in it is found.
+
+    ``optim_wrapper.paramwise_cfg.custom_keys.backbone.conv1.lr_mult=0.3`` sets what the config has under ``'backbone.conv1'``.
+    """
+    cfg.merge_from_dict({path: value for path, value in options.items() if not _set_dotted(cfg, path, value)})
+
+
+def _set_dotted(cfg: Config, path: str, value: Any) -> bool:
+    node, parts, dotted = cfg._cfg_dict, path.split('.'), False
+    while len(parts) > 1:
+        length = next((n for n in range(len(parts) - 1, 0, -1) if isinstance(node, dict) and '.'.join(parts[:n]) in node), None)
+        if length is None:
+            return False
+        dotted = dotted or length > 1
+        node, parts = node['.'.join(parts[:length])], parts[length:]
+    if not dotted or not isinstance(node, dict):
+        return False
+    node[parts[0]] = value
+    return True
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config, apply the common options and complete what the toolbox's own scripts complete."""
     if not Path(args.config).is_file():
@@ -71,8 +98,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(args.config)
     except (OSError, SyntaxError, ImportError) as error:
         raise UsageError(f'{args.config}: cannot be read: {error}') from None
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options or {})
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -85,8 +111,17 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _without_sync(node: Any) -> Any:
+    """A config with ordinary batch norms for synchronised ones."""
+    if isinstance(node, dict):
+        return type(node)({key: 'BN' if (key, value) == ('type', 'SyncBN') else _without_sync(value) for key, value in node.items()})
+    return type(node)(_without_sync(item) for item in node) if type(node) in (list, tuple) else node
+
+
 def build_runner(cfg: Config) -> Runner:
     """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names."""
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        cfg.model = _without_sync(cfg.model)  # alone, torch's synchronised norm runs on CPUs as well
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's own start of a distributed run asks for a GPU; one that runs already it takes as it is.
         torch.distributed.init_process_group('gloo')

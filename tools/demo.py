@@ -9,60 +9,30 @@ command that the report lists, so each can be run again by hand.
 import argparse
 import html
 import json
-import shlex
 import shutil
-import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CLASSIFIER = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
-DETECTOR = 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py'
+from report import (
+    CLASSIFIER,
+    DETECTOR,
+    ROOT,
+    StepError,
+    Steps,
+    command_list,
+    measure,
+    pictures,
+    plot_losses,
+    print_rows,
+    table,
+    table_rows,
+    write_page,
+)
+
 TRAIN_PICTURES = 3000  # how many pictures the detector sees, whatever the size of the set
 PICTURES_SHOWN = 8
-
-
-class StepError(RuntimeError):
-    """A step failed; the message says which, and where its output is."""
-
-
-@dataclass
-class Demo:
-    """Runs the steps and remembers their commands."""
-
-    folder: Path
-    commands: list[tuple[str, str, float]] = field(default_factory=list)
-
-    def step(self, title: str, *command: str) -> None:
-        """Run ``python COMMAND``, its output into a log file, the lines that tell the progress to the terminal."""
-        number = len(self.commands) + 1
-        shown = shlex.join(['python', *command])
-        print(f'\n[demo] step {number}: {title}\n[demo] $ {shown}', flush=True)
-        start = time.monotonic()
-        log_path = self.folder / 'logs' / f'{number}.log'
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        last = ''
-        with log_path.open('w') as log:
-            process = subprocess.Popen(
-                [sys.executable, '-W', 'ignore', *command],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors='replace',
-                cwd=ROOT,
-            )
-            for line in process.stdout:
-                log.write(line)
-                last = line.strip() or last
-                if any(word in line for word in ('Epoch(', 'Re-parameterized', 'pictures')):
-                    print('  ' + line.strip().split(' - INFO - ')[-1][:150], flush=True)
-        if process.wait():
-            raise StepError(f'step {number} ({title}) failed: {last}\nIts whole output is in {log_path}')
-        seconds = time.monotonic() - start
-        print(f'[demo] done in {seconds:.0f} s', flush=True)
-        self.commands.append((title, shown, seconds))
+LOSSES = ('loss', 'loss_cls', 'loss_bbox', 'loss_mask', 'loss_rpn_cls', 'loss_rpn_bbox')
 
 
 def coco_summary(data: Path) -> tuple[list[str], int]:
@@ -103,19 +73,9 @@ model = dict(
     backbone=dict(init_cfg=dict(checkpoint={str(classifier)!r})),
     roi_head=dict(bbox_head=dict(num_classes={len(classes)}), mask_head=dict(num_classes={len(classes)})),
 )
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[2].update(scale=scale)
+test_pipeline[1].update(scale=scale)
 train_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
@@ -133,116 +93,24 @@ default_hooks = dict(checkpoint=dict(interval=max_epochs))
 """
 
 
-def measure(config: Path, checkpoint: Path, runs: int = 30) -> dict:
-    """Parameters, largest output difference and latency of the two forms on one picture, timed in turn in one process."""
-    import statistics
-
-    import torch
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-    from mmengine.runner import Runner
-
-    import orepa_mm
-    from orepa_mm.engine.checkpoint import read_checkpoint, state_dict_of
-    from orepa_mm.engine.outputs import dense_outputs, largest_difference
-
-    cfg = Config.fromfile(config)
-    init_default_scope(cfg.default_scope)
-    from mmdet.registry import MODELS
-
-    models = []
-    state = state_dict_of(read_checkpoint(checkpoint))
-    for _ in range(2):
-        model = MODELS.build(cfg.model)
-        model.load_state_dict(state)
-        models.append(model.eval())
-    orepa_mm.reparameterize(models[1])
-    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
-    batch = next(iter(Runner.build_dataloader(cfg.test_dataloader)))
-    outputs = dense_outputs(models[0], batch)
-    expected = outputs()
-    with orepa_mm.reparam.reparameterized(models[0]):
-        difference = largest_difference(expected, outputs())
-    times = ([], [])
-    with torch.no_grad():
-        for run in range(runs + 3):
-            for model, record in zip(models, times, strict=True):
-                start = time.perf_counter()
-                model.test_step(batch)
-                if run >= 3:
-                    record.append(1000 * (time.perf_counter() - start))
-    return dict(
-        parameters=[sum(p.numel() for p in model.parameters()) for model in models],
-        difference=difference,
-        latency=[statistics.median(record) for record in times],
-        input=tuple(batch['inputs'][0].shape),
-    )
-
-
-def plot_losses(work_dir: Path, out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
-    rows = [json.loads(line) for line in scalars.read_text().splitlines()]
-    rows = [row for row in rows if 'loss' in row]
-    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
-    for name in ('loss', 'loss_cls', 'loss_bbox', 'loss_mask', 'loss_rpn_cls', 'loss_rpn_bbox'):
-        axes.plot([row['step'] for row in rows], [row[name] for row in rows], label=name, linewidth=2.2 if name == 'loss' else 1.2)
-    axes.set(xlabel='iteration', ylabel='loss', title='Fine-tuning the OREPA Mask R-CNN', ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(ncols=2)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-
-
-def report(demo: Demo, metrics: list[dict], measured: dict, data: Path | None) -> Path:
+def report(steps: Steps, metrics: list[dict], measured: dict, data: Path | None) -> Path:
     """Write ``report.html`` beside the pictures it shows."""
-    rows = [
-        (f'{kind} {name}', *(f'{m[f"coco/{kind}_{name}"]:.4f}' for m in metrics)) for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50')
-    ]
-    rows += [
-        ('parameters', *(f'{count / 1e6:.3f} M' for count in measured['parameters'])),
-        (f'latency, one picture {"x".join(map(str, measured["input"]))}, median', *(f'{ms:.1f} ms' for ms in measured['latency'])),
-        ('largest output difference, of the output scale', '', f'{measured["difference"]:.1e}'),
-    ]
-    table = '\n'.join('<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>' for row in rows)
-    for row in (('', 'training form', 're-parameterized'), *rows):
-        print(f'  {row[0]:<52}{row[1]:>16}{row[2]:>18}')
-    pictures = sorted((demo.folder / 'pictures').glob('*.*'))[:PICTURES_SHOWN]
-    shown = '\n'.join(f'<img src="pictures/{html.escape(path.name)}" alt="{html.escape(path.name)}">' for path in pictures)
-    steps = '\n'.join(f'<li>{html.escape(title)} ({s:.0f} s)<pre>{html.escape(command)}</pre></li>' for title, command, s in demo.commands)
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>orepa_mm demo</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }}
-td:first-child, th:first-child {{ text-align: left }} pre {{ background: #f4f4f4; padding: .5rem; overflow-x: auto; font-size: 13px }}
-.pictures {{ display: grid; grid-template-columns: 1fr 1fr; gap: .6rem }} img {{ width: 100% }}
-</style>
-<h1>OREPA Mask R-CNN, fine-tuned and re-parameterized</h1>
-<p>Data: {html.escape(str(data) if data else 'the drawn COCO set (data/coco-mini)')}.</p>
-<table><tr><th></th><th>training form</th><th>re-parameterized</th></tr>
-{table}
-</table>
-<p>Latency is the whole <code>test_step</code> on this machine's CPU, the two forms in turn in one process.</p>
-<h2>Loss</h2>
-<img src="loss.png" alt="loss curve">
-<h2>Validation pictures</h2>
-<p>Ground truth on the left, the re-parameterized model's predictions on the right.</p>
-<div class="pictures">
-{shown}
-</div>
-<h2>Commands</h2>
-<ol>
-{steps}
-</ol>
-</html>
-"""
-    path = demo.folder / 'report.html'
-    path.write_text(page)
+    names = [(f'{kind} {name}', f'coco/{kind}_{name}', '.4f') for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50')]
+    rows = table_rows(metrics, measured, names)
+    print_rows(rows)
+    path = steps.folder / 'report.html'
+    write_page(
+        path,
+        'OREPA Mask R-CNN, fine-tuned and re-parameterized',
+        f'<p>Data: {html.escape(str(data) if data else "the drawn COCO set (data/coco-mini)")}.</p>',
+        table(rows),
+        "<p>Latency is the whole <code>test_step</code> on this machine's CPU, the two forms in turn in one process.</p>",
+        '<h2>Loss</h2>\n<img src="loss.png" alt="loss curve">',
+        '<h2>Validation pictures</h2>',
+        "<p>Ground truth on the left, the re-parameterized model's predictions on the right.</p>",
+        pictures(steps.folder, steps.folder / 'pictures', PICTURES_SHOWN),
+        command_list(steps),
+    )
     return path
 
 
@@ -259,21 +127,16 @@ def main() -> None:
     folder.mkdir()
     (ROOT / config).write_text(text)
 
-    demo = Demo(folder)
-    demo.step('draw the datasets', 'tools/make_mini_data.py', 'imagenet', *([] if args.data else ['coco']))
-    demo.step('pretrain a narrow OREPA ResNet-18 classifier', 'tools/train.py', CLASSIFIER, '--work-dir', str(classifier_dir))
-    demo.step('fine-tune the OREPA Mask R-CNN', 'tools/train.py', str(config), '--work-dir', str(detector_dir))
-    test = ('tools/test.py', str(config), str(checkpoint), '--work-dir')
-    metrics = [folder / 'metrics_training_form.json', folder / 'metrics_reparameterized.json']
-    relative = [str(path.relative_to(ROOT)) for path in metrics]
-    demo.step('test it in training form', *test, 'demo/work/test_training_form', '--no-reparameterize', '--metrics', relative[0])
-    pictures = ('--show-dir', 'demo/pictures')
-    demo.step('test it re-parameterized', *test, 'demo/work/test_reparameterized', '--reparameterize', '--metrics', relative[1], *pictures)
+    steps = Steps('demo', folder)
+    steps.step('draw the datasets', 'tools/make_mini_data.py', 'imagenet', *([] if args.data else ['coco']))
+    steps.step('pretrain a narrow OREPA ResNet-18 classifier', 'tools/train.py', CLASSIFIER, '--work-dir', str(classifier_dir))
+    steps.step('fine-tune the OREPA Mask R-CNN', 'tools/train.py', str(config), '--work-dir', str(detector_dir))
+    metrics = steps.test_both_forms(config, checkpoint, Path('demo/work'), Path('demo/pictures'))
 
     print('\n[demo] timing the two forms', flush=True)
     measured = measure(ROOT / config, ROOT / checkpoint)
-    plot_losses(ROOT / detector_dir, folder / 'loss.png')
-    path = report(demo, [json.loads(path.read_text()) for path in metrics], measured, args.data)
+    plot_losses(ROOT / detector_dir, folder / 'loss.png', 'Fine-tuning the OREPA Mask R-CNN', LOSSES)
+    path = report(steps, metrics, measured, args.data)
     print(f'[demo] {(time.monotonic() - start) / 60:.1f} minutes; report: {path}')
 
 

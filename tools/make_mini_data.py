@@ -182,6 +182,21 @@ def write_imagenet(root: Path, split: str, count: int, size: int, rng: np.random
         cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
 
 
+def annotation(number: int, image_id: int, category_id: int, mask: np.ndarray) -> dict:
+    """A COCO annotation of the visible part of an instance."""
+    polygons = outer_polygons(mask)
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    return dict(
+        id=number,
+        image_id=image_id,
+        category_id=category_id,
+        segmentation=polygons,
+        bbox=[x, y, w, h],
+        area=float(sum(cv2.contourArea(np.float32(polygon).reshape(-1, 2)) for polygon in polygons)),
+        iscrowd=0,
+    )
+
+
 def coco_categories() -> list[dict]:
     """The 80 categories under COCO's own ids."""
     from mmdet.datasets import CocoDataset
@@ -216,37 +231,53 @@ def write_coco(root: Path, split: str, count: int, size: int, rng: np.random.Gen
         cv2.imwrite(str(folder / name), scene.image)
         images.append(dict(id=i + 1, file_name=name, height=height, width=width))
         for instance in scene.instances:
-            polygons = outer_polygons(instance.mask)
-            x, y, w, h = cv2.boundingRect(instance.mask.astype(np.uint8))
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=i + 1,
-                    category_id=ids[SHAPES[instance.shape][0]],
-                    segmentation=polygons,
-                    bbox=[x, y, w, h],
-                    area=float(sum(cv2.contourArea(np.float32(polygon).reshape(-1, 2)) for polygon in polygons)),
-                    iscrowd=0,
-                )
-            )
+            category = ids[SHAPES[instance.shape][0]]
+            annotations.append(annotation(len(annotations) + 1, i + 1, category, instance.mask))
     path = root / 'annotations' / f'instances_{split}2017.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
 
+# The eight classes of Cityscapes that have instances: their ids in the annotation files and their train ids.
+CITYSCAPES_THINGS = {
+    'person': (24, 11),
+    'rider': (25, 12),
+    'car': (26, 13),
+    'truck': (27, 14),
+    'bus': (28, 15),
+    'train': (31, 16),
+    'motorcycle': (32, 17),
+    'bicycle': (33, 18),
+}
+
+
 def write_cityscapes(root: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
-    """``leftImg8bit/<split>/mini/*_leftImg8bit.png`` and ``gtFine/<split>/mini/*_gtFine_labelTrainIds.png``, twice as wide as high."""
+    """``leftImg8bit/<split>/mini/*_leftImg8bit.png``, twice as wide as high, and ``gtFine/<split>/mini/*_gtFine_labelTrainIds.png``.
+
+    The instances of things are in ``annotations/instancesonly_filtered_gtFine_<split>.json``, as mmdet's converter writes them.
+    """
+    ids = {train_id: i for i, train_id in CITYSCAPES_THINGS.values()}
+    images, annotations = [], []
     for i in progress(range(count), f'cityscapes {split}'):
         scene = draw_scene(rng, size // 2, size, crowd(rng), (0.1, 0.3))
         labels = scene.layout.copy()
+        name = f'mini/mini_{i:06d}_000019'
+        images.append(dict(id=i + 1, file_name=f'{name}_leftImg8bit.png', height=size // 2, width=size))
         for instance in scene.instances:
-            labels[instance.mask] = SHAPES[instance.shape][1]
+            train_id = SHAPES[instance.shape][1]
+            labels[instance.mask] = train_id
             contours, _ = cv2.findContours(instance.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(labels, contours, -1, IGNORE, 1)
+            if train_id in ids:
+                annotations.append(annotation(len(annotations) + 1, i + 1, ids[train_id], instance.mask))
         for kind, suffix, picture in (('leftImg8bit', 'leftImg8bit', scene.image), ('gtFine', 'gtFine_labelTrainIds', labels)):
-            path = root / kind / split / 'mini' / f'mini_{i:06d}_000019_{suffix}.png'
+            path = root / kind / split / f'{name}_{suffix}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), picture)
+    categories = [dict(id=i, name=name) for name, (i, _) in CITYSCAPES_THINGS.items()]
+    path = root / 'annotations' / f'instancesonly_filtered_gtFine_{split}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
 
 # writer, pictures to train on, pictures to validate on, longer side in pixels

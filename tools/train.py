@@ -38,6 +38,11 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
             raise UsageError('--amp: mixed-precision training needs a GPU, and none was found.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise UsageError(
+            f'{args.config}: trains in mixed precision, which needs a GPU, and none was found; '
+            'for full precision add --cfg-options optim_wrapper.type=OptimWrapper.'
+        )
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UsageError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch size lr is set for.')

@@ -21,19 +21,9 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[2].update(scale=scale)
+test_pipeline[1].update(scale=scale)
 train_dataloader = dict(
     batch_size=4, dataset=dict(data_root=data_root, filter_cfg=dict(filter_empty_gt=True, min_size=8), pipeline=train_pipeline)
 )

@@ -1,9 +1,10 @@
 """What the OREPA ResNets of the three toolboxes have in common."""
 
+import torch
 from mmcv.cnn import build_conv_layer
-from torch import nn
+from torch import Tensor, nn
 
-from ..layers import DBBConv2d
+from ..layers import DBBConv2d, OREPAConv2d
 from ..reparam.norm_pairs import following_norm
 
 METHODS = ('OREPA', 'DBB', 'none')
@@ -37,6 +38,31 @@ def drop_norms_after(model: nn.Module, layer: type[nn.Module]) -> None:
                 setattr(parent, norm, nn.Identity())
 
 
+@torch.no_grad()
+def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
+    """Replace the deep linear stem in a ResNet's state dict by the plain 7x7 kernel it equals, in place.
+
+    Args:
+        state: State dict in which the ResNet's keys begin with ``prefix``.
+        prefix: Such as ``'backbone.'``.
+
+    Returns:
+        Whether there was a deep linear stem.
+    """
+    stem = f'{prefix}conv1.'
+    branches = {key.removeprefix(stem): state[key] for key in state if key.startswith(f'{stem}kernel.stages.')}
+    if not branches:
+        return False
+    stages = [key.removesuffix('.origin') for key in branches if key.endswith('.origin')]
+    weights = [branches[f'{stage}.origin'] for stage in stages] or [value for key, value in branches.items() if key.endswith('.weight')]
+    layer = OREPAConv2d(weights[0].shape[1], len(weights[0]), 2 * len(weights) + 1, bias=False, plain_stages=not stages)
+    layer.to(weights[0].dtype).load_state_dict(branches)
+    for key in branches:
+        del state[stem + key]
+    state[f'{stem}weight'] = layer.weight
+    return True
+
+
 class OREPAResNetMixin:
     """Builds a toolbox's own ResNet with OREPA convolutions, or with a baseline's.
 
@@ -46,17 +72,29 @@ class OREPAResNetMixin:
         depth: 18, 34, 50, 101 or 152.
         method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
         conv_cfg: Another convolution layer than the method's.
+        plain_stem: Build the 7x7 stem as one plain convolution. Of a checkpoint with a deep linear stem it takes the kernel that the
+            stem's branches add up to.
         kwargs: All arguments of the toolbox's ResNet.
 
     Raises:
-        ValueError: For an unknown method.
+        ValueError: For an unknown method, and for ``plain_stem`` with ``deep_stem``, which has no 7x7 convolution.
     """
 
-    def __init__(self, depth: int, *, method: str = 'OREPA', conv_cfg: dict | None = None, **kwargs) -> None:
+    def __init__(self, depth: int, *, method: str = 'OREPA', conv_cfg: dict | None = None, plain_stem: bool = False, **kwargs) -> None:
+        if plain_stem and kwargs.get('deep_stem'):
+            raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
             conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'))
+        if plain_stem and conv_cfg['type'] != 'Conv2d':
+            conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
+        self.plain_stem = plain_stem
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
         drop_norms_after(self, DBBConv2d)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        if self.plain_stem:
+            squeeze_stem(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def make_res_layer(self, **kwargs):
         if kwargs.get('dcn') is None:
@@ -97,10 +135,11 @@ class OREPAResNeXtMixin(OREPAResNetMixin):
         groups: Groups of the 3x3 convolutions; with the stock width of 4 channels a group the net is a 32x4d.
         method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
         conv_cfg: Another convolution layer than the method's.
+        plain_stem: As in ``OREPAResNet``.
         kwargs: All arguments of the toolbox's ResNeXt.
 
     Raises:
-        ValueError: For an unknown method.
+        ValueError: As ``OREPAResNet``.
     """
 
     def __init__(self, depth: int, *, groups: int = 32, **kwargs) -> None:

@@ -1,6 +1,7 @@
 """Reading checkpoints safely, and telling before a run whether they fit the model."""
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -99,8 +100,15 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
         partial: Accept keys that are missing or of another shape (fine-tuning) as long as half of the model's weights fit.
 
     Raises:
-        CheckpointError: When the form (with branches, or plain) or the architecture is another one.
+        CheckpointError: When the form (with branches, or plain) or the architecture is another one, or when the stem does not fit.
     """
+    state = dict(state)
+    for name, module in model.named_modules():
+        if getattr(module, 'plain_stem', False):
+            from ..backbones.resnet import squeeze_stem  # needs mmcv, which reading a checkpoint does not
+
+            squeeze_stem(state, f'{name}.' if name else '')
+    _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
     plain = [f'{name}.weight' for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d) and f'{name}.weight' in state]
     if plain:
@@ -124,6 +132,43 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
         raise CheckpointError(
             f'{path}: does not fit the model of the config: {"; ".join(details)}. It is of another architecture, width or '
             'number of classes: change the config or the checkpoint.'
+        )
+
+
+def _stem_of(keys: Iterable[str], prefix: str) -> dict[str, str]:
+    """The keys of a ResNet's stem, with and without the ResNet's prefix."""
+    return {key: key.removeprefix(prefix) for key in keys if key.startswith(tuple(f'{prefix}{part}.' for part in ('conv1', 'bn1', 'stem')))}
+
+
+def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """The stem must fit even where other layers may be new: everything behind it was trained on its output."""
+    for name, module in model.named_modules():
+        if not hasattr(module, 'make_res_layer'):  # the ResNets of the three toolboxes
+            continue
+        prefix = f'{name}.' if name else ''
+        expected, found = module.state_dict(), _stem_of(state, prefix)
+        stem = _stem_of(expected, '')
+        given = {key: state[full] for full, key in found.items()}
+        kernel = [key for key in stem if 'conv1' in key or key.startswith('stem.')]
+        if not given or not kernel:
+            continue
+        others = {key for key in state if key.startswith(prefix) and key not in found}
+        same_form = any('.kernel.' in key for key in others) == any('.kernel.' in key for key in expected if key not in stem)
+        deep, wants_deep = (any('.kernel.stages.' in key for key in keys) for keys in (given, stem))
+        if any(key.startswith('stem.') for key in given) != any(key.startswith('stem.') for key in stem):
+            remedy = f'set deep_stem={any(key.startswith("stem.") for key in given)} of the backbone (ResNetV1c and V1d have deep stems)'
+        elif same_form and deep and not wants_deep:
+            remedy = 'its deep linear stem can be trained as a plain one: set plain_stem=True of the backbone'
+        elif same_form and wants_deep and not deep:
+            remedy = 'its stem is a plain kernel: set plain_stem=True of the backbone'
+        else:
+            reshaped = [key for key in stem if key in given and given[key].shape != expected[key].shape]
+            if not reshaped:
+                continue
+            shapes = f'{reshaped[0]} {tuple(given[reshaped[0]].shape)} for {tuple(expected[reshaped[0]].shape)}'
+            remedy = f'{shapes} is of another shape: set stem_channels and in_channels of the backbone to those of the checkpoint'
+        raise CheckpointError(
+            f'{path}: does not fit the model of the config, its stem is another one; {remedy}, or take another checkpoint.'
         )
 
 

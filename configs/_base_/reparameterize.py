@@ -1,0 +1,2 @@
+# Tests in deployed form.
+custom_hooks = [dict(type='ReparameterizeHook')]

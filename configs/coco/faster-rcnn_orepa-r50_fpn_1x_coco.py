@@ -1,0 +1,8 @@
+_base_ = ['./faster-rcnn_none-r50_fpn_1x_coco.py', '../_base_/reparameterize.py']
+
+model = dict(
+    backbone=dict(
+        type='OREPAResNet',
+        init_cfg=dict(checkpoint='work_dirs/orepa-resnet50_4xb64-120e_in1k/epoch_120.pth'),
+    )
+)

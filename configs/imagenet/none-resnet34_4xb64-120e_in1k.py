@@ -1,0 +1,1 @@
+_base_ = ['../_base_/imagenet_4xb64-120e.py', 'mmpretrain::_base_/models/resnet34.py']

@@ -1,0 +1,3 @@
+_base_ = './repvgg-A1_4xb64-120e_in1k.py'
+
+model = dict(backbone=dict(method='OREPA'))

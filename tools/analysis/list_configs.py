@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""List all configs with their models' parameters and FLOPs in both forms, and write docs/configs.md.
+
+    python tools/analysis/list_configs.py --write docs/configs.md    # about 10 minutes on 2 cores
+    python tools/analysis/list_configs.py 'configs/imagenet/*'       # some of them, in the terminal
+
+FLOPs are counted by mmengine's analysis, which counts a multiply-add as one, for one picture of the size the config tests at. In
+training form they include the squeezing of the kernels.
+"""
+
+import argparse
+import fnmatch
+import logging
+import os
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+from common import UsageError, run  # noqa: E402
+from mmengine.analysis import get_model_complexity_info  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+
+import orepa_mm  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
+FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
+HEADER = ('model', 'method', 'data', 'schedule', 'input', 'params, M', 'FLOPs, G', 'command')
+INTRODUCTION = """# Configs
+
+<!-- Written by: python tools/analysis/list_configs.py --write docs/configs.md -->
+
+Each command trains one row, on as many GPUs as the recipe is written for; on another number add `--auto-scale-lr` where the config has an
+`auto_scale_lr`. Run ImageNet configs first: a transfer config starts from the last checkpoint its backbone's ImageNet config leaves in
+`work_dirs/`, or from the one you give, as one converted with `tools/convert_checkpoint.py`:
+
+```shell
+tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint=checkpoints/orepa-resnet50_in1k.pth
+```
+
+`none` is the stock network, `DBB` Diverse Branch Blocks. The three methods of a transfer row share everything else, the stem's learning
+rate ([stem.md](stem.md)) included. Parameters and FLOPs are those of the whole model in training form → re-parameterized; FLOPs by
+mmengine's analysis, a multiply-add counted as one, for one picture of the input size, in training form with the squeezing of the kernels.
+Two-stage detectors are counted with 1000 proposals and 100 masks.
+
+`mini` configs train on the sets `tools/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files
+of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts` for its own metric.
+"""
+
+
+class Network(nn.Module):
+    """What a model computes for a picture, without the sorting and selecting between its stages."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> list:
+        model = self.model
+        if not getattr(model, 'with_roi_head', False):
+            return model(x, mode='tensor')
+        features, heads = model.extract_feat(x), model.roi_head
+        outputs = [features, model.rpn_head(features)]
+        outputs.append(heads.bbox_head(self.regions(x, heads.bbox_roi_extractor, 1000)))
+        if heads.with_mask:
+            outputs.append(heads.mask_head(self.regions(x, heads.mask_roi_extractor, 100)))
+        return outputs
+
+    @staticmethod
+    def regions(x: Tensor, extractor: nn.Module, count: int) -> Tensor:
+        return x.new_zeros(count, extractor.out_channels, *extractor.roi_layers[0].output_size)
+
+
+def configs(patterns: list[str]) -> list[str]:
+    names = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py') if '_base_' not in path.parts)
+    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ['*'])]
+    if not chosen:
+        raise UsageError(f'{patterns[0]}: no config matches; patterns are such as "configs/imagenet/*".')
+    return sorted(chosen, key=lambda name: (list(FAMILIES).index(name.split('/')[1]), 'mini' in name, name))
+
+
+def input_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of the pictures the model is tested on; those of a segmentor are its crops, as in mmseg's tables."""
+    if cfg.default_scope == 'mmseg':
+        return tuple(cfg.model.data_preprocessor.size)
+    steps = {step['type']: step for step in cfg.test_dataloader.dataset.pipeline}
+    if 'CenterCrop' in steps:
+        return (steps['CenterCrop']['crop_size'],) * 2
+    width, height = steps['Resize']['scale']
+    return height, width
+
+
+def network_name(cfg: Config) -> str:
+    backbone = cfg.model.backbone
+    kind = backbone.type.removeprefix('OREPA')
+    name = f'{kind}-{backbone.get("arch") or backbone.depth}'
+    if (width := backbone.get('base_channels', 64)) != 64:
+        name += f', {width / 64:g} of the width'
+    if backbone.get('plain_stem') or backbone.get('frozen_stages') == 0:
+        name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
+    if cfg.default_scope == 'mmpretrain':
+        return name
+    model = cfg.model.decode_head.type.removesuffix('Head') if cfg.default_scope == 'mmseg' else cfg.model.type
+    model = {'PSP': 'PSPNet', 'DepthwiseSeparableASPP': 'DeepLabV3+', 'RTMDet': 'RTMDet-Ins', 'MaskRCNN': 'Mask R-CNN'}.get(model, model)
+    return f'{model.replace("FasterRCNN", "Faster R-CNN")}, {name}'
+
+
+def method_of(cfg: Config) -> str:
+    backbone = cfg.model.backbone
+    return backbone.get('method', 'OREPA') if backbone.type.startswith('OREPA') else 'none'
+
+
+def schedule(cfg: Config, name: str) -> str:
+    length = f'{cfg.train_cfg.max_epochs} epochs' if cfg.train_cfg.get('max_epochs') else f'{cfg.train_cfg.max_iters} iterations'
+    return f'{length}, {gpus(cfg, name)} x {cfg.train_dataloader.batch_size}'
+
+
+def gpus(cfg: Config, name: str) -> int:
+    """How many GPUs the recipe is written for: as the file name says, or its learning rate."""
+    if 'mini' in name:
+        return 1
+    written = re.search(r'_(\d+)xb\d+', name)
+    return int(written[1]) if written else cfg.auto_scale_lr.base_batch_size // cfg.train_dataloader.batch_size
+
+
+def description(name: str) -> tuple[str, ...]:
+    """The columns that need no model."""
+    cfg = Config.fromfile(ROOT / name)
+    dataset = cfg.train_dataloader.dataset.get('dataset', cfg.train_dataloader.dataset)
+    data = 'drawn, as ' * ('mini' in name) + DATA[dataset.type]
+    count = gpus(cfg, name)
+    command = f'tools/dist_train.sh {name} {count}' if count > 1 else f'python tools/train.py {name}'
+    height, width = input_size(cfg)
+    return network_name(cfg), method_of(cfg), data, schedule(cfg, name), f'{height} x {width}', f'`{command}`'
+
+
+def build(cfg: Config) -> nn.Module:
+    init_default_scope(cfg.default_scope)
+    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
+        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
+    return import_module(f'{cfg.default_scope}.registry').MODELS.build(cfg.model).eval()
+
+
+def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Parameters and FLOPs of a config's model in training form and re-parameterized."""
+    cfg = Config.fromfile(ROOT / name)
+    height, width = input_size(cfg)
+    divisor = cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
+    x = torch.zeros(1, 3, *(-(-side // divisor) * divisor for side in (height, width)))
+    model = build(cfg)
+    parameters, flops = [], []
+    for reparameterized in (False, True):
+        if reparameterized:
+            orepa_mm.reparameterize(model)
+        with torch.no_grad():
+            flops.append(get_model_complexity_info(Network(model).eval(), None, inputs=(x,), show_table=False, show_arch=False)['flops'])
+        parameters.append(sum(p.numel() for p in model.parameters()))
+    return tuple(parameters), tuple(flops)
+
+
+def cost(name: str) -> tuple[str, str]:
+    (training, deployed), (trained, tested) = measure(name)
+    return f'{training / 1e6:.2f} → {deployed / 1e6:.2f}', f'{trained / 1e9:.2f} → {tested / 1e9:.2f}'
+
+
+def row(name: str, costs: tuple[str, str]) -> str:
+    *first, command = description(name)
+    return f'| {" | ".join((*first, *costs, command))} |'
+
+
+def document(rows: dict[str, str]) -> str:
+    """docs/configs.md: a table for each family."""
+    parts = [INTRODUCTION]
+    for family, title in FAMILIES.items():
+        lines = [line for name, line in rows.items() if name.startswith(f'configs/{family}/')]
+        parts.append(f'## {title}\n\n| {" | ".join(HEADER)} |\n|---|---|---|---|---|---|---|---|\n' + '\n'.join(lines) + '\n')
+    return '\n'.join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('patterns', nargs='*', metavar='PATTERN', help='configs to list (default: all)')
+    parser.add_argument('--write', type=Path, metavar='MD', help='write the page with all configs to this file')
+    args = parser.parse_args()
+    if args.write and args.patterns:
+        raise UsageError('--write is for the page with all configs: leave the patterns out.')
+    logging.disable(logging.WARNING)
+    rows, known = {}, {}
+    for name in configs(args.patterns):
+        cfg = Config.fromfile(ROOT / name)
+        key = repr((cfg.default_scope, input_size(cfg), without_checkpoints(cfg.model.to_dict())))
+        if key not in known:  # the same model on a longer schedule
+            known[key] = cost(name)
+        rows[name] = row(name, known[key])
+        print(rows[name], flush=True)
+    if args.write:
+        partial = args.write.with_name(args.write.name + '.partial')
+        partial.write_text(document(rows))
+        os.replace(partial, args.write)
+        print(f'wrote {args.write}')
+
+
+def without_checkpoints(node):
+    if isinstance(node, dict):
+        return {key: without_checkpoints(value) for key, value in node.items() if key != 'init_cfg'}
+    return [without_checkpoints(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""The whole recipe on small drawn data: pretrain a classifier, transfer it to detection and segmentation, test all re-parameterized.
+
+The configs are the mini twins of the ImageNet, COCO and Cityscapes ones. Writes ``pipeline/report.html``; every step is a command that
+the report lists. ``--short`` trains for a few iterations only, to see that everything runs.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from report import (
+    CLASSIFIER,
+    DETECTOR,
+    ROOT,
+    SEGMENTOR,
+    StepError,
+    Steps,
+    command_list,
+    measure,
+    pictures,
+    plot_losses,
+    print_rows,
+    table,
+    table_rows,
+    write_page,
+)
+
+PICTURES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model of the pipeline: its name, config, dataset, and the metrics its table shows (title, key, format)."""
+
+    name: str
+    title: str
+    config: str
+    data: str
+    metrics: tuple[tuple[str, str, str], ...]
+
+    @property
+    def transfers(self) -> bool:
+        return self.name != 'classifier'
+
+
+ACCURACY = (('top-1 accuracy, %', 'accuracy/top1', '.2f'),)
+PRECISION = tuple((f'{kind} {name}', f'coco/{kind}_{name}', '.4f') for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50'))
+OVERLAP = (('mIoU, %', 'mIoU', '.2f'), ('pixel accuracy, %', 'aAcc', '.2f'))
+TASKS = (
+    Task('classifier', 'pretrain the OREPA ResNet-18 classifier', CLASSIFIER, 'imagenet-mini', ACCURACY),
+    Task('detector', 'transfer it to Mask R-CNN', DETECTOR, 'coco-mini', PRECISION),
+    Task('segmentor', 'transfer it to PSPNet', SEGMENTOR, 'cityscapes-mini', OVERLAP),
+)
+
+
+def config_text(task: Task, folder: Path, short: bool) -> str:
+    """A config that starts from the classifier in ``folder``; for a short run also with less to do."""
+    lines = [f"_base_ = '{ROOT / task.config}'", '']
+    if task.transfers:
+        lines += [f"model = dict(backbone=dict(init_cfg=dict(checkpoint='{folder}/work/classifier/last.pth')))"]
+    painted = ', visualization=dict(interval=1)' if task.name == 'segmentor' else ''  # mmseg paints every 50th picture by default
+    if not short:
+        lines += [f'default_hooks = dict({painted.removeprefix(", ")})']
+        return '\n'.join(lines) + '\n'
+    root = f'{folder}/data/{task.data}'
+    lines += [
+        f'train_dataloader = dict(batch_size=4, dataset=dict(data_root={root!r}))',
+        f'val_dataloader = dict(dataset=dict(data_root={root!r}))',
+        'test_dataloader = val_dataloader',
+    ]
+    if task.name == 'detector':
+        lines += [f"val_evaluator = dict(ann_file='{root}/annotations/instances_val2017.json')", 'test_evaluator = val_evaluator']
+    loop, length = ('max_iters', 4) if task.name == 'segmentor' else ('max_epochs', 1)
+    lines += [f'train_cfg = dict({loop}={length}, val_interval={length})']
+    lines += [f'default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval={length}){painted})']
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--short', action='store_true', help='a few iterations of each step, on a dozen pictures')
+    parser.add_argument('--out', type=Path, help='an empty folder for everything (default: pipeline/, which is replaced)')
+    args = parser.parse_args()
+    start = time.monotonic()
+    if args.out is None:
+        shutil.rmtree(ROOT / 'pipeline', ignore_errors=True)
+    elif args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise StepError(f'{args.out}: is not empty; give a new folder.')
+    folder = (args.out or ROOT / 'pipeline').resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder  # commands run in the repository
+
+    steps, parts = Steps('pipeline', folder), []
+    small = ('--out', str(shown / 'data'), '--train', '10', '--val', '5') if args.short else ()
+    steps.step('draw the datasets', 'tools/make_mini_data.py', *small)
+    for task in TASKS:
+        config, work = shown / f'{task.name}.py', shown / 'work' / task.name
+        (ROOT / config).write_text(config_text(task, shown, args.short))
+        steps.step(task.title, 'tools/train.py', str(config), '--work-dir', str(work))
+        painted = shown / f'pictures_{task.name}' if task.transfers else None
+        metrics = steps.test_both_forms(config, work / 'last.pth', work, painted)
+        rows = table_rows(metrics, measure(ROOT / config, ROOT / work / 'last.pth', runs=3 if args.short else 30), task.metrics)
+        print_rows(rows, task.name)
+        plot_losses(ROOT / work, folder / f'loss_{task.name}.png', task.title)
+        parts += [f'<h2>{task.name.capitalize()}: {task.title}</h2>', table(rows)]
+        parts += [f'<img src="loss_{task.name}.png" alt="loss curve">']
+        if painted:
+            parts += [pictures(folder, ROOT / painted, PICTURES_SHOWN)]
+    path = folder / 'report.html'
+    note = "<p>Latency is the whole <code>test_step</code> on this machine's CPU, the two forms in turn in one process.</p>"
+    write_page(path, 'From pretraining to re-parameterized transfer', note, *parts, command_list(steps))
+    print(f'[pipeline] {(time.monotonic() - start) / 60:.1f} minutes; report: {path}')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except StepError as error:
+        sys.exit(f'[pipeline] error: {error}')

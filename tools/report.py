@@ -1,0 +1,190 @@
+"""What tools/demo.py and tools/pipeline.py share: running steps as commands, measuring the two forms, and an HTML page about it."""
+
+import argparse
+import html
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSIFIER = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
+DETECTOR = 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py'
+SEGMENTOR = 'configs/cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini.py'
+FORMS = ('training form', 're-parameterized')
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child { text-align: left } pre { background: #f4f4f4; padding: .5rem; overflow-x: auto; font-size: 13px }
+.pictures { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem } img { width: 100% }
+"""
+
+
+class StepError(RuntimeError):
+    """A step failed; the message says which, and where its output is."""
+
+
+@dataclass
+class Steps:
+    """Runs the steps of a program and remembers their commands."""
+
+    name: str
+    folder: Path
+    commands: list[tuple[str, str, float]] = field(default_factory=list)
+
+    def step(self, title: str, *command: str) -> None:
+        """Run ``python COMMAND``, its output into a log file, the lines that tell the progress to the terminal."""
+        number = len(self.commands) + 1
+        shown = shlex.join(['python', *command])
+        print(f'\n[{self.name}] step {number}: {title}\n[{self.name}] $ {shown}', flush=True)
+        start = time.monotonic()
+        log_path = self.folder / 'logs' / f'{number}.log'
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        last = ''
+        with log_path.open('w') as log:
+            process = subprocess.Popen(
+                [sys.executable, '-W', 'ignore', *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors='replace',
+                cwd=ROOT,
+            )
+            for line in process.stdout:
+                log.write(line)
+                last = line.strip() or last
+                if any(word in line for word in ('Epoch(', 'Iter(', 'Re-parameterized', 'pictures')):
+                    print('  ' + line.strip().split(' - INFO - ')[-1][:150], flush=True)
+        if process.wait():
+            raise StepError(f'step {number} ({title}) failed: {last}\nIts whole output is in {log_path}')
+        seconds = time.monotonic() - start
+        print(f'[{self.name}] done in {seconds:.0f} s', flush=True)
+        self.commands.append((title, shown, seconds))
+
+    def test_both_forms(self, config: Path, checkpoint: Path, work: Path, pictures: Path | None = None) -> list[dict]:
+        """The metrics of a checkpoint in training form and re-parameterized; ``pictures``: where the latter's predictions are painted."""
+        metrics = []
+        for title, option in zip(FORMS, ('--no-reparameterize', '--reparameterize'), strict=True):
+            path = work / f'metrics_{option.strip("-")}.json'
+            shown = ('--show-dir', str(pictures)) if pictures and option == '--reparameterize' else ()
+            test = ('tools/test.py', str(config), str(checkpoint), '--work-dir', str(work / f'test_{option.strip("-")}'))
+            self.step(f'test {config.stem}: {title}', *test, option, '--metrics', str(path), *shown)
+            metrics.append(json.loads((ROOT / path).read_text()))
+        return metrics
+
+
+def measure(config: Path, checkpoint: Path, runs: int = 30) -> dict:
+    """Parameters, largest output difference and latency of the two forms on one test picture, timed in turn in one process."""
+    import statistics
+    from importlib import import_module
+
+    import torch
+    from common import load_config
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+
+    import orepa_mm
+    from orepa_mm.engine.checkpoint import read_checkpoint, state_dict_of
+    from orepa_mm.engine.outputs import dense_outputs, largest_difference
+
+    cfg = load_config(argparse.Namespace(config=str(config), cfg_options=None, work_dir=None, launcher='none', local_rank=0))
+    init_default_scope(cfg.default_scope)
+    registry = import_module(f'{cfg.default_scope}.registry').MODELS
+    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
+        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
+    models = []
+    state = state_dict_of(read_checkpoint(checkpoint))
+    for _ in range(2):
+        model = registry.build(cfg.model)
+        model.load_state_dict(state)
+        models.append(model.eval())
+    orepa_mm.reparameterize(models[1])
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False, batch_size=1)
+    batch = next(iter(Runner.build_dataloader(cfg.test_dataloader)))
+    outputs = dense_outputs(models[0], batch)
+    expected = outputs()
+    with orepa_mm.reparam.reparameterized(models[0]):
+        difference = largest_difference(expected, outputs())
+    times = ([], [])
+    with torch.no_grad():
+        for run in range(runs + 3):
+            for model, record in zip(models, times, strict=True):
+                start = time.perf_counter()
+                model.test_step(batch)
+                if run >= 3:
+                    record.append(1000 * (time.perf_counter() - start))
+    return dict(
+        parameters=[sum(p.numel() for p in model.parameters()) for model in models],
+        difference=difference,
+        latency=[statistics.median(record) for record in times],
+        input=tuple(batch['inputs'][0].shape),
+    )
+
+
+def plot_losses(work_dir: Path, out: Path, title: str, names: tuple[str, ...] = ('loss',)) -> None:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    rows = [json.loads(line) for line in scalars.read_text().splitlines()]
+    rows = [row for row in rows if 'loss' in row]
+    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
+    for name in names:
+        axes.plot([row['step'] for row in rows], [row[name] for row in rows], label=name, linewidth=2.2 if name == 'loss' else 1.2)
+    axes.set(xlabel='iteration', ylabel='loss', title=title, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    if len(names) > 1:
+        axes.legend(ncols=2)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def table_rows(metrics: list[dict], measured: dict, names: Iterable[tuple[str, str, str]]) -> list[tuple[str, ...]]:
+    """Rows of title, training form and re-parameterized; ``names``: title, key in the metrics, format."""
+    # mmdet logs no mAP where nothing was detected
+    rows = [(title, *(format(m[key], form) if key in m else 'none' for m in metrics)) for title, key, form in names]
+    size = 'x'.join(map(str, measured['input']))
+    return rows + [
+        ('parameters', *(f'{count / 1e6:.3f} M' for count in measured['parameters'])),
+        (f'latency, one picture {size}, median', *(f'{ms:.1f} ms' for ms in measured['latency'])),
+        ('largest output difference, of the output scale', '', f'{measured["difference"]:.1e}'),
+    ]
+
+
+def print_rows(rows: list[tuple[str, ...]], title: str = '') -> None:
+    for row in ((title, *FORMS), *rows):
+        print(f'  {row[0]:<52}{row[1]:>16}{row[2]:>18}')
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    body = '\n'.join('<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>' for row in rows)
+    return f'<table><tr><th></th><th>{FORMS[0]}</th><th>{FORMS[1]}</th></tr>\n{body}\n</table>'
+
+
+def pictures(folder: Path, below: Path, count: int) -> str:
+    """A grid of some pictures in ``below``, for a page in ``folder``."""
+    found = sorted(path for path in below.rglob('*.*') if path.suffix in ('.png', '.jpg'))[:count]
+    shown = '\n'.join(f'<img src="{html.escape(path.relative_to(folder).as_posix())}" alt="{html.escape(path.name)}">' for path in found)
+    return f'<div class="pictures">\n{shown}\n</div>'
+
+
+def command_list(steps: Steps) -> str:
+    items = (f'<li>{html.escape(title)} ({s:.0f} s)<pre>{html.escape(command)}</pre></li>' for title, command, s in steps.commands)
+    return '<h2>Commands</h2>\n<ol>\n' + '\n'.join(items) + '\n</ol>'
+
+
+def write_page(path: Path, title: str, *parts: str) -> None:
+    page = (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'
+        f'<h1>{html.escape(title)}</h1>\n' + '\n'.join(parts) + '\n</html>\n'
+    )
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(page)
+    os.replace(partial, path)
