@@ -7,7 +7,11 @@ _base_ = [
 ]
 
 # No decay on biases and norms, twice the learning rate on biases; those of norms count as biases.
-optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.bias': dict(lr_mult=2.0, decay_mult=0.0)}))
+optim_wrapper = dict(
+    constructor='OREPAOptimWrapperConstructor',
+    optimizer=dict(fused=True),
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.bias': dict(lr_mult=2.0, decay_mult=0.0)}),
+)
 param_scheduler = dict(T_max=120, end=120, convert_to_iter_based=True)
 train_cfg = dict(max_epochs=120)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

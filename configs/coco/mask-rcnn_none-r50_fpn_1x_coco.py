@@ -6,4 +6,4 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/none-resnet50_4xb64-120e_in1k/epoch_120.pth', prefix='backbone.'),
     )
 )
-optim_wrapper = dict(paramwise_cfg=_base_.stem_paramwise_cfg)
+optim_wrapper = dict(constructor='OREPAOptimWrapperConstructor', optimizer=dict(fused=True), paramwise_cfg=_base_.stem_paramwise_cfg)

@@ -14,6 +14,6 @@ model = dict(
     neck=dict(in_channels=[512, 1024, 2048], conv_cfg=conv_cfg),
     bbox_head=dict(conv_cfg=conv_cfg),
 )
-optim_wrapper = dict(paramwise_cfg=_base_.stem_paramwise_cfg)
+optim_wrapper = dict(constructor='OREPAOptimWrapperConstructor', optimizer=dict(fused=True), paramwise_cfg=_base_.stem_paramwise_cfg)
 custom_hooks = [*_base_.custom_hooks, dict(type='ReparameterizeHook')]
 auto_scale_lr = dict(base_batch_size=256)
