@@ -54,12 +54,14 @@ def test_bad_options(tools, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
-def test_the_arithmetic_floor_falls_with_batch_and_size():
+def test_the_floor_counts_the_products():
     import benchmark
 
-    floors = [benchmark.floor('resnet18', batch, size) for batch, size in ((2, 64), (8, 64), (8, 224))]
-    assert floors[0] > floors[1] > floors[2] > 1
-    # One squeezing of a 64 -> 64 layer: two products of its 3x3 kernel with 64 and 8 channels, and some elementwise work.
     from orepa_mm import OREPAConv2d
 
-    assert 2 * 64 * 64 * 9 * (64 + 8) <= benchmark.squeezing_flops(OREPAConv2d(64, 64, 3)) <= 2 * 64 * 64 * 9 * (64 + 14)
+    # One squeezing of a 64 -> 64 layer: two products of its 3x3 kernel with 64 and 8 channels, and some elementwise work.
+    layer = OREPAConv2d(64, 64, 3)
+    flops = benchmark.squeezing_flops(layer)
+    assert 2 * 64 * 64 * 9 * (64 + 8) <= flops <= 2 * 64 * 64 * 9 * (64 + 14)
+    assert benchmark.floor(layer, plain_seconds=2.0, rate=float(flops)) == 1 + 3 / 2
+    assert benchmark.product_rate('cpu', repeats=2) > 1e8

@@ -256,11 +256,15 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
     if 'step' in what:
         memory = {} if args.no_memory else {method: peak_memory(task, method, args) for method in methods}
         gc.collect()
-        steps = {method: training_step(task, build(task, method, args), args) for method in methods}
+        models = {method: build(task, method, args) for method in methods}
+        steps = {method: training_step(task, model, args) for method, model in models.items()}
         times = take_turns(steps, args.repeats, args, f'{title}, training step')
         launches = {m: kernel_launches(step) for m, step in steps.items()} if args.device.startswith('cuda') else {}
         rows += summarise(times, arch, 'training step', args, memory, launches)
-        del steps
+        for row in rows:
+            if row['method'].startswith('OREPA'):
+                row['floor'] = floor(models[row['method']], statistics.median(times['none']), product_rate(args.device))
+        del steps, models
         gc.collect()
     if 'forward' in what:
         calls = {}
@@ -304,12 +308,18 @@ def show(rows: list[dict]) -> None:
 
 
 def markdown(rows: list[dict], caption: str) -> str:
-    lines = [f'{caption}.', '', '| | | time, ms | ratio to `none` (quartiles) | peak memory ratio |', '|---|---|---:|---:|---:|']
+    lines = [
+        f'{caption}.',
+        '',
+        '| | | time, ms | ratio to `none` (quartiles) | products alone | peak memory ratio |',
+        '|---|---|---:|---:|---:|---:|',
+    ]
     for row in rows:
         what = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
         ratio = f'{row["ratio"]:.3f} ({row["ratio_low"]:.3f}-{row["ratio_high"]:.3f})'
         memory = f'{row["memory_ratio"]:.2f}' if 'memory' in row else ''
-        lines.append(f'| {what} | {row["method"]} | {1e3 * statistics.median(row["seconds"]):.1f} | {ratio} | {memory} |')
+        lowest = f'{row["floor"]:.2f}' if 'floor' in row else ''
+        lines.append(f'| {what} | {row["method"]} | {1e3 * statistics.median(row["seconds"]):.1f} | {ratio} | {lowest} | {memory} |')
     return '\n'.join(lines)
 
 
@@ -325,14 +335,26 @@ def squeezing_flops(model: nn.Module) -> int:
     return total
 
 
-def floor(arch: str, batch: int, size: int) -> float:
-    """Ratio to the plain network if squeezing ran at the plain network's rate of arithmetic: forward, and twice that backward."""
-    from mmengine.analysis import get_model_complexity_info
+def product_rate(device: str, repeats: int = 20) -> float:
+    """Multiplications and additions a second of a large matrix product in float32, the fastest arithmetic the device has for squeezing."""
+    a, b = (torch.randn(2048, 1024, device=device), torch.randn(1024, 1024, device=device))
+    best = min(_product_seconds(a, b, device) for _ in range(repeats))
+    return 2 * len(a) * a.shape[1] * b.shape[1] / best
 
-    plain = Classifier(method_of((RESNETS | REPVGGS)[arch], 'none'))
-    plain.train(False)
-    macs = get_model_complexity_info(plain, (3, size, size), show_table=False, show_arch=False)['flops']
-    return 1 + squeezing_flops(Classifier(method_of((RESNETS | REPVGGS)[arch], 'OREPA'))) / (2 * macs * batch)
+
+def _product_seconds(a: torch.Tensor, b: torch.Tensor, device: str) -> float:
+    if device.startswith('cuda'):
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    a @ b
+    if device.startswith('cuda'):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def floor(model: nn.Module, plain_seconds: float, rate: float) -> float:
+    """Ratio to the plain network's step if squeezing were nothing but matrix products at full speed: one forward, twice that backward."""
+    return 1 + 3 * squeezing_flops(model) / rate / plain_seconds
 
 
 def grow(args: argparse.Namespace) -> list[dict]:
@@ -342,8 +364,7 @@ def grow(args: argparse.Namespace) -> list[dict]:
     points += [(arch, 8, 128) for arch in ('resnet34', 'resnet50', 'resnet101')]
     for arch, batch, size in points:
         args.batch, args.size = batch, size
-        for row in measure(arch, ('step',), args):
-            rows.append(dict(row, floor=floor(arch, batch, size)))
+        rows += measure(arch, ('step',), args)
     return rows
 
 
@@ -362,15 +383,17 @@ def draw_growth(rows: list[dict], path: Path, caption: str) -> None:
         left.plot(batches, [r['floor'] for r in line], ':', color=f'C{i}')
     left.set(xscale='log', yscale='log', xlabel='batch', ylabel='step time / plain network', title='ResNet-18')
     left.set_xticks([2, 8, 32], ['2', '8', '32'])
+    left.set_yticks([1, 2, 3, 5, 8], ['1', '2', '3', '5', '8'])
+    left.minorticks_off()
     depth = [r for r in rows if (r['batch'], r['size']) == (8, 128)]
     names = [r['arch'].replace('resnet', 'ResNet-') for r in depth]
     right.bar(names, [r['ratio'] for r in depth], color='C0', label='measured')
-    right.plot(names, [r['floor'] for r in depth], 'k_', markersize=40, label='arithmetic floor')
+    right.plot(names, [r['floor'] for r in depth], 'k_', markersize=40, label='products alone')
     right.set(title='batch 8 at 128 x 128', ylim=(0.9, None))
     for axes in (left, right):
         axes.axhline(1, color='gray', linewidth=0.8)
         axes.legend(title='picture' if axes is left else None)
-    figure.supxlabel(f'{caption}; dotted and dashes: arithmetic floor', fontsize=8)
+    figure.supxlabel(f'{caption}; dotted and dashes: if squeezing were its matrix products alone', fontsize=8)
     save(figure, path)
 
 
@@ -415,7 +438,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--channels-last', action='store_true', help='memory format of pictures and kernels')
     parser.add_argument('--compile', action='store_true', help='torch.compile for all networks')
     parser.add_argument('--no-memory', action='store_true', help='time only')
-    parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with the arithmetic floor')
+    parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with its floor')
     parser.add_argument('--write', type=Path, metavar='MD', help='put the standard rows between the markers of this file')
     parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
     args = parser.parse_args()
