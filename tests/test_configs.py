@@ -1,6 +1,9 @@
 """Every config builds its model, data and optimizer and takes a training step, and the stem's learning rate is what the config says."""
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -162,6 +165,15 @@ def test_none_is_the_stock_model(name, tmp_path):
     stock.model.pop('pretrained', None)
     names = [[(key, p.shape) for key, p in build_model(cfg).named_parameters()] for cfg in (Config.fromfile(ROOT / name), stock)]
     assert names[0] == names[1]
+
+
+def test_configs_are_read_where_nothing_was_imported_before(tmp_path):
+    """As the toolboxes' own scripts read them; with OneDL's packages mmengine alone does not find mmseg's configs."""
+    name = ROOT / 'configs/cityscapes/pspnet_none-r50-d8_4xb2-40k_cityscapes-512x1024.py'
+    code = f'from mmengine.config import Config; print(Config.fromfile({str(name)!r}).model.backbone.type)'
+    command = [sys.executable, '-W', 'ignore', '-c', code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    assert result.returncode == 0 and result.stdout.split()[-1] == 'ResNet', result.stderr[-2000:]
 
 
 def test_the_paper_s_rule_for_biases_and_norms():

@@ -364,6 +364,16 @@ def test_pipeline_from_pretraining_to_reparameterized_transfer(tmp_path):
     assert again.returncode == 1 and 'is not empty' in again.stderr
 
 
+def test_synchronised_norms_become_ordinary_ones_where_processes_share_cpus():
+    import common
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(ROOT / 'configs/cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024.py')
+    plain = common._without_sync(cfg.model)
+    assert plain.backbone.norm_cfg.type == plain.decode_head.norm_cfg.type == 'BN' and 'SyncBN' not in str(plain)
+    assert str(plain).replace("'BN'", "'SyncBN'") == str(cfg.model)
+
+
 def test_stem_sweep(tools, mini_data, tmp_path):
     """Two multipliers on a run of seconds; what is done is not done again."""
     pairs = [f'{key}={value}' for key, value in tools.options('cityscapes', iterations=1).items()]

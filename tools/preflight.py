@@ -278,7 +278,9 @@ def _check_folders(dataset: dict, folder: Path, cfg: Config, sample: int | None)
         raise UsageError(f'{folder}: no such folder. {REMEDY}')
     classes = sorted(child for child in folder.iterdir() if child.is_dir())
     if not classes:
-        raise UsageError(f'{folder}: has no class folders; the layout is <split>/<class>/<picture>. {REMEDY}')
+        raise UsageError(
+            f'{folder}: has no class folders; the layout is <split>/<class>/<picture>, or with a list in meta/<split>.txt. {REMEDY}'
+        )
     a_class = None if sample is None else max(1, sample // len(classes))
     pictures = []
     for child in classes:

@@ -85,7 +85,7 @@ class OREPAResNetMixin:
             raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
             conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'))
-        if plain_stem and conv_cfg['type'] != 'Conv2d':
+        if plain_stem and conv_cfg['type'] in ('OREPAConv2d', 'DBBConv2d'):
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
         self.plain_stem = plain_stem
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)

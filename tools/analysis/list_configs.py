@@ -4,12 +4,12 @@
     python tools/analysis/list_configs.py --write docs/configs.md    # about 10 minutes on 2 cores
     python tools/analysis/list_configs.py 'configs/imagenet/*'       # some of them, in the terminal
 
-FLOPs are counted by mmengine's analysis, which counts a multiply-add as one, for one picture of the size the config tests at. In
-training form they include the squeezing of the kernels.
+FLOPs are counted by mmengine's analysis, which counts a multiply-add as one, for one picture of the size the config tests at.
 """
 
 import argparse
 import fnmatch
+import functools
 import logging
 import os
 import re
@@ -46,8 +46,9 @@ tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint
 
 `none` is the stock network, `DBB` Diverse Branch Blocks. The three methods of a transfer row share everything else, the stem's learning
 rate ([stem.md](stem.md)) included. Parameters and FLOPs are those of the whole model in training form → re-parameterized; FLOPs by
-mmengine's analysis, a multiply-add counted as one, for one picture of the input size, in training form with the squeezing of the kernels.
-Two-stage detectors are counted with 1000 proposals and 100 masks.
+mmengine's analysis, a multiply-add counted as one, for one picture of the input size. The squeezing of OREPA's kernels is not in them, as
+it costs the same however many pictures there are: what it adds to a training step, `make bench` measures. Two-stage detectors are counted
+with 1000 proposals and 100 masks.
 
 `mini` configs train on the sets `tools/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files
 of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts` for its own metric.
@@ -82,7 +83,21 @@ def configs(patterns: list[str]) -> list[str]:
     chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ['*'])]
     if not chosen:
         raise UsageError(f'{patterns[0]}: no config matches; patterns are such as "configs/imagenet/*".')
-    return sorted(chosen, key=lambda name: (list(FAMILIES).index(name.split('/')[1]), 'mini' in name, name))
+    return sorted(chosen, key=_order)
+
+
+def _order(name: str) -> tuple:
+    """By family, the mini configs last in it, the methods of a network side by side."""
+    _, family, stem = name.split('/')
+    method = re.search(r'none-|dbb-|orepa-', stem)
+    written = method[0] if method else ''
+    return list(FAMILIES).index(family), 'mini' in stem, stem.replace(written, ''), ['none-', '', 'dbb-', 'orepa-'].index(written)
+
+
+@functools.cache
+def read(name: str) -> Config:
+    """A config by its path in the repository; not to be changed."""
+    return Config.fromfile(ROOT / name)
 
 
 def input_size(cfg: Config) -> tuple[int, int]:
@@ -101,7 +116,7 @@ def network_name(cfg: Config) -> str:
     kind = backbone.type.removeprefix('OREPA')
     name = f'{kind}-{backbone.get("arch") or backbone.depth}'
     if (width := backbone.get('base_channels', 64)) != 64:
-        name += f', {width / 64:g} of the width'
+        name += f', {width / 64:g} x the width'
     if backbone.get('plain_stem') or backbone.get('frozen_stages') == 0:
         name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
     if cfg.default_scope == 'mmpretrain':
@@ -131,7 +146,7 @@ def gpus(cfg: Config, name: str) -> int:
 
 def description(name: str) -> tuple[str, ...]:
     """The columns that need no model."""
-    cfg = Config.fromfile(ROOT / name)
+    cfg = read(name)
     dataset = cfg.train_dataloader.dataset.get('dataset', cfg.train_dataloader.dataset)
     data = 'drawn, as ' * ('mini' in name) + DATA[dataset.type]
     count = gpus(cfg, name)
@@ -158,8 +173,10 @@ def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
     for reparameterized in (False, True):
         if reparameterized:
             orepa_mm.reparameterize(model)
+        network = Network(model).eval()
         with torch.no_grad():
-            flops.append(get_model_complexity_info(Network(model).eval(), None, inputs=(x,), show_table=False, show_arch=False)['flops'])
+            network(x[..., :64, :64])  # squeezes the kernels, which are then kept
+            flops.append(get_model_complexity_info(network, None, inputs=(x,), show_table=False, show_arch=False)['flops'])
         parameters.append(sum(p.numel() for p in model.parameters()))
     return tuple(parameters), tuple(flops)
 
@@ -193,7 +210,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     rows, known = {}, {}
     for name in configs(args.patterns):
-        cfg = Config.fromfile(ROOT / name)
+        cfg = read(name)
         key = repr((cfg.default_scope, input_size(cfg), without_checkpoints(cfg.model.to_dict())))
         if key not in known:  # the same model on a longer schedule
             known[key] = cost(name)

@@ -1,0 +1,98 @@
+"""The generated pages and metafiles are those the configs give today, and MM's tooling reads them."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / 'docs' / 'configs.md').read_text()
+sys.path[:0] = [str(ROOT / 'tools' / 'analysis')]
+
+
+@pytest.fixture(scope='module')
+def listing():
+    return importlib.import_module('list_configs')
+
+
+@pytest.fixture(scope='module')
+def metafiles():
+    return importlib.import_module('write_metafiles')
+
+
+def rows() -> dict[str, list[str]]:
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in PAGE.splitlines() if line.count('|') == 9 and '`' in line]
+    return {row[-1].split('configs/')[1].split('.py')[0]: row for row in cells}
+
+
+def test_the_page_lists_every_config_as_it_is(listing):
+    names = listing.configs([])
+    assert PAGE.startswith(listing.INTRODUCTION)
+    assert [f'configs/{name}.py' for name in rows()] == names
+    for name in names:
+        row = rows()[name.removeprefix('configs/').removesuffix('.py')]
+        assert (*row[:5], row[-1]) == listing.description(name), name
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'imagenet/dbb-resnet18_4xb64-120e_in1k',
+        'imagenet/orepa-repvgg-A0_4xb64-120e_in1k',
+        'coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini',
+        'cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini',
+    ],
+)
+def test_parameters_and_flops_are_counted_again(name, listing):
+    assert tuple(rows()[name][5:7]) == listing.cost(f'configs/{name}.py')
+
+
+def test_what_the_counts_are(listing):
+    (training, deployed), (trained, tested) = listing.measure('configs/imagenet/none-resnet18_4xb64-120e_in1k.py')
+    assert training == deployed == 11689512 and trained == tested  # as in torchvision
+    assert 1.81e9 < tested < 1.83e9
+    with pytest.raises(Exception, match='no config matches'):
+        listing.configs(['configs/none/*'])
+
+
+def test_metafiles_are_up_to_date(metafiles):
+    for name, content in metafiles.metafiles(PAGE).items():
+        assert (ROOT / name).read_text() == content, f'{name}: run tools/analysis/write_metafiles.py'
+
+
+def test_the_paper_s_figures_belong_to_configs_and_say_so(metafiles):
+    models = [model for name in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+              for model in yaml.safe_load((ROOT / name).read_text())['Models']]  # fmt: skip
+    names = {model['Name'] for model in models}
+    assert len(names) == len(models) and set(metafiles.paper_figures()) <= names
+    for model in models:
+        assert (ROOT / model['Config']).is_file() and 'Weights' not in model
+        for result in model.get('Results', ()):
+            assert all(key.endswith('(paper)') for key in result['Metrics'])
+    values = {model['Name']: list(model['Results'][0]['Metrics'].values())[0] for model in models if 'Results' in model}
+    assert values['orepa-resnet50_4xb64-120e_in1k'] == 77.31 and values['pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024'] == 75.47
+    assert len(values) == 4 * 3 + 3 * 2 + 3 * 2 + 4 * 3
+
+
+def test_mm_tooling_reads_the_metafiles(tmp_path):
+    from mmengine.config.utils import _get_cfg_metainfo
+
+    (tmp_path / '.mim').symlink_to(ROOT)  # what an installed package looks like
+    found = _get_cfg_metainfo(str(tmp_path), 'coco/retinanet_orepa-r50_fpn_1x_coco.py')
+    assert found['Results'][0]['Metrics'] == {'box AP (paper)': 36.9}
+    modelindex = pytest.importorskip('modelindex')
+    index = modelindex.load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    assert not index.check_errors and len(index.models) > 50
+    assert all(not model.check_errors for model in index.models)
+
+
+def test_the_stem_guide_names_configs_that_exist():
+    guide = (ROOT / 'docs' / 'stem.md').read_text()
+    named = {word.strip('`()') for word in guide.split() if word.strip('`()').startswith('configs/') and word.strip('`()').endswith('.py')}
+    assert {part for name in named for part in ('frozen-stem', 'plain-stem') if part in name} == {'frozen-stem', 'plain-stem'}
+    for name in named:
+        assert (ROOT / name).is_file(), name
+    assert (ROOT / 'docs' / 'stem_lr_sweep.png').read_bytes().startswith(b'\x89PNG')

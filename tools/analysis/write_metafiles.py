@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Write model-index.yml and the metafile of each config family from docs/configs.md and the figures the paper reports.
+
+    python tools/analysis/write_metafiles.py            # after tools/analysis/list_configs.py --write docs/configs.md
+
+No weights are listed, as none are published by this project; metrics are the paper's and say so in their names.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+from common import UsageError, run  # noqa: E402
+from list_configs import FAMILIES, ROOT, configs, description, read  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+
+PAPER = dict(Title='Online Convolutional Re-parameterization', URL='https://arxiv.org/abs/2204.00826')
+# Tables 2, 4 and 5 of the paper: the metric and the training memory in GB.
+CLASSIFIERS = {
+    'resnet18': dict(none=(71.21, 4.2), dbb=(71.77, 7.5), orepa=(72.13, 5.2)),
+    'resnet34': dict(none=(74.13, 5.2), dbb=(74.83, 11.1), orepa=(75.04, 6.7)),
+    'resnet50': dict(none=(76.70, 10.3), dbb=(76.89, 13.7), orepa=(77.31, 11.2)),
+    'resnet101': dict(none=(77.71, 14.5), dbb=(78.02, 19.7), orepa=(78.29, 16.1)),
+    'resnext50-32x4d': dict(none=(77.14, 12.4), orepa=(77.66, 13.0)),
+    'wideresnet18-x1.5': dict(none=(73.69, 6.0), orepa=(74.51, 7.4)),
+    'wideresnet18-x2': dict(none=(74.74, 7.4), orepa=(75.61, 10.4)),
+}
+REPVGGS = {
+    'A0': dict(repvgg=(72.41, 3.8), orepa=(73.04, 4.2)),
+    'A1': dict(repvgg=(74.46, 4.8), orepa=(74.85, 5.5)),
+    'A2': dict(repvgg=(76.48, 5.8), orepa=(76.72, 7.4)),
+}
+TRANSFERS = {
+    'faster-rcnn_{}-r50_fpn_1x_coco': dict(none=(36.5, 5.0), dbb=(36.5, 6.5), orepa=(37.0, 5.7)),
+    'retinanet_{}-r50_fpn_1x_coco': dict(none=(36.2, 5.0), dbb=(36.6, 6.5), orepa=(36.9, 5.9)),
+    # Listed with the toolbox's 40k schedule, the shortest.
+    'pspnet_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(74.47, 11.5), dbb=(74.50, 13.0), orepa=(75.47, 12.3)),
+    'deeplabv3plus_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(76.63, 13.1), dbb=(77.15, 14.6), orepa=(77.59, 13.8)),
+}
+
+
+def paper_figures() -> dict[str, tuple[float, float]]:
+    """Config name -> metric and memory."""
+    figures = {f'{method}-{net}_4xb64-120e_in1k': pair for net, row in CLASSIFIERS.items() for method, pair in row.items()}
+    for arch, row in REPVGGS.items():
+        figures[f'repvgg-{arch}_4xb64-120e_in1k'] = row['repvgg']
+        figures[f'orepa-repvgg-{arch}_4xb64-120e_in1k'] = row['orepa']
+    return figures | {pattern.format(method): pair for pattern, row in TRANSFERS.items() for method, pair in row.items()}
+
+
+def costs(page: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Config file -> millions of parameters and GFLOPs, in training form and re-parameterized, from docs/configs.md."""
+    found = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        name = re.search(r'configs/\S+\.py', cells[-1])
+        if name and len(cells) == 8:
+            found[name[0]] = tuple([float(value) for value in cell.split('→')] for cell in cells[5:7])
+    return found
+
+
+def result(name: str, metric: float) -> dict:
+    if 'in1k' in name:
+        return dict(Task='Image Classification', Dataset='ImageNet-1k', Metrics={'Top 1 Accuracy (paper)': metric})
+    if 'coco' in name:
+        return dict(Task='Object Detection', Dataset='COCO', Metrics={'box AP (paper)': metric})
+    return dict(Task='Semantic Segmentation', Dataset='Cityscapes', Metrics={'mIoU (paper)': metric})
+
+
+def entry(path: str, family: str, cost: tuple[list[float], list[float]]) -> dict:
+    """A model of a metafile."""
+    cfg, name = read(path), Path(path).stem
+    architecture, method, data, schedule, *_ = description(path)
+    length, per_gpu = schedule.split(', ')
+    number, unit = length.split()
+    gpus, batch = (int(value) for value in per_gpu.split(' x '))
+    (trained, deployed), (_, flops) = cost
+    metadata = {
+        'Training Data': data,
+        'Architecture': architecture.split(', '),
+        'Method': method,
+        'Training Techniques': techniques(cfg),
+        unit.capitalize(): int(number),
+        'Batch Size': gpus * batch,
+        'Parameters': round(deployed * 1e6),
+        'Parameters (training form)': round(trained * 1e6),
+        'FLOPs': round(flops * 1e9),
+    }
+    model = {'Name': name, 'In Collection': collection(family), 'Config': path, 'Metadata': metadata}
+    figures = paper_figures().get(name)
+    if figures:
+        metadata['Training Memory (GB, paper)'] = figures[1]
+        model['Results'] = [result(name, figures[0])]
+    return model
+
+
+def techniques(cfg: Config) -> list[str]:
+    optimizer = cfg.optim_wrapper.optimizer
+    names = ['SGD with Momentum' if optimizer.type == 'SGD' else optimizer.type, 'Weight Decay']
+    names += ['Mixed Precision Training'] * (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper')
+    return names + ['EMA'] * any(hook['type'] == 'EMAHook' for hook in cfg.get('custom_hooks') or [])
+
+
+def collection(family: str) -> str:
+    return f'OREPA {FAMILIES[family]}'
+
+
+def metafiles(page: str) -> dict[str, str]:
+    """File -> content, of model-index.yml and all metafiles."""
+    known, files = costs(page), {}
+    for family in FAMILIES:
+        paths = [path for path in configs([f'configs/{family}/*']) if 'mini' not in path]
+        absent = [path for path in paths if path not in known]
+        if absent:
+            raise UsageError(f'docs/configs.md: lacks {absent[0]}; write it anew with tools/analysis/list_configs.py.')
+        content = dict(
+            Collections=[dict(Name=collection(family), License='Apache License 2.0', Paper=PAPER)],
+            Models=[entry(path, family, known[path]) for path in paths],
+        )
+        comment = (
+            '# Written by: python tools/analysis/write_metafiles.py\n# Metrics are those the paper reports; no weights are published.\n'
+        )
+        files[f'configs/{family}/metafile.yml'] = comment + yaml.safe_dump(content, sort_keys=False, width=140)
+    files['model-index.yml'] = yaml.safe_dump(dict(Import=list(files)))
+    return files
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    page = ROOT / 'docs' / 'configs.md'
+    if not page.is_file():
+        raise UsageError(f'{page}: no such file; write it with tools/analysis/list_configs.py --write docs/configs.md.')
+    for name, content in metafiles(page.read_text()).items():
+        path = ROOT / name
+        partial = path.with_name(path.name + '.partial')
+        partial.write_text(content)
+        os.replace(partial, path)
+        print(f'wrote {name}')
+
+
+if __name__ == '__main__':
+    run(main)
