@@ -137,7 +137,7 @@ def test_it_refuses_a_difference_above_the_tolerance(mini_data, tmp_path):
 def test_it_refuses_weights_that_are_not_finite(mini_data, tmp_path):
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
     with torch.no_grad():
-        runner.model.backbone.layer1[0].conv1.kernel.pw[0] = float('nan')
+        runner.model.backbone.layer1[0].conv1.kernel.pointwise[0] = float('nan')
     with pytest.raises(RuntimeError, match='differs from its training form by inf'):
         runner.test()
 

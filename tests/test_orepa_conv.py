@@ -67,7 +67,7 @@ def test_output_is_the_branches_run_one_by_one(form):
         stacked = F.conv2d(F.conv2d(x, kernel.first, groups=groups), kernel.second, groups=groups)
         expected = scale[0] * F.conv2d(x, kernel.origin, groups=groups) + scale[1] * stacked
     else:
-        k, expansion = conv.kernel_size[0], kernel.dw.shape[0] // 6
+        k, expansion = conv.kernel_size[0], kernel.depthwise.shape[0] // 6
         mean = torch.full((12, 1, k, k), 1 / k**2, dtype=x.dtype)
 
         def after_1x1(weight, spatial):
@@ -75,7 +75,7 @@ def test_output_is_the_branches_run_one_by_one(form):
 
         seq = F.conv2d(F.conv2d(x, kernel.seq_1x1 + kernel.identity, groups=groups), kernel.seq_kxk, **geometry)
         expanded = x.unflatten(1, (groups, 1, -1)).expand(-1, -1, expansion, -1, -1, -1).flatten(1, 3)  # every input channel, over and over
-        depthwise = F.conv2d(expanded, kernel.dw, **dict(geometry, groups=6 * expansion))
+        depthwise = F.conv2d(expanded, kernel.depthwise, **dict(geometry, groups=6 * expansion))
         centre = F.pad(kernel.point, [k // 2] * 4)
         expected = (
             scale[0] * F.conv2d(x, kernel.origin, **geometry)
@@ -83,7 +83,7 @@ def test_output_is_the_branches_run_one_by_one(form):
             + scale[2] * after_1x1(kernel.freq, kernel.prior.unsqueeze(1))
             + scale[3] * seq
             + scale[4] * F.conv2d(x, centre, **geometry)
-            + scale[5] * F.conv2d(depthwise, kernel.pw, groups=groups)
+            + scale[5] * F.conv2d(depthwise, kernel.pointwise, groups=groups)
         )
         assert expansion == 8
     assert relative(conv(x), expected + conv.bias.view(-1, 1, 1)) < 1e-10
@@ -206,10 +206,10 @@ def test_double_use_in_one_step_accumulates():
     conv = build('kxk', bias=False)
     x = torch.randn(1, 6, 9, 9)
     (conv(x) + conv(x)).sum().backward()
-    twice = conv.kernel.pw.grad.clone()
+    twice = conv.kernel.pointwise.grad.clone()
     conv.zero_grad()
     conv(x).sum().backward()
-    assert relative(twice, 2 * conv.kernel.pw.grad) < 1e-5
+    assert relative(twice, 2 * conv.kernel.pointwise.grad) < 1e-5
 
 
 @pytest.mark.parametrize('form', ['kxk', '1x1', 'stem'])
@@ -306,3 +306,19 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(conv.weight.square().sum(), conv.kernel.origin, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize('form', ['kxk', 'grouped', 'many-groups', 'stem'])
+def test_checkpoints_with_the_other_order_of_channels_load(form):
+    conv = build(form)
+    groups, state = conv.groups, {}
+    for key, value in conv.state_dict().items():
+        if key.endswith('depthwise'):
+            key, value = key.replace('depthwise', 'dw'), value.unflatten(0, (groups, 8, -1)).transpose(1, 2).flatten(0, 2)
+        elif key.endswith('pointwise'):
+            key, value = key.replace('pointwise', 'pw'), value.unflatten(1, (8, -1)).transpose(1, 2).flatten(1, 2)
+        state[key] = value
+    assert any(key.endswith('.dw') for key in state)
+    other = build(form)
+    other.load_state_dict(state)
+    assert torch.equal(other.weight, conv.weight)

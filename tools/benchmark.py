@@ -329,7 +329,7 @@ def squeezing_flops(model: nn.Module) -> int:
     for m in model.modules():
         if isinstance(m, OREPAKernel):
             out, per_group, k, _ = m.origin.shape
-            total += 2 * out * k * k * per_group * (m.seq_kxk.shape[1] + m.pw.shape[1] // per_group + 4)
+            total += 2 * out * k * k * per_group * (m.seq_kxk.shape[1] + m.pointwise.shape[1] // per_group + 4)
         elif isinstance(m, OREPAPointwiseKernel):
             total += 2 * m.origin.numel() * (m.second.shape[1] + 2)
     return total

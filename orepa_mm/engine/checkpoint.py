@@ -1,6 +1,7 @@
 """Reading checkpoints safely, and telling before a run whether they fit the model."""
 
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     Raises:
         CheckpointError: When the form (with branches, or plain) or the architecture is another one, or when the stem does not fit.
     """
-    state = dict(state)
+    # Other names that OREPAKernel loads too.
+    state = {re.sub(r'\.dw$', '.depthwise', re.sub(r'\.pw$', '.pointwise', key)): value for key, value in state.items()}
     for name, module in model.named_modules():
         if getattr(module, 'plain_stem', False):
             from ..backbones.resnet import squeeze_stem  # needs mmcv, which reading a checkpoint does not

@@ -19,8 +19,8 @@ KXK = {
     'seq_1x1': 'weight_orepa_1x1_kxk_idconv1',
     'seq_kxk': 'weight_orepa_1x1_kxk_conv2',
     'point': 'weight_orepa_1x1',
-    'dw': 'weight_orepa_gconv_dw',
-    'pw': 'weight_orepa_gconv_pw',
+    'depthwise': 'weight_orepa_gconv_dw',
+    'pointwise': 'weight_orepa_gconv_pw',
 }
 POINTWISE = {
     'scale': 'vector',
@@ -75,12 +75,12 @@ def import_kxk(layer: State) -> State:
     """The state dict of an ``OREPAKernel`` from that of a published OREPA layer (constants left out)."""
     names = _inverse(KXK)
     kernel = {names[key]: value for key, value in layer.items() if key in names}
-    if not kernel.keys() >= {'dw', 'pw', 'origin'}:
+    if not kernel.keys() >= {'depthwise', 'pointwise', 'origin'}:
         raise UnknownKeyError(f'keys of an OREPA layer are missing; it has {", ".join(list(layer)[:3])}')
-    groups, inputs = _groups(kernel['dw'], kernel['origin']), kernel['origin'].shape[1]
-    kernel['dw'] = _expansion(kernel['dw'], groups, inputs, 8)
-    pw = kernel['pw'][_rows(kernel['pw'], groups)]
-    kernel['pw'] = _expansion(pw.transpose(0, 1), 1, inputs, 8).transpose(0, 1).contiguous()
+    groups, inputs = _groups(kernel['depthwise'], kernel['origin']), kernel['origin'].shape[1]
+    kernel['depthwise'] = _expansion(kernel['depthwise'], groups, inputs, 8)
+    pw = kernel['pointwise'][_rows(kernel['pointwise'], groups)]
+    kernel['pointwise'] = _expansion(pw.transpose(0, 1), 1, inputs, 8).transpose(0, 1).contiguous()
     return kernel
 
 
@@ -88,12 +88,12 @@ def export_kxk(kernel: State) -> State:
     """The inverse of :func:`import_kxk`, constants included."""
     layer = {KXK[key]: value for key, value in kernel.items()}
     origin, seq_1x1 = kernel['origin'], kernel['seq_1x1']
-    groups, inputs = _groups(kernel['dw'], origin), origin.shape[1]
-    layer[KXK['dw']] = _expansion(kernel['dw'], groups, 8, inputs)
-    pw = torch.empty_like(kernel['pw'])
-    pw[_rows(pw, groups)] = _expansion(kernel['pw'].transpose(0, 1), 1, 8, inputs).transpose(0, 1)
+    groups, inputs = _groups(kernel['depthwise'], origin), origin.shape[1]
+    layer[KXK['depthwise']] = _expansion(kernel['depthwise'], groups, 8, inputs)
+    pw = torch.empty_like(kernel['pointwise'])
+    pw[_rows(pw, groups)] = _expansion(kernel['pointwise'].transpose(0, 1), 1, 8, inputs).transpose(0, 1)
     k, (inner, per_group) = origin.shape[-1], seq_1x1.shape[:2]
-    layer[KXK['pw']] = pw
+    layer[KXK['pointwise']] = pw
     layer['weight_orepa_avg_avg'] = torch.full((k, k), 1 / (k * k), dtype=origin.dtype)
     layer['id_tensor'] = torch.eye(per_group, dtype=origin.dtype).repeat(inner // per_group, 1).view_as(seq_1x1)
     layer['weight_orepa_prior'] = frequency_prior(len(origin), k, dtype=torch.float64).to(origin.dtype)
@@ -171,7 +171,7 @@ def export_conv(conv: State, norm: State) -> State:
             layer[f'{DBB[owner]}.{leaf}'] = value
     elif 'first' in kernel:
         layer |= {POINTWISE[key]: value for key, value in kernel.items()}
-    elif 'dw' in kernel:
+    elif 'depthwise' in kernel:
         layer |= export_kxk(kernel)
     else:
         for i, stage in split(kernel, r'stages\.(\d+)'):

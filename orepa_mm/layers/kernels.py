@@ -73,8 +73,8 @@ class OREPAKernel(nn.Module):
         self.seq_1x1 = weight(inner, in_per_group, 1, 1)
         self.seq_kxk = weight(out_channels, inner // groups, kernel_size, kernel_size, **rows)
         self.point = weight(out_channels, in_per_group, 1, 1) if point_branch else None
-        self.dw = weight(expansion * in_channels, 1, kernel_size, kernel_size)
-        self.pw = weight(out_channels, expansion * in_per_group, 1, 1)
+        self.depthwise = weight(expansion * in_channels, 1, kernel_size, kernel_size)
+        self.pointwise = weight(out_channels, expansion * in_per_group, 1, 1)
         self.scale = weight(len(self.initial_scale) - (not point_branch), out_channels)
         # Constants follow from the shapes, so checkpoints do without them.
         self.register_buffer('prior', torch.empty(out_channels, kernel_size, kernel_size, device=device, dtype=dtype), persistent=False)
@@ -83,7 +83,7 @@ class OREPAKernel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        branches = [self.origin, self.avg, self.freq, self.seq_kxk, self.dw, self.pw]
+        branches = [self.origin, self.avg, self.freq, self.seq_kxk, self.depthwise, self.pointwise]
         scale = list(self.initial_scale)
         if self.point is None:
             del scale[POINT_ROW]
@@ -108,14 +108,24 @@ class OREPAKernel(nn.Module):
         self.fill_constants()
         return self
 
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # Checkpoints with these names have the expansion fastest along the channels of a group, not slowest.
+        if f'{prefix}dw' in state_dict and f'{prefix}pw' in state_dict:
+            dw, pw = state_dict.pop(f'{prefix}dw'), state_dict.pop(f'{prefix}pw')
+            per_group = self.origin.shape[1]
+            by_input = dw.unflatten(0, (self.groups, per_group, -1))
+            state_dict[f'{prefix}depthwise'] = by_input.transpose(1, 2).flatten(0, 2)
+            state_dict[f'{prefix}pointwise'] = pw.unflatten(1, (per_group, -1)).transpose(1, 2).flatten(1, 2)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     @property
     def memory_format(self) -> torch.memory_format:
         """The format asked for with ``.to(memory_format=...)``; some parameters are always stored as ``channels_last``."""
-        return torch.contiguous_format if self.pw.stride(2) == 1 else torch.channels_last
+        return torch.contiguous_format if self.pointwise.stride(2) == 1 else torch.channels_last
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         branches = (self.scale, self.origin, self.avg, self.freq, self.prior)
-        rest = (self.seq_kxk, self.dw, self.pw, self.point, self.groups)
+        rest = (self.seq_kxk, self.depthwise, self.pointwise, self.point, self.groups)
         if self.fused and not torch.compiler.is_compiling():
             return fused_squeeze_kxk(*branches, self.seq_1x1, self.identity, *rest, memory_format)
         return squeeze_kxk(*branches, self.seq_1x1 + self.identity, *rest).contiguous(memory_format=memory_format)
