@@ -27,6 +27,7 @@ from pathlib import Path
 import doc_tables
 import torch
 from common import UsageError, run
+from files import replacing
 from torch import nn
 
 import orepa_mm
@@ -419,9 +420,8 @@ def draw(rows: list[dict], path: Path, caption: str) -> None:
 
 
 def save(figure, path: Path) -> None:
-    partial = path.with_name(f'.{path.name}')
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format='png')
     print(f'wrote {path}')
 
 
@@ -471,9 +471,8 @@ def main() -> None:
     print(caption)
     show(rows)
     path = args.out / '_'.join([name, *settings, torch.device(args.device).type])
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(dict(caption=caption, rows=rows), indent=2) + '\n')
-    os.replace(partial, path.with_suffix('.json'))
+    with replacing(path.with_suffix('.json')) as partial:
+        partial.write_text(json.dumps(dict(caption=caption, rows=rows), indent=2) + '\n')
     print(f'wrote {path}.json')
     if args.write:
         doc_tables.write(args.write, 'standard', markdown(rows, caption))

@@ -11,12 +11,12 @@ a ResNet of method 'none' whose norms pass their input on with the bias added, o
 
 import argparse
 import hashlib
-import os
 import sys
 from pathlib import Path
 
 import torch
 from common import UsageError, run
+from files import replacing
 from torch import Tensor
 
 from orepa_mm.engine.architecture import ArchitectureError, name_of, output_channels, recognise
@@ -131,9 +131,8 @@ def main() -> None:
     checkpoint = read_checkpoint(args.source)
     result = (export_published if args.reverse else import_published)(checkpoint, args)
     args.destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.destination.with_name(args.destination.name + '.partial')
-    torch.save(result, partial)
-    os.replace(partial, args.destination)
+    with replacing(args.destination) as partial:
+        torch.save(result, partial)
     print(f'wrote {args.destination}: {len(result["state_dict"])} tensors')
     for key, value in result.get('meta', {}).items():
         if key not in ('backbone', 'published'):

@@ -1,9 +1,9 @@
 """Tables in the docs that tools write: each stands between two comment lines with its name."""
 
-import os
 from pathlib import Path
 
 from common import UsageError
+from files import replacing
 
 
 def insert(text: str, name: str, table: str) -> str:
@@ -29,7 +29,6 @@ def write(path: Path, name: str, table: str) -> None:
     if not path.is_file():
         raise UsageError(f'{path}: no such file.')
     text = insert(path.read_text(), name, table)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(text)
     print(f'wrote {path}')

@@ -3,7 +3,6 @@
 import argparse
 import html
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSIFIER = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
@@ -185,6 +186,5 @@ def write_page(path: Path, title: str, *parts: str) -> None:
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'
         f'<h1>{html.escape(title)}</h1>\n' + '\n'.join(parts) + '\n</html>\n'
     )
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(page)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(page)

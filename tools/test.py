@@ -7,11 +7,11 @@ outputs are from the training form's; --no-reparameterize tests the training for
 
 import argparse
 import json
-import os
 from copy import deepcopy
 from pathlib import Path
 
 from common import UsageError, add_common_options, build_runner, load_config, run
+from files import replacing
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
@@ -136,10 +136,9 @@ def main() -> None:
         add_dump(runner, cfg.default_scope, args.out)
     metrics = runner.test()
     if args.metrics and is_main_process():
-        partial = args.metrics.with_name(args.metrics.name + '.partial')
         args.metrics.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2) + '\n')
-        os.replace(partial, args.metrics)
+        with replacing(args.metrics) as partial:
+            partial.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2) + '\n')
 
 
 if __name__ == '__main__':

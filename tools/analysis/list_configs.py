@@ -11,7 +11,6 @@ import argparse
 import fnmatch
 import functools
 import logging
-import os
 import re
 import sys
 from importlib import import_module
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, run  # noqa: E402
+from files import replacing  # noqa: E402
 from mmengine.analysis import get_model_complexity_info  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
@@ -217,9 +217,8 @@ def main() -> None:
         rows[name] = row(name, known[key])
         print(rows[name], flush=True)
     if args.write:
-        partial = args.write.with_name(args.write.name + '.partial')
-        partial.write_text(document(rows))
-        os.replace(partial, args.write)
+        with replacing(args.write) as partial:
+            partial.write_text(document(rows))
         print(f'wrote {args.write}')
 
 

@@ -9,7 +9,6 @@ stopped goes on, and more multipliers or seeds can be added. Writes sweep.json a
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
+from files import replacing  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
 STEM = ('backbone.conv1', 'backbone.bn1')
@@ -83,9 +83,8 @@ def train(args: argparse.Namespace, multiplier: float, seed: int, names: tuple[s
 
 
 def write_json(path: Path, content: dict) -> None:
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(content, indent=2) + '\n')
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def draw(sweep: dict, path: Path) -> None:
@@ -110,10 +109,9 @@ def draw(sweep: dict, path: Path) -> None:
     axes.set(xlabel="learning rate of the stem, relative to the network's", ylabel=sweep['metric'])
     axes.set_title(f'{sweep["config"]}, mean and {seeds} runs each' if seeds > 1 else sweep['config'], fontsize=9)
     axes.grid(alpha=0.3)
-    partial = path.with_name(path.stem + '.partial' + path.suffix)
-    figure.savefig(partial, dpi=110)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format=path.suffix.removeprefix('.'))
     plt.close(figure)
-    os.replace(partial, path)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ No weights are listed, as none are published by this project; metrics are the pa
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, run  # noqa: E402
+from files import replacing  # noqa: E402
 from list_configs import FAMILIES, ROOT, configs, description, read  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
@@ -137,9 +137,8 @@ def main() -> None:
         raise UsageError(f'{page}: no such file; write it with tools/analysis/list_configs.py --write docs/configs.md.')
     for name, content in metafiles(page.read_text()).items():
         path = ROOT / name
-        partial = path.with_name(path.name + '.partial')
-        partial.write_text(content)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(content)
         print(f'wrote {name}')
 
 

@@ -1,0 +1,14 @@
+"""Writing files so that a run that stops half-way leaves what was there before."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error."""
+    partial = path.with_name(path.name + '.partial')
+    yield partial
+    os.replace(partial, path)
