@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from orepa_mm import OREPAConv2d
+from orepa_mm.functional import compiled_squeeze
 from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 FORMS = {
@@ -261,13 +262,17 @@ def test_casts_do_not_round_the_constants():
     assert torch.equal(conv.double().kernel.prior, exact)
 
 
+@pytest.mark.parametrize('passes', ['eager', 'compiled'])
 @pytest.mark.parametrize('form', FORMS)
-def test_the_fused_squeezing_equals_the_plain_formula(form):
+def test_the_fused_squeezing_equals_the_plain_formula(form, passes, monkeypatch):
+    # The formulas of the compiled passes; tests/test_compile_squeezing.py has a compiler work on them.
+    monkeypatch.setattr(compiled_squeeze, '_compiled', lambda function: function)
     fused = build(form, dtype=torch.float64)
     plain = copy.deepcopy(fused)
-    for module in plain.modules():
-        if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
-            module.fused = False
+    for conv in (fused, plain):
+        for module in conv.modules():
+            if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
+                module.fused, module.compiled = conv is fused, passes == 'compiled'
     x = torch.randn(2, 6, 9, 9, dtype=torch.float64)
     for conv in (fused, plain):
         y = conv(x) + conv(2 * x).square()  # a layer used twice

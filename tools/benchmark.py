@@ -26,7 +26,7 @@ from pathlib import Path
 
 import doc_tables
 import torch
-from common import UsageError, run
+from common import UsageError, keep_freed_memory, run
 from files import replacing
 from torch import nn
 
@@ -34,7 +34,9 @@ import orepa_mm
 from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
-METHODS = ('none', 'DBB', 'OREPA', PLAIN_FORMULA)
+COMPILED = 'OREPA, compiled squeezing'
+METHODS = ('none', 'DBB', 'OREPA', COMPILED, PLAIN_FORMULA)
+FORMS = {COMPILED: 'OREPA', PLAIN_FORMULA: 'OREPA'}  # ways of computing the same network
 RESNETS = {f'resnet{depth}': dict(type='OREPAResNet', depth=depth) for depth in (18, 34, 50, 101, 152)}
 RESNETS['resnext50'] = dict(type='OREPAResNeXt', depth=50)
 REPVGGS = {f'repvgg-{arch}': dict(type='OREPARepVGG', arch=arch.upper()) for arch in ('a0', 'a1', 'a2')}
@@ -75,13 +77,13 @@ def method_of(backbone: dict, method: str) -> dict:
     repvgg = backbone['type'] == 'OREPARepVGG'
     if repvgg and method == 'DBB':
         raise UsageError('--methods DBB: RepVGG has blocks of its own; choose from none, OREPA.')
-    return dict(backbone, method='OREPA' if method == PLAIN_FORMULA else 'RepVGG' if repvgg and method == 'none' else method)
+    return dict(backbone, method='RepVGG' if repvgg and method == 'none' else FORMS.get(method, method))
 
 
 def use_formula(model: nn.Module, method: str) -> nn.Module:
     for module in model.modules():
         if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
-            module.fused = method != PLAIN_FORMULA
+            module.fused, module.compiled = method != PLAIN_FORMULA, method == COMPILED
     return model
 
 
@@ -270,6 +272,8 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
     if 'forward' in what:
         calls = {}
         for method in methods:
+            if method == COMPILED:  # without gradients a kernel is squeezed once, however that is done
+                continue
             name = f'{method}, training form' if method != 'none' else method
             model = build(task, method, args)
             calls[name] = forward_pass(task, model, args)
@@ -447,12 +451,15 @@ def parse_args() -> argparse.Namespace:
     for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
         if getattr(args, option) < least:
             raise UsageError(f'--{option} must be at least {least}.')
+    if args.compile and COMPILED in args.methods:
+        args.methods.remove(COMPILED)  # a compiled network computes by the plain formula, whatever its layers would do
     args.methods = ['none', *(method for method in METHODS[1:] if method in args.methods)]
     return args
 
 
 def main() -> None:
     args = parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     machine = torch.cuda.get_device_name() if args.device.startswith('cuda') else f'{platform.machine()} CPU, {os.cpu_count()} cores'
     settings = [args.dtype, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]

@@ -6,7 +6,7 @@ The config's default_scope decides the toolbox. Before the run starts, the datas
 
 import argparse
 
-from common import UsageError, add_common_options, build_runner, load_config, run
+from common import UsageError, add_common_options, build_runner, keep_freed_memory, load_config, run
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
@@ -84,6 +84,8 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     apply_options(cfg, args)
+    if get_device() == 'cpu':
+        keep_freed_memory()
     check_data(cfg, ('train', 'val'))
     runner = build_runner(cfg)
     check_checkpoints(runner, cfg)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import compiled_squeeze
 from .precision import without_autocast
 
 # Elements of a kernel that all passes take at a time on a CPU: what stays in the cores' caches.
@@ -50,10 +51,13 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 class _SqueezeKxK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups, memory_format):
+    def forward(ctx, scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups, memory_format, compiled):
         saved = scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point
         ctx.save_for_backward(*saved)
-        ctx.groups = groups
+        ctx.groups, ctx.compiled = groups, compiled
+        if compiled:
+            rows = compiled_squeeze.squeeze_rows(*_in_rows(saved, groups))
+            return _kernel(rows, origin.shape[-1]).contiguous(memory_format=memory_format)
         kernel = torch.empty_like(origin, memory_format=memory_format)
         _squeeze_into(_rows(kernel, groups), *_in_rows(saved, groups))
         return kernel
@@ -62,8 +66,9 @@ class _SqueezeKxK(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         saved, groups = ctx.saved_tensors, ctx.groups
+        gradient_rows = compiled_squeeze.gradient_rows if ctx.compiled else _gradient_rows
         with without_autocast(grad):
-            grads = _gradient_rows(_rows(grad, groups), *_in_rows(saved, groups))
+            grads = gradient_rows(_rows(grad, groups), *_in_rows(saved, groups))
         scale, origin, avg, freq, _, seq_1x1, _, seq_kxk, dw, pw, point = saved
         k = origin.shape[-1]
         shaped = dict(
@@ -78,7 +83,7 @@ class _SqueezeKxK(torch.autograd.Function):
             point=lambda g: g.reshape_as(point),
         )
         names = ('scale', 'origin', 'avg', 'freq', 'prior', 'seq_1x1', 'identity', 'seq_kxk', 'dw', 'pw', 'point')
-        return *(shaped[name](grads[name]) if grads.get(name) is not None else None for name in names), None, None
+        return *(shaped[name](grads[name]) if grads.get(name) is not None else None for name in names), None, None, None
 
 
 def _in_rows(saved, groups: int) -> tuple[Tensor | None, ...]:
@@ -199,46 +204,50 @@ def fused_squeeze_kxk(
     point: Tensor | None = None,
     groups: int = 1,
     memory_format: torch.memory_format = torch.contiguous_format,
+    compiled: bool = False,
 ) -> Tensor:
     """:func:`.squeeze_kxk` with a closed-form backward pass; once differentiable.
 
     Args:
         identity: Added to ``seq_1x1``.
         memory_format: Of the result.
+        compiled: Use :mod:`.compiled_squeeze`.
         others: As :func:`.squeeze_kxk`; ``origin`` and ``seq_kxk`` are read without a copy where they are ``channels_last``.
 
     Returns:
         Kernel [O, I/g, k, k].
     """
-    return _SqueezeKxK.apply(scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups, memory_format)
+    return _SqueezeKxK.apply(scale, origin, avg, freq, prior, seq_1x1, identity, seq_kxk, dw, pw, point, groups, memory_format, compiled)
 
 
 class _Squeeze1x1(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scale, origin, first, second, groups):
+    def forward(ctx, scale, origin, first, second, groups, compiled):
         ctx.save_for_backward(scale, origin, first, second)
-        ctx.groups = groups
-        s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
-        return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0).view_as(origin)
+        ctx.groups, ctx.compiled = groups, compiled
+        squeeze = compiled_squeeze.squeeze_1x1_rows if compiled else _squeeze_1x1_rows
+        return squeeze(*_pointwise_in_groups(scale, origin, first, second, groups)).view_as(origin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        scale, origin, first, second = ctx.saved_tensors
-        s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, ctx.groups)
-        grad = grad.reshape_as(plain)
+        saved = ctx.saved_tensors
+        in_groups = _pointwise_in_groups(*saved, ctx.groups)
+        gradient = compiled_squeeze.gradient_1x1_rows if ctx.compiled else _gradient_1x1_rows
         with without_autocast(grad):
-            d_first = torch.bmm((outer * s1).transpose(1, 2), grad)
-            d_second = torch.bmm(grad, inner.transpose(1, 2))
-            d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_second, outer)])
-        d_second *= s1
-        return (
-            d_scale.view_as(scale),
-            (grad * s0).view_as(origin),
-            d_first.view_as(first),
-            d_second.view_as(second),
-            None,
-        )
+            grads = gradient(grad.reshape_as(in_groups[2]), *in_groups)
+        return *(g.view_as(parameter) for g, parameter in zip(grads, saved, strict=True)), None, None
+
+
+def _squeeze_1x1_rows(s0, s1, plain, inner, outer) -> Tensor:
+    return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0)
+
+
+def _gradient_1x1_rows(grad, s0, s1, plain, inner, outer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_inner = torch.bmm((outer * s1).transpose(1, 2), grad)
+    d_outer = torch.bmm(grad, inner.transpose(1, 2))
+    d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_outer, outer)])
+    return d_scale, grad * s0, d_inner, d_outer.mul_(s1)
 
 
 def _pointwise_in_groups(scale, origin, first, second, groups: int) -> tuple[Tensor, ...]:
@@ -253,6 +262,10 @@ def _pointwise_in_groups(scale, origin, first, second, groups: int) -> tuple[Ten
     )
 
 
-def fused_squeeze_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
-    """:func:`.squeeze_1x1` with a closed-form backward pass; once differentiable. Arguments and result as there."""
-    return _Squeeze1x1.apply(scale, origin, first, second, groups)
+def fused_squeeze_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1, compiled: bool = False) -> Tensor:
+    """:func:`.squeeze_1x1` with a closed-form backward pass; once differentiable. Arguments and result as there.
+
+    Args:
+        compiled: Use :mod:`.compiled_squeeze`.
+    """
+    return _Squeeze1x1.apply(scale, origin, first, second, groups, compiled)

@@ -41,6 +41,8 @@ class OREPAKernel(nn.Module):
 
     # False computes by the plain formula, with the same result; torch.compile is given that to fuse itself.
     fused = True
+    # The passes between the matrix products compiled: orepa_mm.compile_squeezing.
+    compiled = False
 
     # plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise
     initial_scale = (0.25, 0.25, 0.0, 0.5, 1.0, 0.5)
@@ -127,7 +129,7 @@ class OREPAKernel(nn.Module):
         branches = (self.scale, self.origin, self.avg, self.freq, self.prior)
         rest = (self.seq_kxk, self.depthwise, self.pointwise, self.point, self.groups)
         if self.fused and not torch.compiler.is_compiling():
-            return fused_squeeze_kxk(*branches, self.seq_1x1, self.identity, *rest, memory_format)
+            return fused_squeeze_kxk(*branches, self.seq_1x1, self.identity, *rest, memory_format, self.compiled)
         return squeeze_kxk(*branches, self.seq_1x1 + self.identity, *rest).contiguous(memory_format=memory_format)
 
 
@@ -138,7 +140,7 @@ class OREPAPointwiseKernel(nn.Module):
         The call returns [O, I/g, 1, 1].
     """
 
-    fused = True  # as in OREPAKernel
+    fused, compiled = True, False  # as in OREPAKernel
 
     initial_scale = (1.0, 0.5)
 
@@ -168,8 +170,11 @@ class OREPAPointwiseKernel(nn.Module):
             row.fill_(value)
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        squeeze = fused_squeeze_1x1 if self.fused and not torch.compiler.is_compiling() else squeeze_1x1
-        kernel = squeeze(self.scale, self.origin, self.first, self.second, self.groups)
+        parameters = (self.scale, self.origin, self.first, self.second, self.groups)
+        if self.fused and not torch.compiler.is_compiling():
+            kernel = fused_squeeze_1x1(*parameters, self.compiled)
+        else:
+            kernel = squeeze_1x1(*parameters)
         return kernel.contiguous(memory_format=memory_format)
 
 
