@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DATA ?=
+PYTEST = $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 export VENV MM TORCH
 
@@ -21,10 +22,10 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 test: setup
-	@$(RUN) -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all: setup
-	@$(RUN) -m pytest
+	@$(PYTEST)
 
 demo: setup
 	@$(RUN) tools/demo.py $(if $(DATA),--data '$(DATA)')

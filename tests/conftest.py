@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 # Small tensors on many test processes: threads that wait for each other cost more than they give.
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that spin for each other stall where anything else is running
 
 import pytest

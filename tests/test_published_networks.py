@@ -59,9 +59,10 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 # The references were computed in float32. On the 50-layer nets, whose random weights amplify rounding, they are themselves up to 9e-5 of
-# their scale away from the float64 result, and on the RepVGG of 22 layers 1e-5; a second float32 computation adds as much.
+# their scale away from the float64 result, on the RepVGG of 22 layers 1.6e-5 and on the DBB net, whose deployed kernels are merged in
+# float32, 1e-5; a second float32 computation adds as much.
 def tolerance_of(name: str) -> float:
-    return 2e-4 if '50_' in name else 3e-5 if 'repvgg' in name else 1e-5
+    return 2e-4 if '50_' in name else 3e-5 if 'repvgg' in name or 'dbb' in name else 1e-5
 
 
 @pytest.mark.parametrize('name', NETWORKS)
