@@ -83,7 +83,9 @@ def method_of(backbone: dict, method: str) -> dict:
 def use_formula(model: nn.Module, method: str) -> nn.Module:
     for module in model.modules():
         if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
-            module.fused, module.compiled = method != PLAIN_FORMULA, method == COMPILED
+            module.fused = method != PLAIN_FORMULA
+    if method == COMPILED:
+        print(orepa_mm.compile_squeezing(model), file=sys.stderr)
     return model
 
 
@@ -161,8 +163,10 @@ class Dense:
 
 
 def build(task, method: str, args: argparse.Namespace) -> nn.Module:
-    model = use_formula(task.build(method), method).to(args.device)
-    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+    model = task.build(method).to(args.device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return use_formula(model, method)
 
 
 def autocast(args: argparse.Namespace):
@@ -461,7 +465,11 @@ def main() -> None:
     args = parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
-    machine = torch.cuda.get_device_name() if args.device.startswith('cuda') else f'{platform.machine()} CPU, {os.cpu_count()} cores'
+    machine = (
+        torch.cuda.get_device_name()
+        if args.device.startswith('cuda')
+        else f'{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores'
+    )
     settings = [args.dtype, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
     caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
     args.out.mkdir(parents=True, exist_ok=True)
