@@ -1,8 +1,11 @@
 """tools/benchmark.py: what it measures and what it writes. No figure of speed is tested."""
 
+import argparse
 import json
 
+import benchmark
 import pytest
+import torch
 
 from orepa_mm.functional import compiled_squeeze
 
@@ -46,6 +49,17 @@ def test_other_networks(arch, options, tools, tmp_path):
     status, error = tools.run('benchmark', '--arch', arch, *small, *options, '--out', tmp_path)
     assert status == 0, error
     assert [row['method'] for row in rows_of(tmp_path)] == ['none', 'OREPA']
+
+
+def test_forward_gives_its_result():
+    """A compiled forward pass whose result nobody gets computes nothing."""
+    args = argparse.Namespace(batch=2, size=32, device='cpu', dtype='float32', channels_last=False, compile=False)
+    task = benchmark.Classification('resnet18', args)
+    model = benchmark.build(task, 'none', args)
+    logits = benchmark.forward_pass(task, model, args)()
+    assert logits.shape == (2, 1000) and not logits.requires_grad
+    with torch.no_grad():
+        assert torch.equal(logits, model.eval()(task.x))
 
 
 def test_bad_options(tools, tmp_path):
