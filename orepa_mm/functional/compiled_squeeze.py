@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-BLOCK = 8  # output channels that one compiled pass adds up
+from .separable import DepthwiseGradient
 
 
 @functools.cache
@@ -62,25 +62,6 @@ def _gradients(g, sequence, scale, origin, avg, freq, prior, seq_kxk, dw, pw, po
     return d, seq_kxk * s[3][..., None], pw * s_separable[..., None]
 
 
-def _depthwise_blocks(g, pw):
-    """P_e G added up over blocks of output channels, [g, O/g/BLOCK, E, k*k, I/g]: a sum over all of them would read across the rows."""
-    pw, g = pw.unflatten(1, (-1, BLOCK)), g.unflatten(1, (-1, BLOCK))
-    total = pw[:, :, 0, :, None] * g[:, :, 0, None]
-    for j in range(1, BLOCK):
-        total = total + pw[:, :, j, :, None] * g[:, :, j, None]
-    return total
-
-
-def _depthwise_gradient(g, pw):
-    whole = g.shape[1] // BLOCK * BLOCK
-    parts = []
-    if whole:
-        parts.append(_compiled(_depthwise_blocks)(g[:, :whole], pw[:, :whole]).sum(1))
-    if whole < g.shape[1]:
-        parts.append(torch.einsum('goei,gopi->gepi', pw[:, whole:], g[:, whole:]))
-    return sum(parts)
-
-
 def squeeze_rows(scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point) -> Tensor:
     """The kernel, of parameters in rows."""
     sequence = torch.bmm(seq_kxk.flatten(1, 2), seq_1x1).view_as(origin)
@@ -93,7 +74,9 @@ def gradient_rows(grad, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, p
     sequence = torch.bmm(g.flatten(1, 2), seq_1x1.transpose(1, 2)).view_as(seq_kxk)
     d, scaled, scaled_pw = _compiled(_gradients)(g, sequence, scale, origin, avg, freq, prior, seq_kxk, dw, pw, point)
     d['seq_1x1'] = torch.bmm(scaled.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
-    d['dw'] = _depthwise_gradient(g, scaled_pw)
+    d_dw = DepthwiseGradient(dw, g.shape[1])
+    d_dw.add(g, scaled_pw)
+    d['dw'] = d_dw.total()
     return d
 
 

@@ -21,9 +21,10 @@ from torch.autograd.function import once_differentiable
 
 from . import compiled_squeeze
 from .precision import without_autocast
+from .separable import DepthwiseGradient, add_separable, pointwise_gradient
 
 # Elements of a kernel that all passes take at a time on a CPU: what stays in the cores' caches.
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 
 
 def _rows(kernel: Tensor, groups: int) -> Tensor:
@@ -104,47 +105,13 @@ def _in_rows(saved, groups: int) -> tuple[Tensor | None, ...]:
     )
 
 
-# The depthwise then pointwise branch has tiny matrices for every input channel. A CPU is faster with long rows of input channels, one
-# expansion channel or position at a time; a GPU with few launches.
-
-
-def _add_separable(w: Tensor, pw: Tensor, dw: Tensor) -> None:
-    """Add sum_e P_e D_e to rows [g, O/g, kk, I/g]."""
-    if w.device.type != 'cpu':
-        w += torch.einsum('goei,gepi->gopi', pw, dw)
-        return
-    for e in range(dw.shape[1]):
-        w.addcmul_(pw[:, :, e, None], dw[:, None, e])
-
-
-def _pointwise_gradient(g: Tensor, dw: Tensor) -> Tensor:
-    """sum_p (G D_e), [g, O/g, E, I/g]."""
-    if g.device.type != 'cpu':
-        return torch.einsum('gopi,gepi->goei', g, dw).contiguous()
-    result = g[:, :, None, 0] * dw[:, None, :, 0]
-    for p in range(1, g.shape[2]):
-        result.addcmul_(g[:, :, None, p], dw[:, None, :, p])
-    return result
-
-
-def _add_depthwise_gradient(d_dw: Tensor, g: Tensor, pw: Tensor) -> None:
-    """Add sum_o (P_e G) to [g, E, kk, I/g]."""
-    if g.device.type != 'cpu':
-        d_dw += torch.einsum('goei,gopi->gepi', pw, g)
-        return
-    product = torch.empty_like(g)
-    for e in range(d_dw.shape[1]):
-        torch.mul(g, pw[:, :, e, None], out=product)
-        d_dw[:, e] += product.sum(1)
-
-
 def _squeeze_into(kernel, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, pw, point) -> None:
     *s, s_separable = scale.unbind(0)  # the 1x1 branch has the last but one where there is one
     taps = origin.shape[2]
     for c in _chunks(origin):
         w = torch.bmm(seq_kxk[:, c].flatten(1, 2), seq_1x1).view_as(origin[:, c])
         w.mul_(s[3][:, c, None]).addcmul_(origin[:, c], s[0][:, c, None])
-        _add_separable(w, pw[:, c] * s_separable[:, c, None], dw)
+        add_separable(w, pw[:, c] * s_separable[:, c, None], dw)
         w.addcmul_((freq[:, c] * s[2][:, c]).unsqueeze(2), prior[:, c].unsqueeze(3))
         w.add_((avg[:, c] * (s[1][:, c] / taps)).unsqueeze(2))
         if point is not None:
@@ -158,7 +125,8 @@ def _gradient_rows(grad, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, 
     d_scale = torch.empty_like(scale[..., 0])
     empty = dict(origin=origin, avg=avg, freq=freq, seq_kxk=seq_kxk, pw=pw)
     d = {name: torch.empty_like(like) for name, like in empty.items()}
-    d |= dict(seq_1x1=torch.zeros_like(seq_1x1), dw=torch.zeros_like(dw), point=None if point is None else torch.empty_like(point))
+    d |= dict(seq_1x1=torch.zeros_like(seq_1x1), point=None if point is None else torch.empty_like(point))
+    d_dw = DepthwiseGradient(dw, origin.shape[1])
     for c in _chunks(origin):
         g = grad[:, c].contiguous()
         torch.mul(g, s[0][:, c, None], out=d['origin'][:, c])
@@ -183,11 +151,11 @@ def _gradient_rows(grad, scale, origin, avg, freq, prior, seq_1x1, seq_kxk, dw, 
             torch.mul(centre, s[4][:, c], out=d['point'][:, c])
             d_scale[4, :, c] = _dot(centre, point[:, c])
 
-        d_pw = _pointwise_gradient(g, dw)
+        d_pw = pointwise_gradient(g, dw)
         d_scale[-1, :, c] = _dot(d_pw, pw[:, c])
         torch.mul(d_pw, s_separable[:, c, None], out=d['pw'][:, c])
-        _add_depthwise_gradient(d['dw'], g, pw[:, c] * s_separable[:, c, None])
-    return dict(d, scale=d_scale)
+        d_dw.add(g, pw[:, c] * s_separable[:, c, None])
+    return dict(d, dw=d_dw.total(), scale=d_scale)
 
 
 def fused_squeeze_kxk(
