@@ -11,8 +11,8 @@ export VENV MM TORCH
 
 help:
 	@echo "make setup     virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
-	@echo "make demo      fine-tune, test, re-parameterize and time a small Mask R-CNN; report in demo/ (DATA=/path/to/coco-like)"
-	@echo "make pipeline  pretrain on drawn data, transfer to detection and segmentation, test re-parameterized; report in pipeline/"
+	@echo "make demo      fine-tune, test, re-parameterize and time a small Mask R-CNN; report in work_dirs/demo/ (DATA=/path/to/coco-like)"
+	@echo "make pipeline  pretrain on drawn data, transfer to detection and segmentation, test re-parameterized; report in work_dirs/pipeline/"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with the slow tests"
 	@echo "make bench     step, forward and memory ratios of none / DBB / OREPA"
@@ -28,10 +28,10 @@ test-all: setup
 	@$(PYTEST)
 
 demo: setup
-	@$(RUN) tools/demo.py $(if $(DATA),--data '$(DATA)')
+	@$(RUN) demo/demo.py $(if $(DATA),--data '$(DATA)')
 
 pipeline: setup
-	@$(RUN) tools/pipeline.py
+	@$(RUN) demo/pipeline.py
 
 bench: setup
 	@$(RUN) tools/benchmark.py

@@ -1,4 +1,4 @@
-"""Puts layers, backbones, hooks and optimizer constructor into the MM registries, and lets torch read mmengine's checkpoints.
+"""Puts layers, backbones, hooks and optimizer constructor into the MM registries.
 
 Nothing here needs more than is installed: without mmengine no registry is touched, and a toolbox that is absent is passed over.
 """
@@ -49,7 +49,6 @@ def register_all() -> None:
     find_configs_of_mmseg()
     for part in ('reparameterize_hook', 'compile_squeezing_hook', 'optim_wrapper_constructor'):
         import_module(f'{__package__}.engine.{part}')
-    import_module(f'{__package__}.engine.checkpoint').allow_log_history()
     for toolbox in TOOLBOXES:
         if find_spec(toolbox) is not None:
             register_backbones(toolbox)

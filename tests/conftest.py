@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tools')]
+sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'demo', '.dev_scripts'))]
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ class Tools:
         return options
 
     def run(self, tool: str, *args: str, options: dict | None = None) -> tuple[int, str]:
-        """Exit status and standard error of ``python tools/TOOL.py ARGS --cfg-options OPTIONS``."""
+        """Exit status and standard error of ``python TOOL.py ARGS --cfg-options OPTIONS``."""
         pairs = [f'{key}={value if isinstance(value, str) else json.dumps(value)}' for key, value in (options or {}).items()]
         pairs = [pair.replace('=null', '=None').replace('=false', '=False').replace('=true', '=True') for pair in pairs]
         self.monkeypatch.chdir(ROOT)
@@ -91,7 +91,7 @@ class Tools:
         self.capsys.readouterr()
         forget_earlier_runs()
         try:
-            runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
+            runpy.run_path(str(ROOT / f'{tool}.py'), run_name='__main__')
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
@@ -102,11 +102,11 @@ class Tools:
         if any(key.startswith('model.backbone.init_cfg.') for key in options or {}):
             base.pop('model.backbone.init_cfg', None)
         options = base | (options or {})
-        return self.run('train', self.CONFIGS[name], '--work-dir', work_dir, *args, options=options)
+        return self.run('tools/train', self.CONFIGS[name], '--work-dir', work_dir, *args, options=options)
 
     def test(self, name: str, checkpoint: Path, work_dir: Path, *args: str, options: dict | None = None) -> tuple[int, str]:
         options = self.options(name) | (options or {})
-        return self.run('test', self.CONFIGS[name], checkpoint, '--work-dir', work_dir, *args, options=options)
+        return self.run('tools/test', self.CONFIGS[name], checkpoint, '--work-dir', work_dir, *args, options=options)
 
 
 @pytest.fixture

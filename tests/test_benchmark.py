@@ -20,7 +20,7 @@ def rows_of(folder) -> list[dict]:
 
 def test_one_network(tools, tmp_path, monkeypatch):
     monkeypatch.setattr(compiled_squeeze, '_compiled', lambda function: function)  # compiling takes longer than all the rest
-    status, error = tools.run('benchmark', '--arch', 'resnet18', *SMALL, '--out', tmp_path)
+    status, error = tools.run('tools/benchmark', '--arch', 'resnet18', *SMALL, '--out', tmp_path)
     assert status == 0, error
     rows = rows_of(tmp_path)
     steps = [row for row in rows if row['what'] == 'training step']
@@ -46,7 +46,7 @@ def test_one_network(tools, tmp_path, monkeypatch):
 )
 def test_other_networks(arch, options, tools, tmp_path):
     small = (*SMALL[:-1], '1', '--what', 'step', '--methods', 'OREPA')
-    status, error = tools.run('benchmark', '--arch', arch, *small, *options, '--out', tmp_path)
+    status, error = tools.run('tools/benchmark', '--arch', arch, *small, *options, '--out', tmp_path)
     assert status == 0, error
     assert [row['method'] for row in rows_of(tmp_path)] == ['none', 'OREPA']
 
@@ -67,7 +67,7 @@ def test_bad_options(tools, tmp_path):
         (('--repeats', '0'), '--repeats must be at least 1'),
         (('--batch', '1'), '--batch must be at least 2'),
     ):
-        status, error = tools.run('benchmark', *options, '--out', tmp_path / 'x')
+        status, error = tools.run('tools/benchmark', *options, '--out', tmp_path / 'x')
         assert status == 2 and message in error
     assert not (tmp_path / 'x').exists()
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from orepa_mm.engine.checkpoint import CheckpointError, check_state_dict, read_checkpoint, state_dict_of
+from orepa_mm.checkpoints.checking import check_state_dict
+from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of
+from orepa_mm.errors import CheckpointError
 
 
 def test_mmengine_log_history_is_read(tmp_path):

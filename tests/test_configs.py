@@ -248,7 +248,7 @@ def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):
     cfg.model.backbone.update(narrow)
     init_default_scope('mmdet')
     detector = importlib.import_module('mmdet.registry').MODELS.build(cfg.model)
-    orepa_mm.engine.checkpoint.check_pretrained(detector)
+    orepa_mm.checkpoints.checking.check_pretrained(detector)
     detector.init_weights()
     stem = detector.backbone.conv1
     assert type(stem) is torch.nn.Conv2d and stem.weight.requires_grad

@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py."""
+"""tools/model_converters/convert_checkpoint.py."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from orepa_mm.engine.architecture import name_of, recognise
-from orepa_mm.engine.checkpoint import check_pretrained, state_dict_of
+from orepa_mm.checkpoints.architecture import name_of, recognise
+from orepa_mm.checkpoints.checking import check_pretrained
+from orepa_mm.checkpoints.reading import state_dict_of
 
+CONVERT = 'tools/model_converters/convert_checkpoint'
 FOLDER = Path(__file__).parent / 'data' / 'published'
 NETWORKS = {
     'resnet18_w0.125_orepa': ('resnet18-w0.125', 'OREPA'),
@@ -29,11 +31,11 @@ def refused(result, *parts):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_there_and_back_again(name, tools, tmp_path):
     source = FOLDER / f'{name}.pth.tar'
-    status, error = tools.run('convert_checkpoint', source, tmp_path / 'mm.pth')
+    status, error = tools.run(CONVERT, source, tmp_path / 'mm.pth')
     assert status == 0, error
     meta = torch.load(tmp_path / 'mm.pth', weights_only=True)['meta']
     assert (meta['arch'], meta['method']) == NETWORKS[name] and len(meta['source_sha256']) == len(meta['state_sha256']) == 64
-    status, error = tools.run('convert_checkpoint', tmp_path / 'mm.pth', tmp_path / 'back.pth.tar', '--reverse')
+    status, error = tools.run(CONVERT, tmp_path / 'mm.pth', tmp_path / 'back.pth.tar', '--reverse')
     assert status == 0, error
     before, after = (torch.load(path, weights_only=True) for path in (source, tmp_path / 'back.pth.tar'))
     assert {key: value for key, value in before.items() if key != 'state_dict'} == {k: v for k, v in after.items() if k != 'state_dict'}
@@ -45,7 +47,16 @@ def test_there_and_back_again(name, tools, tmp_path):
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
 def test_pretrained_init_takes_the_result(scope, tools, tmp_path):
-    assert tools.run('convert_checkpoint', FOLDER / 'resnet50_w0.125_orepa.pth.tar', tmp_path / 'mm.pth', '--scope', 'backbone')[0] == 0
+    assert (
+        tools.run(
+            CONVERT,
+            FOLDER / 'resnet50_w0.125_orepa.pth.tar',
+            tmp_path / 'mm.pth',
+            '--scope',
+            'backbone',
+        )[0]
+        == 0
+    )
     state = torch.load(tmp_path / 'mm.pth', weights_only=True)['state_dict']
     assert all(key.startswith('backbone.') for key in state)
     registry = __import__(f'{scope}.registry').registry.MODELS
@@ -62,7 +73,15 @@ def test_bare_state_dict_without_module_prefix(tools, tmp_path):
     state = state_dict_of(torch.load(FOLDER / 'resnet18_w0.125_orepa.pth.tar', weights_only=True))
     torch.save(state, tmp_path / 'bare.pth')
     assert (
-        tools.run('convert_checkpoint', tmp_path / 'bare.pth', tmp_path / 'mm.pth', '--arch', 'resnet18-w0.125', '--method', 'OREPA')[0]
+        tools.run(
+            CONVERT,
+            tmp_path / 'bare.pth',
+            tmp_path / 'mm.pth',
+            '--arch',
+            'resnet18-w0.125',
+            '--method',
+            'OREPA',
+        )[0]
         == 0
     )
 
@@ -87,40 +106,46 @@ def test_full_width_networks_are_recognised(name, config):
 
 def test_bad_input_is_refused_and_nothing_written(tools, tmp_path):
     source, target = FOLDER / 'resnet18_w0.125_orepa.pth.tar', tmp_path / 'mm.pth'
-    refused(tools.run('convert_checkpoint', source, target, '--arch', 'resnet50'), '--arch resnet50', 'resnet18-w0.125')
-    refused(tools.run('convert_checkpoint', source, target, '--method', 'DBB'), '--method DBB', 'OREPA')
-    refused(tools.run('convert_checkpoint', tmp_path / 'none.pth', target), 'none.pth', 'no such checkpoint')
+    refused(tools.run(CONVERT, source, target, '--arch', 'resnet50'), '--arch resnet50', 'resnet18-w0.125')
+    refused(tools.run(CONVERT, source, target, '--method', 'DBB'), '--method DBB', 'OREPA')
+    refused(tools.run(CONVERT, tmp_path / 'none.pth', target), 'none.pth', 'no such checkpoint')
     (tmp_path / 'cut.pth').write_bytes(source.read_bytes()[:5000])
-    refused(tools.run('convert_checkpoint', tmp_path / 'cut.pth', target), 'cut.pth', 'damaged')
+    refused(tools.run(CONVERT, tmp_path / 'cut.pth', target), 'cut.pth', 'damaged')
     torch.save(dict(state_dict={'neck.lateral_convs.0.conv.weight': torch.ones(1)}), tmp_path / 'neck.pth')
-    refused(tools.run('convert_checkpoint', tmp_path / 'neck.pth', target), 'neck.pth', 'not a published ResNet')
+    refused(tools.run(CONVERT, tmp_path / 'neck.pth', target), 'neck.pth', 'not a published ResNet')
     torch.save(dict(state_dict={'backbone.conv1.weight': torch.ones(1)}), tmp_path / 'mmdet.pth')
-    refused(tools.run('convert_checkpoint', tmp_path / 'mmdet.pth', target), 'mmdet.pth', '--reverse')
-    refused(tools.run('convert_checkpoint', source, target, '--reverse'), 'not an MM classifier')
+    refused(tools.run(CONVERT, tmp_path / 'mmdet.pth', target), 'mmdet.pth', '--reverse')
+    refused(tools.run(CONVERT, source, target, '--reverse'), 'not an MM classifier')
 
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / 'was_here'),)
 
     torch.save(dict(state_dict=Payload()), tmp_path / 'evil.pth')
-    refused(tools.run('convert_checkpoint', tmp_path / 'evil.pth', target), 'evil.pth', 'would run code')
+    refused(tools.run(CONVERT, tmp_path / 'evil.pth', target), 'evil.pth', 'would run code')
     state = state_dict_of(torch.load(source, weights_only=True))
     state['stage1.0.conv1.vector'] = torch.ones(6, 9)
     torch.save(state, tmp_path / 'shape.pth')
-    refused(tools.run('convert_checkpoint', tmp_path / 'shape.pth', target), 'layer1.0.conv1.kernel.scale is (6, 9), not (6, 8)')
+    refused(
+        tools.run(CONVERT, tmp_path / 'shape.pth', target),
+        'layer1.0.conv1.kernel.scale is (6, 9), not (6, 8)',
+    )
     state.pop('stage1.0.conv1.vector')
     torch.save(state, tmp_path / 'missing.pth')
-    refused(tools.run('convert_checkpoint', tmp_path / 'missing.pth', target), 'missing backbone.layer1.0.conv1.kernel.scale')
+    refused(
+        tools.run(CONVERT, tmp_path / 'missing.pth', target),
+        'missing backbone.layer1.0.conv1.kernel.scale',
+    )
     assert not target.exists() and not (tmp_path / 'was_here').exists() and not list(tmp_path.glob('*.partial'))
     target.write_text('mine')
-    refused(tools.run('convert_checkpoint', source, target), 'mm.pth', '--force')
+    refused(tools.run(CONVERT, source, target), 'mm.pth', '--force')
     assert target.read_text() == 'mine'
-    assert tools.run('convert_checkpoint', source, target, '--force')[0] == 0
+    assert tools.run(CONVERT, source, target, '--force')[0] == 0
 
 
 def test_weights_that_are_not_finite_are_named(tools, tmp_path):
     state = state_dict_of(torch.load(FOLDER / 'resnet18_w0.125_orepa.pth.tar', weights_only=True))
     state['stage1.0.conv1.vector'][0, 0] = float('nan')
     torch.save(state, tmp_path / 'nan.pth')
-    status, error = tools.run('convert_checkpoint', tmp_path / 'nan.pth', tmp_path / 'mm.pth')
+    status, error = tools.run(CONVERT, tmp_path / 'nan.pth', tmp_path / 'mm.pth')
     assert status == 0 and 'warning: 1 tensors are not finite: backbone.layer1.0.conv1.kernel.scale' in error

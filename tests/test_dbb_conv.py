@@ -9,8 +9,7 @@ from mmcv.cnn import build_conv_layer
 from torch import nn
 
 from orepa_mm import DBBConv2d, reparameterize
-from orepa_mm.layers import LayerError
-from orepa_mm.reparam import FuseError
+from orepa_mm.errors import FuseError, LayerError
 
 FORMS = {
     '3x3': dict(kernel_size=3, padding=1),

@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / 'docs' / 'configs.md').read_text()
-sys.path[:0] = [str(ROOT / 'tools' / 'analysis')]
+sys.path[:0] = [str(ROOT / '.dev_scripts')]
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +59,7 @@ def test_what_the_counts_are(listing):
 
 def test_metafiles_are_up_to_date(metafiles):
     for name, content in metafiles.metafiles(PAGE).items():
-        assert (ROOT / name).read_text() == content, f'{name}: run tools/analysis/write_metafiles.py'
+        assert (ROOT / name).read_text() == content, f'{name}: run .dev_scripts/write_metafiles.py'
 
 
 def test_the_paper_s_figures_belong_to_configs_and_say_so(metafiles):

@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.engine.outputs import dense_outputs, largest_difference
+from orepa_mm.reparam.outputs import dense_outputs, largest_difference
 
 OREPA = dict(type='OREPAConv2d')
 # config -> the parts of the model whose convolutions get branches

@@ -169,7 +169,7 @@ def test_two_stage_detector_is_measured_to_its_heads(mini_data):
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
-    from orepa_mm.engine.outputs import dense_outputs, largest_difference
+    from orepa_mm.reparam.outputs import dense_outputs, largest_difference
 
     cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py')
     init_default_scope('mmdet')

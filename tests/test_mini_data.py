@@ -71,9 +71,9 @@ def test_categories_are_those_of_coco():
 
 
 def test_what_is_there_is_kept_unless_forced(tmp_path, tools):
-    arguments = ('make_mini_data', 'cityscapes', '--out', tmp_path, '--train', '1', '--val', '1', '--size', '64')
+    arguments = ('demo/make_mini_data', 'cityscapes', '--out', tmp_path, '--train', '1', '--val', '1', '--size', '64')
     assert tools.run(*arguments)[0] == 0
     before = digest(tmp_path)
     assert tools.run(*arguments, '--seed', '5')[0] == 0 and digest(tmp_path) == before
     assert tools.run(*arguments, '--seed', '5', '--force')[0] == 0 and digest(tmp_path) != before
-    assert tools.run('make_mini_data', 'kitti')[0] == 2 and tools.run('make_mini_data', '--train', '0')[0] == 2
+    assert tools.run('demo/make_mini_data', 'kitti')[0] == 2 and tools.run('demo/make_mini_data', '--train', '0')[0] == 2

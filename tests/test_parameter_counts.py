@@ -11,7 +11,7 @@ DOCS = ROOT / 'docs' / 'architectures.md'
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('count_parameters', ROOT / 'tools' / 'analysis' / 'count_parameters.py')
+    spec = importlib.util.spec_from_file_location('count_parameters', ROOT / '.dev_scripts' / 'count_parameters.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -122,13 +122,13 @@ def test_every_file_is_opened_on_demand(copied, tools):
     options = {f'{split}_dataloader.dataset.data_root': str(root) for split in ('train', 'val', 'test')}
     ann_file = str(root / 'annotations/instances_val2017.json')
     options |= {'val_evaluator.ann_file': ann_file, 'test_evaluator.ann_file': ann_file}
-    status, error = tools.run('preflight', tools.CONFIGS['coco'], options=options)
+    status, error = tools.run('tools/preflight', tools.CONFIGS['coco'], options=options)
     assert status == 0, error
     path.write_text('hello')
     cfg = Config.fromfile(tools.CONFIGS['coco'])
     cfg.merge_from_dict(options)
     preflight.check_data(cfg, ('train',), sample=2)  # the first and the middle one
-    refused(tools.run('preflight', tools.CONFIGS['coco'], options=options), path.name)
+    refused(tools.run('tools/preflight', tools.CONFIGS['coco'], options=options), path.name)
 
 
 def test_the_sample_is_spread_over_the_dataset():
@@ -179,7 +179,7 @@ def test_recipes_in_mixed_precision_need_a_gpu(tools, tmp_path):
     if torch.cuda.is_available():
         pytest.skip('asks for a machine without a GPU')
     config = 'configs/imagenet/orepa-resnet50_8xb256-rsb-a2-ema-amp-300e_in1k.py'
-    refused(tools.run('train', config, '--work-dir', tmp_path), 'mixed precision', 'optim_wrapper.type=OptimWrapper')
+    refused(tools.run('tools/train', config, '--work-dir', tmp_path), 'mixed precision', 'optim_wrapper.type=OptimWrapper')
 
 
 def test_cityscapes_metric_without_its_package(mini_data, tools, tmp_path, monkeypatch):
@@ -189,5 +189,7 @@ def test_cityscapes_metric_without_its_package(mini_data, tools, tmp_path, monke
     root = mini_data / 'cityscapes-mini'
     options = {'train_dataloader.dataset.dataset.data_root': str(root), 'val_dataloader.dataset.data_root': str(root), 'load_from': None}
     options |= {'val_evaluator.0.ann_file': str(root / 'annotations/instancesonly_filtered_gtFine_val.json')}
-    result = tools.run('train', 'configs/cityscapes/mask-rcnn_orepa-r50_fpn_1x_cityscapes.py', '--work-dir', tmp_path, options=options)
+    result = tools.run(
+        'tools/train', 'configs/cityscapes/mask-rcnn_orepa-r50_fpn_1x_cityscapes.py', '--work-dir', tmp_path, options=options
+    )
     refused(result, 'pip install cityscapesscripts')

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import orepa_mm
-from orepa_mm.engine.architecture import output_channels, recognise
-from orepa_mm.engine.checkpoint import state_dict_of
-from orepa_mm.engine.published import deployed_names, export_network, import_network
-from orepa_mm.engine.published_layers import UnknownKeyError
+from orepa_mm.checkpoints.architecture import output_channels, recognise
+from orepa_mm.checkpoints.published import deployed_names, export_network, import_network
+from orepa_mm.checkpoints.reading import state_dict_of
+from orepa_mm.errors import LayoutError
 
 FOLDER = Path(__file__).parent / 'data' / 'published'
 NETWORKS = sorted(path.name.removesuffix('.pth.tar') for path in FOLDER.glob('*.pth.tar'))
@@ -109,7 +109,7 @@ def test_backbones_of_the_other_toolboxes_take_it(name, scope):
 @pytest.mark.parametrize('key', ['stage9.0.conv1.conv.weight', 'stage1.0.conv1.surprise', 'backbone.conv1.weight'])
 def test_unknown_keys_are_named(key):
     state, _ = load('resnet18_w0.125_orepa')
-    with pytest.raises(UnknownKeyError, match=key.split('.')[-1]):
+    with pytest.raises(LayoutError, match=key.split('.')[-1]):
         import_network(dict(state, **{key: torch.ones(1)}))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize
-from orepa_mm.engine.published_layers import export_block, import_block, import_conv
+from orepa_mm.checkpoints.published_layers import export_block, import_block, import_conv
 from orepa_mm.functional import frequency_prior
 
 BLOCKS = torch.load(Path(__file__).parent / 'data' / 'published_blocks.pth', weights_only=True)

@@ -8,8 +8,9 @@ from mmcv.cnn import ConvModule
 from torch import nn
 
 from orepa_mm import OREPAConv2d, reparameterize
+from orepa_mm.errors import FuseError
 from orepa_mm.layers import ReparameterizableConv2d
-from orepa_mm.reparam import FuseError, reparameterized
+from orepa_mm.reparam import reparameterized
 
 OREPA = dict(type='OREPAConv2d')
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.engine.outputs import dense_outputs, largest_difference
-from orepa_mm.reparam import FuseError, reparameterized
+from orepa_mm.errors import FuseError
+from orepa_mm.reparam import reparameterized
+from orepa_mm.reparam.outputs import dense_outputs, largest_difference
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 ARCHS = ('A0', 'A1', 'A2', 'B0', 'B1', 'B1g2', 'B1g4', 'B2', 'B2g2', 'B2g4', 'B3', 'B3g2', 'B3g4', 'D2se')

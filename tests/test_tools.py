@@ -169,13 +169,13 @@ def refused(result: tuple[int, str], *parts: str) -> None:
 
 
 def test_missing_config(tools):
-    refused(tools.run('train', 'configs/none.py'), 'configs/none.py', 'no such config')
+    refused(tools.run('tools/train', 'configs/none.py'), 'configs/none.py', 'no such config')
 
 
 def test_config_that_cannot_be_read(tools, tmp_path):
     for text, message in (('_base_ = "absent.py"', 'absent.py'), ('model = (', 'never closed')):
         (tmp_path / 'broken.py').write_text(text)
-        refused(tools.run('train', tmp_path / 'broken.py'), 'broken.py', message)
+        refused(tools.run('tools/train', tmp_path / 'broken.py'), 'broken.py', message)
 
 
 def test_datasets_in_other_layouts_are_not_refused():
@@ -353,7 +353,7 @@ def test_measuring_both_forms(name, trained, tools, mini_data, tmp_path):
 
 @pytest.mark.slow
 def test_pipeline_from_pretraining_to_reparameterized_transfer(tmp_path):
-    command = [sys.executable, str(ROOT / 'tools' / 'pipeline.py'), '--short', '--out']
+    command = [sys.executable, str(ROOT / 'demo' / 'pipeline.py'), '--short', '--out']
     result = subprocess.run([*command, str(tmp_path / 'out')], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     page = (tmp_path / 'out' / 'report.html').read_text()
@@ -377,7 +377,7 @@ def test_synchronised_norms_become_ordinary_ones_where_processes_share_cpus():
 def test_stem_sweep(tools, mini_data, tmp_path):
     """Two multipliers on a run of seconds; what is done is not done again."""
     pairs = [f'{key}={value}' for key, value in tools.options('cityscapes', iterations=1).items()]
-    arguments = ('analysis/sweep_stem_lr', tools.CONFIGS['cityscapes'], '--multipliers', '0', '1', '--out', tmp_path)
+    arguments = ('tools/analysis/sweep_stem_lr', tools.CONFIGS['cityscapes'], '--multipliers', '0', '1', '--out', tmp_path)
     times = []
     for _ in range(2):
         status, error = tools.run(*arguments, '--cfg-options', *pairs)
@@ -394,21 +394,23 @@ def test_stem_sweep(tools, mini_data, tmp_path):
 
 def test_stem_sweep_needs_a_multiplier_in_the_config(tools, tmp_path):
     refused(
-        tools.run('analysis/sweep_stem_lr', tools.CONFIGS['imagenet'], '--out', tmp_path / 'x'), 'no multiplier to sweep', 'backbone.conv1'
+        tools.run('tools/analysis/sweep_stem_lr', tools.CONFIGS['imagenet'], '--out', tmp_path / 'x'),
+        'no multiplier to sweep',
+        'backbone.conv1',
     )
-    refused(tools.run('analysis/sweep_stem_lr', tools.CONFIGS['coco'], '--multipliers', '-1'), 'not negative')
+    refused(tools.run('tools/analysis/sweep_stem_lr', tools.CONFIGS['coco'], '--multipliers', '-1'), 'not negative')
     assert not (tmp_path / 'x').exists()
 
 
 def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
-    marker = ROOT / 'demo'
+    marker = ROOT / 'work_dirs' / 'demo'
     before = sorted(marker.rglob('*')) if marker.exists() else None
     for data, message in ((tmp_path, 'no such file'), (tmp_path / 'bad', 'not a COCO annotation file')):
         (data / 'annotations').mkdir(parents=True, exist_ok=True)
         if data != tmp_path:
             (data / 'annotations' / 'instances_train2017.json').write_text('{}')
         result = subprocess.run(
-            [sys.executable, str(ROOT / 'tools' / 'demo.py'), '--data', str(data)], capture_output=True, text=True, cwd=tmp_path
+            [sys.executable, str(ROOT / 'demo' / 'demo.py'), '--data', str(data)], capture_output=True, text=True, cwd=tmp_path
         )
         assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr
     assert (sorted(marker.rglob('*')) if marker.exists() else None) == before

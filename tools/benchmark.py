@@ -24,7 +24,6 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-import doc_tables
 import torch
 from common import UsageError, keep_freed_memory, run
 from files import replacing
@@ -447,7 +446,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--compile', action='store_true', help='torch.compile for all networks')
     parser.add_argument('--no-memory', action='store_true', help='time only')
     parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with its floor')
-    parser.add_argument('--write', type=Path, metavar='MD', help='put the standard rows between the markers of this file')
     parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
@@ -489,8 +487,9 @@ def main() -> None:
     with replacing(path.with_suffix('.json')) as partial:
         partial.write_text(json.dumps(dict(caption=caption, rows=rows), indent=2) + '\n')
     print(f'wrote {path}.json')
-    if args.write:
-        doc_tables.write(args.write, 'standard', markdown(rows, caption))
+    with replacing(path.with_suffix('.md')) as partial:
+        partial.write_text(markdown(rows, caption) + '\n')
+    print(f'wrote {path}.md')
     (draw_growth if args.grow else draw)(rows, path.with_suffix('.png'), caption)
 
 

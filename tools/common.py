@@ -5,6 +5,8 @@ import ctypes
 import gc
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,38 +14,25 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
-from orepa_mm.engine.checkpoint import CheckpointError
-from orepa_mm.engine.reparameterize_hook import ReparameterizeError
-from orepa_mm.layers import LayerError, PlainKernelError
-from orepa_mm.reparam import FuseError
-
-
-class UsageError(ValueError):
-    """A config, option or dataset is wrong; the message names it and the remedy."""
-
-
-EXPLAINED = (UsageError, CheckpointError, FuseError, LayerError, PlainKernelError, ReparameterizeError)
+from orepa_mm.checkpoints.reading import read_checkpoint
+from orepa_mm.errors import OREPAError, UsageError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run ``main``; an error the user can mend becomes one line and exit status 2."""
+    """Run ``main``; an error becomes one line and exit status 2 where the user can mend it, else 1 and the traceback goes into a file."""
     try:
         main()
-    except EXPLAINED as error:
+    except OREPAError as error:
         sys.exit(_fail(str(error)))
-    except (ImportError, RuntimeError) as error:
-        if 'pip install' not in str(error):
-            raise
-        sys.exit(_fail(' '.join(str(error).split())))
-    except KeyError as error:
-        message = str(error.args[0]) if error.args else ''
-        if 'is not in the' not in message:
-            raise
-        first = message.split('. Please check')[0]
-        sys.exit(_fail(f'{first}. Check the spelling, and that the config imports the package that registers it (custom_imports).'))
+    except Exception as error:
+        with tempfile.NamedTemporaryFile('w', prefix='orepa_mm-', suffix='.log', delete=False) as log:
+            traceback.print_exc(file=log)
+        message = ' '.join(str(error).split())
+        _fail(f'{type(error).__name__}: {message[:500]}{"..." * (len(message) > 500)} (traceback in {log.name})')
+        sys.exit(1)
     finally:
         if torch.distributed.is_initialized():
             gc.collect()  # a wrapper that outlives its process group can abort the interpreter at exit
@@ -68,6 +57,14 @@ def keep_freed_memory() -> None:
 def _fail(message: str) -> int:
     print(f'error: {message}', file=sys.stderr)
     return 2
+
+
+def load_from_local(filename: str, map_location=None) -> dict:
+    return read_checkpoint(Path(filename).expanduser(), map_location)
+
+
+# What a Runner of these tools loads runs no code. mmengine's own loaders refuse the log history in its checkpoints or are not safe.
+CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

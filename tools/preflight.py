@@ -24,7 +24,7 @@ from mmengine.registry import DATASETS, init_default_scope
 PICTURES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.webp', '.tif', '.tiff')
 SAMPLE = 200  # files of a dataset that are opened before a run
 CONVERT = "The label maps of Cityscapes have to be converted with mmseg's tools/dataset_converters/cityscapes.py."
-REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; tools/make_mini_data.py draws small sets.'
+REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
 
 
 def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE) -> None:

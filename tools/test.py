@@ -17,8 +17,9 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from preflight import check_data
 
-from orepa_mm.engine.checkpoint import check_state_dict, is_local, read_checkpoint, state_dict_of
-from orepa_mm.engine.outputs import unwrap
+from orepa_mm.checkpoints.checking import check_state_dict
+from orepa_mm.checkpoints.reading import is_local, read_checkpoint, state_dict_of
+from orepa_mm.reparam.outputs import unwrap
 
 HOOK = 'ReparameterizeHook'
 MERGED = dict(  # how each toolbox merges the predictions of augmented pictures, where the config does not say

@@ -12,8 +12,9 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from preflight import check_data
 
-from orepa_mm.engine.checkpoint import check_pretrained, check_state_dict, is_local, read_checkpoint, state_dict_of
-from orepa_mm.engine.outputs import unwrap
+from orepa_mm.checkpoints.checking import check_pretrained, check_state_dict
+from orepa_mm.checkpoints.reading import is_local, read_checkpoint, state_dict_of
+from orepa_mm.reparam.outputs import unwrap
 
 
 def parse_args() -> argparse.Namespace:

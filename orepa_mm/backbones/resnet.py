@@ -1,10 +1,10 @@
 """What the OREPA ResNets of the three toolboxes have in common."""
 
-import torch
 from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 
-from ..layers import DBBConv2d, OREPAConv2d
+from ..checkpoints.stem import squeeze_stem
+from ..layers import DBBConv2d
 from ..reparam.norm_pairs import following_norm
 
 METHODS = ('OREPA', 'DBB', 'none')
@@ -38,31 +38,6 @@ def drop_norms_after(model: nn.Module, layer: type[nn.Module]) -> None:
                 setattr(parent, norm, nn.Identity())
 
 
-@torch.no_grad()
-def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
-    """Replace the deep linear stem in a ResNet's state dict by the plain 7x7 kernel it equals, in place.
-
-    Args:
-        state: State dict in which the ResNet's keys begin with ``prefix``.
-        prefix: Such as ``'backbone.'``.
-
-    Returns:
-        Whether there was a deep linear stem.
-    """
-    stem = f'{prefix}conv1.'
-    branches = {key.removeprefix(stem): state[key] for key in state if key.startswith(f'{stem}kernel.stages.')}
-    if not branches:
-        return False
-    stages = [key.removesuffix('.origin') for key in branches if key.endswith('.origin')]
-    weights = [branches[f'{stage}.origin'] for stage in stages] or [value for key, value in branches.items() if key.endswith('.weight')]
-    layer = OREPAConv2d(weights[0].shape[1], len(weights[0]), 2 * len(weights) + 1, bias=False, plain_stages=not stages)
-    layer.to(weights[0].dtype).load_state_dict(branches)
-    for key in branches:
-        del state[stem + key]
-    state[f'{stem}weight'] = layer.weight
-    return True
-
-
 class OREPAResNetMixin:
     """Builds a toolbox's own ResNet with OREPA convolutions, or with a baseline's.
 
@@ -91,9 +66,13 @@ class OREPAResNetMixin:
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
         drop_norms_after(self, DBBConv2d)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Turn what else may be loaded into this module's own keys, in place."""
         if self.plain_stem:
-            squeeze_stem(state_dict, prefix)
+            squeeze_stem(state, prefix)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def make_res_layer(self, **kwargs):

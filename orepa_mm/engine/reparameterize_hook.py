@@ -13,15 +13,12 @@ from mmengine.runner import BaseLoop
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
+from ..errors import ReparameterizeError
 from ..reparam import Swap, is_reparameterizable, plan_swaps
-from .outputs import dense_outputs, largest_difference
+from ..reparam.outputs import dense_outputs, largest_difference
 
 # How far rounding alone can take the two forms apart, relative to the outputs' scale. On GPUs float32 convolutions run in TF32.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
-
-
-class ReparameterizeError(RuntimeError):
-    """Testing in deployed form makes no sense; the message says why."""
 
 
 @HOOKS.register_module()

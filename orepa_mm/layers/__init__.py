@@ -1,6 +1,6 @@
 """Convolution layers with training-time branches."""
 
-from .base import LayerError, PlainKernelError, ReparameterizableConv2d
+from .base import ReparameterizableConv2d
 from .compiled import CompileReport, compile_squeezing, has_compilable_squeezing
 from .dbb_conv import DBBConv2d
 from .orepa_conv import OREPAConv2d
@@ -8,9 +8,7 @@ from .orepa_conv import OREPAConv2d
 __all__ = [
     'CompileReport',
     'DBBConv2d',
-    'LayerError',
     'OREPAConv2d',
-    'PlainKernelError',
     'ReparameterizableConv2d',
     'compile_squeezing',
     'has_compilable_squeezing',

@@ -3,18 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from ..errors import LayerError, PlainKernelError
+
 # What a constructor shares with nn.Conv2d.
 SHAPE_ARGUMENTS = (
     'in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'bias', 'padding_mode', 'device', 'dtype',
 )  # fmt: skip
-
-
-class LayerError(ValueError):
-    """A layer is built with arguments it cannot have."""
-
-
-class PlainKernelError(RuntimeError):
-    """A state dict with a plain kernel is loaded into a layer with branches."""
 
 
 def memory_format_of(module: nn.Module) -> torch.memory_format:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import LayerError
 from ..functional import average, fuse_norm, merge_1x1_kxk
-from .base import LayerError, ReparameterizableConv2d
+from .base import ReparameterizableConv2d
 
 NORMS = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
 

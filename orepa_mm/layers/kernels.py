@@ -110,14 +110,18 @@ class OREPAKernel(nn.Module):
         self.fill_constants()
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Turn what else may be loaded into this module's own keys, in place."""
         # Checkpoints with these names have the expansion fastest along the channels of a group, not slowest.
-        if f'{prefix}dw' in state_dict and f'{prefix}pw' in state_dict:
-            dw, pw = state_dict.pop(f'{prefix}dw'), state_dict.pop(f'{prefix}pw')
+        if f'{prefix}dw' in state and f'{prefix}pw' in state:
+            dw, pw = state.pop(f'{prefix}dw'), state.pop(f'{prefix}pw')
             per_group = self.origin.shape[1]
             by_input = dw.unflatten(0, (self.groups, per_group, -1))
-            state_dict[f'{prefix}depthwise'] = by_input.transpose(1, 2).flatten(0, 2)
-            state_dict[f'{prefix}pointwise'] = pw.unflatten(1, (per_group, -1)).transpose(1, 2).flatten(1, 2)
+            state[f'{prefix}depthwise'] = by_input.transpose(1, 2).flatten(0, 2)
+            state[f'{prefix}pointwise'] = pw.unflatten(1, (per_group, -1)).transpose(1, 2).flatten(1, 2)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property

@@ -2,6 +2,5 @@
 
 from .blocks import is_mergeable_block
 from .convert import Swap, is_reparameterizable, plan_swaps, reparameterize, reparameterized
-from .fold import FuseError
 
-__all__ = ['FuseError', 'Swap', 'is_mergeable_block', 'is_reparameterizable', 'plan_swaps', 'reparameterize', 'reparameterized']
+__all__ = ['Swap', 'is_mergeable_block', 'is_reparameterizable', 'plan_swaps', 'reparameterize', 'reparameterized']

@@ -2,14 +2,11 @@
 
 from torch import Tensor, nn
 
+from ..errors import FuseError
 from ..functional import fuse_norm
 from ..layers import ReparameterizableConv2d
 from ..layers.base import memory_format_of
 from .norm_pairs import is_batch_norm
-
-
-class FuseError(ValueError):
-    """A norm follows a layer but cannot be folded into it; the message says why and what to do."""
 
 
 def check_norm(norm: nn.Module, path: str, out_channels: int) -> None:

@@ -1,9 +1,16 @@
-"""Tables in the docs that tools write: each stands between two comment lines with its name."""
+#!/usr/bin/env python3
+"""Put a table into a page of the docs, where it stands between two comment lines with its name.
 
+python tools/benchmark.py && python .dev_scripts/doc_tables.py docs/speed.md standard benchmarks/standard_float32_cpu.md
+"""
+
+import argparse
+import sys
 from pathlib import Path
 
-from common import UsageError
-from files import replacing
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
+from common import UsageError, run  # noqa: E402
+from files import replacing  # noqa: E402
 
 
 def insert(text: str, name: str, table: str) -> str:
@@ -32,3 +39,18 @@ def write(path: Path, name: str, table: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text)
     print(f'wrote {path}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('page', type=Path, metavar='MD', help='page of the docs')
+    parser.add_argument('name', help='name of the table')
+    parser.add_argument('table', type=Path, help='file with the table')
+    args = parser.parse_args()
+    if not args.table.is_file():
+        raise UsageError(f'{args.table}: no such file.')
+    write(args.page, args.name, args.table.read_text().rstrip())
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,4 +1,4 @@
-"""What tools/demo.py and tools/pipeline.py share: running steps as commands, measuring the two forms, and an HTML page about it."""
+"""What demo/demo.py and demo/pipeline.py share: running steps as commands, measuring the two forms, and an HTML page about it."""
 
 import argparse
 import html
@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from files import replacing
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / 'tools')]
+from files import replacing  # noqa: E402
+
 CLASSIFIER = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
 DETECTOR = 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py'
 SEGMENTOR = 'configs/cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini.py'
@@ -90,8 +91,8 @@ def measure(config: Path, checkpoint: Path, runs: int = 30) -> dict:
     from mmengine.runner import Runner
 
     import orepa_mm
-    from orepa_mm.engine.checkpoint import read_checkpoint, state_dict_of
-    from orepa_mm.engine.outputs import dense_outputs, largest_difference
+    from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of
+    from orepa_mm.reparam.outputs import dense_outputs, largest_difference
 
     cfg = load_config(argparse.Namespace(config=str(config), cfg_options=None, work_dir=None, launcher='none', local_rank=0))
     init_default_scope(cfg.default_scope)

@@ -4,6 +4,8 @@ import re
 
 from torch import Tensor
 
+from ..errors import LayoutError
+
 DEPTHS = {  # blocks of the four stages, whether bottlenecks
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
@@ -13,15 +15,11 @@ DEPTHS = {  # blocks of the four stages, whether bottlenecks
 }
 
 
-class ArchitectureError(ValueError):
-    """Keys or shapes are of no network known here."""
-
-
 def _kernel_shape(state: dict[str, Tensor], conv: str) -> tuple[int, ...]:
     for name in ('weight', 'kernel.origin', 'origin.weight', 'kernel.stages.0.origin', 'kernel.stages.0.weight'):
         if f'{conv}.{name}' in state:
             return tuple(state[f'{conv}.{name}'].shape)
-    raise ArchitectureError(f'no kernel found for {conv}: this is no ResNet classifier')
+    raise LayoutError(f'no kernel found for {conv}: this is no ResNet classifier')
 
 
 def recognise(state: dict[str, Tensor]) -> dict:
@@ -31,7 +29,7 @@ def recognise(state: dict[str, Tensor]) -> dict:
         state: Keys as of an mmpretrain ``ImageClassifier``: ``backbone.layer1.0.conv1...`` or ``backbone.stage_1.0.branch_3x3...``.
 
     Raises:
-        ArchitectureError: When no known architecture has such keys or shapes.
+        LayoutError: When no known architecture has such keys or shapes.
     """
     return (_recognise_repvgg if any(key.startswith('backbone.stem.branch_') for key in state) else _recognise_resnet)(state)
 
@@ -46,7 +44,7 @@ def _recognise_resnet(state: dict[str, Tensor]) -> dict:
     counts = _blocks(state, r'backbone\.layer')
     bottleneck = any(key.startswith('backbone.layer1.0.conv3.') for key in state)
     if (counts, bottleneck) not in DEPTHS:
-        raise ArchitectureError(f'{counts} {"bottleneck" if bottleneck else "basic"} blocks a stage is no ResNet known here')
+        raise LayoutError(f'{counts} {"bottleneck" if bottleneck else "basic"} blocks a stage is no ResNet known here')
     method = 'OREPA' if any('.kernel.' in key for key in state) else 'DBB' if any('origin_norm' in key for key in state) else 'none'
     last = _kernel_shape(state, f'backbone.layer1.0.conv{3 if bottleneck else 2}')
     base = last[0] // 4 if bottleneck else last[0]
@@ -68,7 +66,7 @@ def _recognise_repvgg(state: dict[str, Tensor]) -> dict:
     counts = _blocks(state, r'backbone\.stage_')
     shapes = [_kernel_shape(state, f'backbone.stage_{i + 1}.{j}.{conv}') for i, count in enumerate(counts) for j in range(count)]
     if not all(counts):
-        raise ArchitectureError(f'{counts} blocks a stage is no RepVGG known here')
+        raise LayoutError(f'{counts} blocks a stage is no RepVGG known here')
     firsts = [shapes[sum(counts[:i])] for i in range(4)]
     inputs = [_kernel_shape(state, f'backbone.stem.{conv}')[0]] + [shape[0] for shape in shapes[:-1]]
     groups = {i: before // shape[1] for i, (before, shape) in enumerate(zip(inputs, shapes, strict=True), 1) if before != shape[1]}

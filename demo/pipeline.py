@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The whole recipe on small drawn data: pretrain a classifier, transfer it to detection and segmentation, test all re-parameterized.
 
-The configs are the mini twins of the ImageNet, COCO and Cityscapes ones. Writes ``pipeline/report.html``; every step is a command that
-the report lists. ``--short`` trains for a few iterations only, to see that everything runs.
+The configs are the mini twins of the ImageNet, COCO and Cityscapes ones. Writes ``work_dirs/pipeline/report.html``; every step is a
+command that the report lists. ``--short`` trains for a few iterations only, to see that everything runs.
 """
 
 import argparse
@@ -83,20 +83,20 @@ def config_text(task: Task, folder: Path, short: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--short', action='store_true', help='a few iterations of each step, on a dozen pictures')
-    parser.add_argument('--out', type=Path, help='an empty folder for everything (default: pipeline/, which is replaced)')
+    parser.add_argument('--out', type=Path, help='an empty folder for everything (default: work_dirs/pipeline/, which is replaced)')
     args = parser.parse_args()
     start = time.monotonic()
     if args.out is None:
-        shutil.rmtree(ROOT / 'pipeline', ignore_errors=True)
+        shutil.rmtree(ROOT / 'work_dirs' / 'pipeline', ignore_errors=True)
     elif args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise StepError(f'{args.out}: is not empty; give a new folder.')
-    folder = (args.out or ROOT / 'pipeline').resolve()
+    folder = (args.out or ROOT / 'work_dirs' / 'pipeline').resolve()
     folder.mkdir(parents=True, exist_ok=True)
     shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder  # commands run in the repository
 
     steps, parts = Steps('pipeline', folder), []
     small = ('--out', str(shown / 'data'), '--train', '10', '--val', '5') if args.short else ()
-    steps.step('draw the datasets', 'tools/make_mini_data.py', *small)
+    steps.step('draw the datasets', 'demo/make_mini_data.py', *small)
     for task in TASKS:
         config, work = shown / f'{task.name}.py', shown / 'work' / task.name
         (ROOT / config).write_text(config_text(task, shown, args.short))

@@ -5,9 +5,9 @@ Covers the layouts of the OREPA, Diverse Branch Block and RepVGG publications, w
 
 import re
 
+from ..errors import LayoutError
 from .published_layers import (
     State,
-    UnknownKeyError,
     deployed_name,
     export_block,
     export_conv,
@@ -25,7 +25,7 @@ def import_network(state: State) -> State:
     """The MM classifier's state dict from a published network's.
 
     Raises:
-        UnknownKeyError: For a key that a published network does not have.
+        LayoutError: For a key that a published network does not have.
     """
     layers = {key: value for key, value in state.items() if not key.startswith('linear.')}
     head = {key.replace('linear.', 'head.fc.'): value for key, value in state.items() if key.startswith('linear.')}
@@ -40,7 +40,7 @@ def export_network(state: State, deployed: dict[str, str] | None = None) -> Stat
         deployed: What :func:`deployed_names` gave for the published network.
 
     Raises:
-        UnknownKeyError: For a key that such a classifier does not have.
+        LayoutError: For a key that such a classifier does not have.
     """
     layers = {key: value for key, value in state.items() if not key.startswith('head.fc.')}
     head = {key.replace('head.fc.', 'linear.'): value for key, value in state.items() if key.startswith('head.fc.')}
@@ -85,7 +85,7 @@ def _export_resnet(layers: State, deployed: dict[str, str]) -> State:
     for key, value in layers.items():
         match = re.match(r'backbone\.(?:layer([1-4])\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.', key)
         if match is None:
-            raise UnknownKeyError(f'unknown key {key}')
+            raise LayoutError(f'unknown key {key}')
         stage, block, kind, number = match.groups()
         prefix = f'stage{stage}.{block}' if stage else 'stage0'
         location = f'{prefix}.shortcut' if kind == 'downsample.' else f'{prefix}.conv{number}'
@@ -97,7 +97,7 @@ def _export_resnet(layers: State, deployed: dict[str, str]) -> State:
         layer = export_deployed(conv, norm, deployed[location]) if location in deployed else export_conv(conv, norm)
         exported |= {f'{location}.{key}': value for key, value in layer.items()}
     if norms:
-        raise UnknownKeyError(f'norms without a convolution: {", ".join(norms)}')
+        raise LayoutError(f'norms without a convolution: {", ".join(norms)}')
     return exported
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Count the parameters of the published architectures with 1000 classes, in training form and re-parameterized.
 
-python tools/analysis/count_parameters.py                            # a table in the terminal
-python tools/analysis/count_parameters.py --write docs/architectures.md
+python .dev_scripts/count_parameters.py                            # a table in the terminal
+python .dev_scripts/count_parameters.py --write docs/architectures.md
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 import doc_tables  # noqa: E402
 from common import run  # noqa: E402
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..errors import LayoutError
 from ..functional import frequency_prior
 
 State = dict[str, Tensor]
@@ -49,10 +50,6 @@ CONSTANTS = ('weight_orepa_avg_avg', 'id_tensor', 'weight_orepa_prior')
 EPS = 1e-5
 
 
-class UnknownKeyError(ValueError):
-    """A state dict has a key that is not of the layout it should be of."""
-
-
 def _inverse(names: dict[str, str]) -> dict[str, str]:
     return {there: here for here, there in names.items()}
 
@@ -76,7 +73,7 @@ def import_kxk(layer: State) -> State:
     names = _inverse(KXK)
     kernel = {names[key]: value for key, value in layer.items() if key in names}
     if not kernel.keys() >= {'depthwise', 'pointwise', 'origin'}:
-        raise UnknownKeyError(f'keys of an OREPA layer are missing; it has {", ".join(list(layer)[:3])}')
+        raise LayoutError(f'keys of an OREPA layer are missing; it has {", ".join(list(layer)[:3])}')
     groups, inputs = _groups(kernel['depthwise'], kernel['origin']), kernel['origin'].shape[1]
     kernel['depthwise'] = _expansion(kernel['depthwise'], groups, inputs, 8)
     pw = kernel['pointwise'][_rows(kernel['pointwise'], groups)]
@@ -116,7 +113,7 @@ def export_deployed(conv: State, norm: State, name: str) -> State:
     expected = _passing_norm(norm['bias'])
     changed = [key for key, value in norm.items() if key != 'num_batches_tracked' and not torch.equal(value, expected[key])]
     if changed:
-        raise UnknownKeyError('the norms have been trained since, so there is no deployed form to go back to: export the training form')
+        raise LayoutError('the norms have been trained since, so there is no deployed form to go back to: export the training form')
     return {f'{name}.weight': conv['weight'], f'{name}.bias': norm['bias']}
 
 
@@ -155,7 +152,7 @@ def import_conv(layer: State) -> tuple[State, State]:
     else:
         conv = {}
     if rest or not conv:
-        raise UnknownKeyError(f'unknown keys of a convolution: {", ".join(list(rest or layer)[:3])}')
+        raise LayoutError(f'unknown keys of a convolution: {", ".join(list(rest or layer)[:3])}')
     return conv, norm
 
 
@@ -188,7 +185,7 @@ def split(state: State, pattern: str) -> Iterator[tuple[str, State]]:
     for key, value in state.items():
         match = re.match(pattern + r'(?:\.|$)', key)
         if match is None:
-            raise UnknownKeyError(f'unknown key {key}')
+            raise LayoutError(f'unknown key {key}')
         parts.setdefault(match.group(1), {})[key[match.end() :]] = value
     yield from parts.items()
 
@@ -216,7 +213,7 @@ def import_block(block: State) -> State:
         elif owner in ('rbr_dense', 'rbr_dense.conv'):
             dense[key.removeprefix('rbr_dense.').replace('weight_rbr_', 'weight_orepa_')] = value
         else:
-            raise UnknownKeyError(f'unknown key of a RepVGG block: {key}')
+            raise LayoutError(f'unknown key of a RepVGG block: {key}')
     if dense:
         if 'vector' in dense:
             dense['vector'] = dense['vector'][:5]  # beside an identity branch a sixth row is stored, which nothing reads
@@ -235,7 +232,7 @@ def export_block(block: State) -> State:
         elif owner in BLOCK:
             exported[f'{BLOCK[owner]}.{leaf}'] = value
         else:
-            raise UnknownKeyError(f'unknown key of a RepVGG block: {key}')
+            raise LayoutError(f'unknown key of a RepVGG block: {key}')
     for key, value in export_conv(dense, {}).items() if dense else ():
         if key == 'vector' and 'branch_norm.weight' in block:
             value = torch.cat([value, torch.zeros_like(value[:1])])

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write model-index.yml and the metafile of each config family from docs/configs.md and the figures the paper reports.
 
-    python tools/analysis/write_metafiles.py            # after tools/analysis/list_configs.py --write docs/configs.md
+    python .dev_scripts/write_metafiles.py            # after .dev_scripts/list_configs.py --write docs/configs.md
 
 No weights are listed, as none are published by this project; metrics are the paper's and say so in their names.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 from common import UsageError, run  # noqa: E402
 from files import replacing  # noqa: E402
 from list_configs import FAMILIES, ROOT, configs, description, read  # noqa: E402
@@ -117,14 +117,12 @@ def metafiles(page: str) -> dict[str, str]:
         paths = [path for path in configs([f'configs/{family}/*']) if 'mini' not in path]
         absent = [path for path in paths if path not in known]
         if absent:
-            raise UsageError(f'docs/configs.md: lacks {absent[0]}; write it anew with tools/analysis/list_configs.py.')
+            raise UsageError(f'docs/configs.md: lacks {absent[0]}; write it anew with .dev_scripts/list_configs.py.')
         content = dict(
             Collections=[dict(Name=collection(family), License='Apache License 2.0', Paper=PAPER)],
             Models=[entry(path, family, known[path]) for path in paths],
         )
-        comment = (
-            '# Written by: python tools/analysis/write_metafiles.py\n# Metrics are those the paper reports; no weights are published.\n'
-        )
+        comment = '# Written by: python .dev_scripts/write_metafiles.py\n# Metrics are those the paper reports; no weights are published.\n'
         files[f'configs/{family}/metafile.yml'] = comment + yaml.safe_dump(content, sort_keys=False, width=140)
     files['model-index.yml'] = yaml.safe_dump(dict(Import=list(files)))
     return files
@@ -134,7 +132,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     page = ROOT / 'docs' / 'configs.md'
     if not page.is_file():
-        raise UsageError(f'{page}: no such file; write it with tools/analysis/list_configs.py --write docs/configs.md.')
+        raise UsageError(f'{page}: no such file; write it with .dev_scripts/list_configs.py --write docs/configs.md.')
     for name, content in metafiles(page.read_text()).items():
         path = ROOT / name
         with replacing(path) as partial:

@@ -1,90 +1,13 @@
-"""Reading checkpoints safely, and telling before a run whether they fit the model."""
+"""Telling before a run whether a checkpoint fits the model."""
 
-import pickle
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..layers import ReparameterizableConv2d
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file and what to do."""
-
-
-def is_local(path: str) -> bool:
-    """Whether ``path`` is a file name and not a URL or a ``torchvision://`` model name."""
-    return '://' not in path
-
-
-def _method_of_log_history(owner: type, name: str):
-    """What pickle's ``getattr`` is replaced with: a method of mmengine's log history and nothing else."""
-    from mmengine.logging import HistoryBuffer
-
-    if owner is not HistoryBuffer or name not in ('mean', 'min', 'max', 'current', 'data'):
-        raise pickle.UnpicklingError(f'GLOBAL getattr({owner}, {name}) was not allowed')
-    return getattr(owner, name)
-
-
-def _allowed_globals() -> list:
-    """The harmless classes in which mmengine's own training checkpoints keep their log history."""
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    numbers = (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)
-    constructors = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *(type(np.dtype(n)) for n in numbers)]
-    # numpy 1 and 2 write the same two functions under different names.
-    renamed = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
-               for name in ('_reconstruct', 'scalar')]  # fmt: skip
-    return [HistoryBuffer, (_method_of_log_history, 'builtins.getattr'), *constructors, *renamed]
-
-
-def allow_log_history() -> None:
-    """Let ``torch.load(weights_only=True)``, torch's default, read mmengine's training checkpoints, in this whole process.
-
-    mmengine 0.10.7 relies on it to load its own checkpoints with torch 2.6 and later.
-    """
-    torch.serialization.add_safe_globals(_allowed_globals())
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """Load a checkpoint onto the CPU without running code from it.
-
-    Raises:
-        CheckpointError: When the file does not exist, is cut short, is no checkpoint, or holds more than weights and log numbers.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
-    allow_log_history()  # again: a safe_globals context of other code may have taken it back
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split('GLOBAL ')[-1].split(' was not')[0].split('\n')[0]
-        if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
-            raise CheckpointError(
-                f'{path}: refused, because it would run code when loaded ({reason}). '
-                'Save it again as a plain dict of tensors, from a source you trust.'
-            ) from None
-        raise CheckpointError(f'{path}: not a PyTorch checkpoint, or damaged ({reason}); download or copy it again.') from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f'{path}: cut short or damaged ({first}); download or copy it again.') from None
-    if not isinstance(checkpoint, dict) or not state_dict_of(checkpoint):
-        raise CheckpointError(f'{path}: holds no weights; a checkpoint is a dict with a "state_dict", or a state dict itself.')
-    return checkpoint
-
-
-def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
-    """The weights in a checkpoint, without the ``module.`` prefix of distributed wrappers."""
-    state = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(state, dict):
-        return {}
-    return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
+from .reading import is_local, read_checkpoint, state_dict_of
 
 
 def _some(keys: list[str]) -> str:
@@ -103,13 +26,10 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     Raises:
         CheckpointError: When the form (with branches, or plain) or the architecture is another one, or when the stem does not fit.
     """
-    # Other names that OREPAKernel loads too.
-    state = {re.sub(r'\.dw$', '.depthwise', re.sub(r'\.pw$', '.pointwise', key)): value for key, value in state.items()}
+    state = dict(state)
     for name, module in model.named_modules():
-        if getattr(module, 'plain_stem', False):
-            from ..backbones.resnet import squeeze_stem  # needs mmcv, which reading a checkpoint does not
-
-            squeeze_stem(state, f'{name}.' if name else '')
+        if hasattr(module, 'adapt_state_dict'):
+            module.adapt_state_dict(state, f'{name}.' if name else '')
     _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
     plain = [f'{name}.weight' for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d) and f'{name}.weight' in state]

@@ -2,7 +2,7 @@
 """Fine-tune a small OREPA Mask R-CNN, test it in both forms, time it, and write a report.
 
 Draws a COCO-format set (or takes yours: ``--data FOLDER``), pretrains a narrow OREPA classifier for a moment, fine-tunes the detector
-from it with the stem multiplier, tests it in training form and re-parameterized, and writes ``demo/report.html``. Every step is a
+from it with the stem multiplier, tests it in training form and re-parameterized, and writes ``work_dirs/demo/report.html``. Every step is a
 command that the report lists, so each can be run again by hand.
 """
 
@@ -53,7 +53,7 @@ def coco_summary(data: Path) -> tuple[list[str], int]:
 
 def config_text(data: Path | None, classifier: Path) -> str:
     """The demo's config: the mini config with the paths, and for another dataset its classes, schedule and scale."""
-    lines = [f"_base_ = '../{DETECTOR}'", '', f'model = dict(backbone=dict(init_cfg=dict(checkpoint={str(classifier)!r})))']
+    lines = [f"_base_ = '../../{DETECTOR}'", '', f'model = dict(backbone=dict(init_cfg=dict(checkpoint={str(classifier)!r})))']
     if data is None:
         return '\n'.join(lines) + '\n'
     classes, pictures = coco_summary(data)
@@ -62,7 +62,7 @@ def config_text(data: Path | None, classifier: Path) -> str:
     epochs = max(2, round(TRAIN_PICTURES / pictures))
     root = str(data.resolve()) + '/'
     scale = (320, 320)
-    return f"""_base_ = '../{DETECTOR}'
+    return f"""_base_ = '../../{DETECTOR}'
 
 data_root = {root!r}
 metainfo = dict(classes={tuple(classes)!r})
@@ -119,19 +119,22 @@ def main() -> None:
     parser.add_argument('--data', type=Path, help='a dataset in the layout of COCO to fine-tune on (default: a drawn one)')
     args = parser.parse_args()
     start = time.monotonic()
-    folder = ROOT / 'demo'
-    classifier_dir, detector_dir = Path('demo/work/classifier'), Path('demo/work/detector')
-    config, checkpoint = Path('demo/config.py'), detector_dir / 'last.pth'
+    out = Path('work_dirs/demo')
+    folder = ROOT / out
+    classifier_dir, detector_dir = out / 'classifier', out / 'detector'
+    config, checkpoint = out / 'config.py', detector_dir / 'last.pth'
+    if args.data and args.data.resolve().is_relative_to(folder):
+        raise StepError(f'{args.data}: lies in {out}, which is written anew; move it somewhere else.')
     text = config_text(args.data, classifier_dir / 'last.pth')  # a wrong dataset ends it here, before anything is written
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (ROOT / config).write_text(text)
 
     steps = Steps('demo', folder)
-    steps.step('draw the datasets', 'tools/make_mini_data.py', 'imagenet', *([] if args.data else ['coco']))
+    steps.step('draw the datasets', 'demo/make_mini_data.py', 'imagenet', *([] if args.data else ['coco']))
     steps.step('pretrain a narrow OREPA ResNet-18 classifier', 'tools/train.py', CLASSIFIER, '--work-dir', str(classifier_dir))
     steps.step('fine-tune the OREPA Mask R-CNN', 'tools/train.py', str(config), '--work-dir', str(detector_dir))
-    metrics = steps.test_both_forms(config, checkpoint, Path('demo/work'), Path('demo/pictures'))
+    metrics = steps.test_both_forms(config, checkpoint, out, out / 'pictures')
 
     print('\n[demo] timing the two forms', flush=True)
     measured = measure(ROOT / config, ROOT / checkpoint)

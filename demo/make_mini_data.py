@@ -3,8 +3,8 @@
 
 Street-like scenes of textured shapes with occlusion, scale change and clutter. The same seed gives the same files::
 
-    python tools/make_mini_data.py                        # all three under data/
-    python tools/make_mini_data.py coco --train 400 --seed 1
+    python demo/make_mini_data.py                        # all three under data/
+    python demo/make_mini_data.py coco --train 400 --seed 1
 
 The COCO annotation files list the real 80 categories, of which the shapes use five, so a config reads this set and the real one
 with the same classes.

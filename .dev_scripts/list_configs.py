@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """List all configs with their models' parameters and FLOPs in both forms, and write docs/configs.md.
 
-    python tools/analysis/list_configs.py --write docs/configs.md    # about 10 minutes on 2 cores
-    python tools/analysis/list_configs.py 'configs/imagenet/*'       # some of them, in the terminal
+    python .dev_scripts/list_configs.py --write docs/configs.md    # about 10 minutes on 2 cores
+    python .dev_scripts/list_configs.py 'configs/imagenet/*'       # some of them, in the terminal
 
 FLOPs are counted by mmengine's analysis, which counts a multiply-add as one, for one picture of the size the config tests at.
 """
@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
 from files import replacing  # noqa: E402
 from mmengine.analysis import get_model_complexity_info  # noqa: E402
@@ -28,17 +29,16 @@ from mmengine.registry import init_default_scope  # noqa: E402
 
 import orepa_mm  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
 HEADER = ('model', 'method', 'data', 'schedule', 'input', 'params, M', 'FLOPs, G', 'command')
 INTRODUCTION = """# Configs
 
-<!-- Written by: python tools/analysis/list_configs.py --write docs/configs.md -->
+<!-- Written by: python .dev_scripts/list_configs.py --write docs/configs.md -->
 
 Each command trains one row, on as many GPUs as the recipe is written for; on another number add `--auto-scale-lr` where the config has an
 `auto_scale_lr`. Run ImageNet configs first: a transfer config starts from the last checkpoint its backbone's ImageNet config leaves in
-`work_dirs/`, or from the one you give, as one converted with `tools/convert_checkpoint.py`:
+`work_dirs/`, or from the one you give, as one converted with `tools/model_converters/convert_checkpoint.py`:
 
 ```shell
 tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint=checkpoints/orepa-resnet50_in1k.pth
@@ -50,7 +50,7 @@ mmengine's analysis, a multiply-add counted as one, for one picture of the input
 it costs the same however many pictures there are: what it adds to a training step, `make bench` measures. Two-stage detectors are counted
 with 1000 proposals and 100 masks.
 
-`mini` configs train on the sets `tools/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files
+`mini` configs train on the sets `demo/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files
 of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts` for its own metric.
 """
 

@@ -1,0 +1,84 @@
+"""Reading checkpoints without running code from them."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` is a file name and not a URL or a ``torchvision://`` model name."""
+    return '://' not in path
+
+
+def _method_of_log_history(owner: type, name: str):
+    """What pickle's ``getattr`` is replaced with: a method of mmengine's log history and nothing else."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('mean', 'min', 'max', 'current', 'data'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner}, {name}) was not allowed')
+    return getattr(owner, name)
+
+
+def _allowed_globals() -> list:
+    """The harmless classes in which mmengine's own training checkpoints keep their log history."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    numbers = (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)
+    constructors = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *(type(np.dtype(n)) for n in numbers)]
+    # numpy 1 and 2 write the same two functions under different names.
+    renamed = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
+               for name in ('_reconstruct', 'scalar')]  # fmt: skip
+    allowed = [HistoryBuffer, (_method_of_log_history, 'builtins.getattr'), *constructors, *renamed]
+    # What somebody has allowed already is theirs, and must still be there when the context of ours ends.
+    theirs = {_name(entry) for entry in torch.serialization.get_safe_globals()}
+    return [entry for entry in allowed if _name(entry) not in theirs]
+
+
+def _name(entry) -> str:
+    return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+
+
+def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu') -> dict:
+    """Load a checkpoint without running code from it.
+
+    Args:
+        path: A local file.
+        map_location: As for ``torch.load``.
+
+    Raises:
+        CheckpointError: When the file does not exist, is cut short, is no checkpoint, or holds more than weights and log numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
+    try:
+        with torch.serialization.safe_globals(_allowed_globals()):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split('GLOBAL ')[-1].split(' was not')[0].split('\n')[0]
+        if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
+            raise CheckpointError(
+                f'{path}: refused, because it would run code when loaded ({reason}). '
+                'Save it again as a plain dict of tensors, from a source you trust.'
+            ) from None
+        raise CheckpointError(f'{path}: not a PyTorch checkpoint, or damaged ({reason}); download or copy it again.') from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f'{path}: cut short or damaged ({first}); download or copy it again.') from None
+    if not isinstance(checkpoint, dict) or not state_dict_of(checkpoint):
+        raise CheckpointError(f'{path}: holds no weights; a checkpoint is a dict with a "state_dict", or a state dict itself.')
+    return checkpoint
+
+
+def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
+    """The weights in a checkpoint, without the ``module.`` prefix of distributed wrappers."""
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict):
+        return {}
+    return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,31 @@
+"""A deep linear stem in a state dict as the plain kernel it equals."""
+
+import torch
+from torch import Tensor
+
+from ..layers import OREPAConv2d
+
+
+@torch.no_grad()
+def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
+    """Replace the deep linear stem in a ResNet's state dict by the plain 7x7 kernel it equals, in place.
+
+    Args:
+        state: State dict in which the ResNet's keys begin with ``prefix``.
+        prefix: Such as ``'backbone.'``.
+
+    Returns:
+        Whether there was a deep linear stem.
+    """
+    stem = f'{prefix}conv1.'
+    branches = {key.removeprefix(stem): state[key] for key in state if key.startswith(f'{stem}kernel.stages.')}
+    if not branches:
+        return False
+    stages = [key.removesuffix('.origin') for key in branches if key.endswith('.origin')]
+    weights = [branches[f'{stage}.origin'] for stage in stages] or [value for key, value in branches.items() if key.endswith('.weight')]
+    layer = OREPAConv2d(weights[0].shape[1], len(weights[0]), 2 * len(weights) + 1, bias=False, plain_stages=not stages)
+    layer.to(weights[0].dtype).load_state_dict(branches)
+    for key in branches:
+        del state[stem + key]
+    state[f'{stem}weight'] = layer.weight
+    return True

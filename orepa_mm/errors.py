@@ -1,0 +1,33 @@
+"""Everything raised on purpose, for an error the user can mend. The message says what is wrong and what to do."""
+
+
+class OREPAError(Exception):
+    """Base of all errors of this package; the tools print its message as one line."""
+
+
+class LayerError(OREPAError, ValueError):
+    """A layer is built with arguments it cannot have."""
+
+
+class PlainKernelError(OREPAError, RuntimeError):
+    """A state dict with a plain kernel is loaded into a layer with branches."""
+
+
+class FuseError(OREPAError, ValueError):
+    """A block or layer has no plain form now."""
+
+
+class ReparameterizeError(OREPAError, RuntimeError):
+    """Testing in deployed form makes no sense."""
+
+
+class CheckpointError(OREPAError, ValueError):
+    """A checkpoint cannot be used."""
+
+
+class LayoutError(OREPAError, ValueError):
+    """Keys or shapes of a state dict are not those of the network it should be of."""
+
+
+class UsageError(OREPAError, ValueError):
+    """A config, option or dataset is wrong."""
