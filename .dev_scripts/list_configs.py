@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
 from files import replacing  # noqa: E402
-from mmengine.analysis import get_model_complexity_info  # noqa: E402
+from mmengine.analysis import FlopAnalyzer  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 
 import orepa_mm  # noqa: E402
+from orepa_mm import OREPAConv2d  # noqa: E402
 
 DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
@@ -45,10 +46,10 @@ tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint
 ```
 
 `none` is the stock network, `DBB` Diverse Branch Blocks. The three methods of a transfer row share everything else, the stem's learning
-rate ([stem.md](stem.md)) included. Parameters and FLOPs are those of the whole model in training form → re-parameterized; FLOPs by
-mmengine's analysis, a multiply-add counted as one, for one picture of the input size. The squeezing of OREPA's kernels is not in them, as
-it costs the same however many pictures there are: what it adds to a training step, `make bench` measures. Two-stage detectors are counted
-with 1000 proposals and 100 masks.
+rate ([stem.md](stem.md)) included. Parameters and FLOPs are those of the whole model in training form → re-parameterized, norms
+included; FLOPs by mmengine's analysis, a multiply-add counted as one, for one picture of the input size. The squeezing of OREPA's
+kernels is not in them, as it costs the same however many pictures there are: what it adds to a training step, `make bench` measures.
+Two-stage detectors are counted with 1000 proposals and 100 masks.
 
 `mini` configs train on the sets `demo/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files
 of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts` for its own metric.
@@ -175,8 +176,9 @@ def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
             orepa_mm.reparameterize(model)
         network = Network(model).eval()
         with torch.no_grad():
-            network(x[..., :64, :64])  # squeezes the kernels, which are then kept
-            flops.append(get_model_complexity_info(network, None, inputs=(x,), show_table=False, show_arch=False)['flops'])
+            counted = FlopAnalyzer(network, (x,)).by_module()
+        squeezing = (f'{name}.kernel' for name, module in network.named_modules() if isinstance(module, OREPAConv2d))
+        flops.append(counted[''] - sum(counted[name] for name in squeezing))
         parameters.append(sum(p.numel() for p in model.parameters()))
     return tuple(parameters), tuple(flops)
 

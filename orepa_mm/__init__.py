@@ -1,10 +1,10 @@
 """Online convolutional re-parameterization (OREPA) for the OpenMMLab toolboxes."""
 
-from .layers import DBBConv2d, OREPAConv2d, compile_squeezing
+from .layers import DBBConv2d, OREPAConv2d
 from .registry import register_all
-from .reparam import reparameterize
+from .reparam import reparameterize, reparameterized
 from .version import __version__
 
 register_all()
 
-__all__ = ['DBBConv2d', 'OREPAConv2d', '__version__', 'compile_squeezing', 'reparameterize']
+__all__ = ['DBBConv2d', 'OREPAConv2d', '__version__', 'reparameterize', 'reparameterized']

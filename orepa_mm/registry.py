@@ -13,11 +13,11 @@ TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 def register_layers() -> None:
     from mmengine.registry import MODELS
 
-    from .layers import DBBConv2d, OREPAConv2d
+    from .layers import DBBConv2d, OREPAConv2d, conv_builder
 
     # The root registry is where mmcv's build_conv_layer looks, whatever the scope.
     for layer in (OREPAConv2d, DBBConv2d):
-        MODELS.register_module(module=layer, force=True)
+        MODELS.register_module(name=layer.__name__, module=conv_builder(layer), force=True)
 
 
 def register_backbones(toolbox: str) -> None:
@@ -47,7 +47,7 @@ def register_all() -> None:
         return
     register_layers()
     find_configs_of_mmseg()
-    for part in ('reparameterize_hook', 'compile_squeezing_hook', 'optim_wrapper_constructor'):
+    for part in ('reparameterize_hook', 'check_hook', 'optim_wrapper_constructor'):
         import_module(f'{__package__}.engine.{part}')
     for toolbox in TOOLBOXES:
         if find_spec(toolbox) is not None:

@@ -7,9 +7,7 @@ import benchmark
 import pytest
 import torch
 
-from orepa_mm.functional import compiled_squeeze
-
-METHODS = ('none', 'DBB', 'OREPA', 'OREPA, compiled squeezing', 'OREPA, plain formula')
+METHODS = ('none', 'DBB', 'OREPA', 'OREPA, plain formula')
 SMALL = ('--batch', '2', '--size', '32', '--repeats', '2')
 
 
@@ -18,15 +16,14 @@ def rows_of(folder) -> list[dict]:
     return json.loads(next(folder.glob('*.json')).read_text())['rows']
 
 
-def test_one_network(tools, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled_squeeze, '_compiled', lambda function: function)  # compiling takes longer than all the rest
+def test_one_network(tools, tmp_path):
     status, error = tools.run('tools/benchmark', '--arch', 'resnet18', *SMALL, '--out', tmp_path)
     assert status == 0, error
     rows = rows_of(tmp_path)
     steps = [row for row in rows if row['what'] == 'training step']
     forwards = [row['method'] for row in rows if row['what'] == 'eval forward']
     assert tuple(row['method'] for row in steps) == METHODS
-    training = [f'{method}, training form' for method in METHODS[1:] if 'compiled' not in method]
+    training = [f'{method}, training form' for method in METHODS[1:]]
     assert forwards == ['none', *training, 'OREPA, re-parameterized']
     assert all(len(row['seconds']) == (2 if row in steps else 6) and min(row['seconds']) > 0 for row in rows)
     assert steps[0]['ratio'] == steps[0]['memory_ratio'] == 1

@@ -18,8 +18,21 @@ def test_mmengine_log_history_is_read(tmp_path):
     torch.save(dict(state_dict=dict(w=torch.ones(2)), message_hub=dict(loss=buffer), number=np.float64(3)), tmp_path / 'a.pth')
     checkpoint = read_checkpoint(tmp_path / 'a.pth')
     assert checkpoint['message_hub']['loss'].current() == 1.5 and checkpoint['number'] == 3
-    # By torch's own default too, once orepa_mm is imported.
-    assert torch.load(tmp_path / 'a.pth', weights_only=True)['message_hub']['loss'].current() == 1.5
+
+
+def test_what_others_have_allowed_stays_theirs(tmp_path, capsys):
+    buffer = HistoryBuffer()
+    buffer.update(1.5, 2)
+    torch.save(dict(state_dict=dict(w=torch.ones(2)), loss=buffer), tmp_path / 'a.pth')
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([HistoryBuffer, (print, 'builtins.getattr')]):
+        theirs = set(torch.serialization.get_safe_globals())
+        capsys.readouterr()
+        read_checkpoint(tmp_path / 'a.pth')
+        assert 'HistoryBuffer' in capsys.readouterr().out  # their stand-in for getattr was used
+        assert set(torch.serialization.get_safe_globals()) == theirs
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+    assert read_checkpoint(tmp_path / 'a.pth')['loss'].current() == 1.5
 
 
 class Call:

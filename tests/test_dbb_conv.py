@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from mmcv.cnn import build_conv_layer
+from mmcv.cnn import ConvModule, build_conv_layer
 from torch import nn
 
 from orepa_mm import DBBConv2d, reparameterize
@@ -60,7 +60,22 @@ def test_copies_give_the_same_outputs():
 def test_training_mode_cannot_be_folded():
     for model, path in ((nn.Sequential(settled('3x3')), '0'), (settled('3x3'), 'DBBConv2d')):
         with pytest.raises(FuseError, match=rf'"{path}\.origin_norm" inside a DBBConv2d is in training mode'):
-            reparameterize(model, fuse_norm=False)
+            reparameterize(model)
+
+
+def test_weight_and_bias_describe_the_layer_in_eval_mode():
+    """mmcv's efficient_conv_bn_eval computes with a convolution's weight and bias."""
+    module = ConvModule(4, 6, 3, padding=1, conv_cfg=dict(type='DBBConv2d'), norm_cfg=dict(type='BN')).double()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+    module.eval()
+    x = torch.randn(1, 4, 9, 8, dtype=torch.float64)
+    expected = module(x)
+    module.turn_on_efficient_conv_bn_eval()
+    assert ((module(x) - expected).abs().max() / expected.abs().max()).item() < 1e-10
+    assert list(module.conv.state_dict()) == list(DBBConv2d(4, 6, 3, padding=1).state_dict())
 
 
 def test_registered_as_a_convolution_layer():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_outputs import dense_outputs
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.reparam.outputs import dense_outputs, largest_difference
+from orepa_mm.reparam.comparison import largest_difference
 
 OREPA = dict(type='OREPAConv2d')
 # config -> the parts of the model whose convolutions get branches

@@ -1,6 +1,5 @@
 """ReparameterizeHook in real runners."""
 
-import copy
 import os
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
@@ -71,7 +69,7 @@ class Witness(Hook):
 
 
 def test_a_validation_in_the_middle_of_training_changes_nothing(mini_data, tmp_path):
-    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook', val=True), dict(type='Witness')])
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='Witness')])
     runner.train()
     witness = next(hook for hook in runner.hooks if isinstance(hook, Witness))
     layers = witness.seen['before_val'][0][0]
@@ -107,38 +105,42 @@ class Failing(Hook):
         raise ZeroDivisionError
 
 
-def test_training_form_comes_back_when_testing_raised(mini_data, tmp_path):
+@pytest.mark.parametrize('then', ['val', 'train', 'save'])
+def test_training_form_comes_back_after_testing_raised(then, mini_data, tmp_path):
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='Failing')])
-    before = [id(m) for m in runner.model.modules()]
+    before, keys = [id(m) for m in runner.model.modules()], set(runner.model.state_dict())
     with pytest.raises(ZeroDivisionError):
         runner.test()
-    assert [id(m) for m in runner.model.modules()] == before
+    if then == 'save':
+        runner.save_checkpoint(str(tmp_path), 'after.pth', save_optimizer=False, save_param_scheduler=False)
+        assert set(torch.load(tmp_path / 'after.pth', weights_only=False)['state_dict']) == keys
+    else:
+        getattr(runner, then)()
+        assert [id(m) for m in runner.model.modules()] == before
 
 
 def test_it_logs_layers_parameters_and_difference(mini_data, tmp_path):
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
     metrics = runner.test()
     hook = next(hook for hook in runner.hooks if isinstance(hook, ReparameterizeHook))
-    assert 0 < hook.difference < 1e-5
+    assert 0 <= hook.difference < 1e-5
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
-    assert 'Re-parameterized 17 layers' in log and 'parameters before' in log and 'largest output difference' in log
+    assert (
+        'Re-parameterized 17 layers' in log
+        and 'parameters before' in log
+        and 'largest difference of a layer' in log
+        and 'did not reach' not in log
+    )
     plain = build_runner(mini_data, tmp_path / 'plain', [])
     plain.model.load_state_dict(runner.model.state_dict())
     assert plain.test() == pytest.approx(metrics)
-
-
-def test_it_refuses_a_difference_above_the_tolerance(mini_data, tmp_path):
-    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook', tolerance=1e-12)])
-    with pytest.raises(RuntimeError, match='more than the tolerance of 1e-12'):
-        runner.test()
-    assert any(isinstance(m, OREPAConv2d) for m in runner.model.modules())
 
 
 def test_it_refuses_weights_that_are_not_finite(mini_data, tmp_path):
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
     with torch.no_grad():
         runner.model.backbone.layer1[0].conv1.kernel.pointwise[0] = float('nan')
-    with pytest.raises(RuntimeError, match='differs from its training form by inf'):
+    with pytest.raises(RuntimeError, match=r'"backbone\.layer1\.0\.conv1" differs from its training form by inf'):
         runner.test()
 
 
@@ -162,30 +164,6 @@ def test_with_ema_the_averaged_weights_are_tested_and_training_weights_kept(mini
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert scores[0] == scores[1]
-
-
-def test_two_stage_detector_is_measured_to_its_heads(mini_data):
-    """A wrong kernel in a RoI head must show in the measured difference."""
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
-
-    from orepa_mm.reparam.outputs import dense_outputs, largest_difference
-
-    cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py')
-    init_default_scope('mmdet')
-    cfg.model.backbone.init_cfg = None
-    loader = copy.deepcopy(cfg.val_dataloader)
-    loader.update(num_workers=0, persistent_workers=False)
-    loader.dataset.data_root = str(mini_data / 'coco-mini')
-    batch = next(iter(Runner.build_dataloader(loader)))
-    model = MODELS.build(cfg.model).eval()
-    model.init_weights()  # an RPN as it starts training proposes something everywhere
-    run = dense_outputs(model, batch)
-    expected = run()
-    assert largest_difference(expected, run()) == 0
-    with torch.no_grad():
-        model.roi_head.mask_head.conv_logits.weight.mul_(1.5)
-    assert largest_difference(expected, run()) > 0.1
 
 
 def test_it_works_under_distributed_training(mini_data, tmp_path):
@@ -227,13 +205,3 @@ def test_it_works_under_distributed_training(mini_data, tmp_path):
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert log.count('Re-parameterized 17 layers') == 2
     assert isinstance(torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)['state_dict'], dict)
-
-
-def test_the_stem_is_an_nn_module_after_the_swap(mini_data, tmp_path):
-    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
-    hook = next(hook for hook in runner.hooks if isinstance(hook, ReparameterizeHook))
-    runner.model.eval()
-    hook._apply(runner, next(iter(runner.test_dataloader)))
-    assert type(runner.model.backbone.conv1) is nn.Conv2d and runner.model.backbone.conv1.bias is not None
-    hook._undo()
-    assert isinstance(runner.model.backbone.conv1, OREPAConv2d)

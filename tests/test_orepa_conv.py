@@ -6,13 +6,15 @@ import pickle
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from orepa_mm import OREPAConv2d
-from orepa_mm.functional import compiled_squeeze
+from orepa_mm.errors import LayerError
+from orepa_mm.functional import kernel_of
 from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 FORMS = {
@@ -50,10 +52,17 @@ def test_form_follows_from_the_kernel_size(size, kind):
     assert conv.weight.shape == (8, 4, size, size)
 
 
-def test_plain_1x1_is_a_stock_convolution():
-    conv = OREPAConv2d(4, 8, kernel_size=1, stride=2, bias=False, plain_sizes=(1,))
+def test_plain_sizes_of_a_conv_cfg():
+    def build(*args, **kwargs):
+        return build_conv_layer(dict(type='OREPAConv2d', plain_sizes=(1,), point_branch=False), *args, **kwargs)
+
+    conv = build(4, 8, kernel_size=1, stride=2, bias=False)
     assert type(conv) is nn.Conv2d and conv.stride == (2, 2) and conv.bias is None
-    assert type(OREPAConv2d(4, 8, 3, plain_sizes=(1,))) is OREPAConv2d
+    assert type(build(4, 8, (1, 1), 2)) is nn.Conv2d and type(build(4, 8, 3)) is OREPAConv2d
+    with pytest.raises(LayerError, match='square kernel'):
+        build(4, 8, (1, 3))
+    with pytest.raises(TypeError):  # by position it would be taken for something else
+        OREPAConv2d(4, 8, 1, 1, 0, 1, 1, True, 'zeros', None, None, (1,))
 
 
 @pytest.mark.parametrize('form', [form for form in FORMS if FORMS[form]['kernel_size'] < 7])
@@ -69,17 +78,18 @@ def test_output_is_the_branches_run_one_by_one(form):
         expected = scale[0] * F.conv2d(x, kernel.origin, groups=groups) + scale[1] * stacked
     else:
         k, expansion = conv.kernel_size[0], kernel.depthwise.shape[0] // 6
+        origin, seq_kxk = kernel_of(kernel.origin, k), kernel_of(kernel.seq_kxk, k)
         mean = torch.full((12, 1, k, k), 1 / k**2, dtype=x.dtype)
 
         def after_1x1(weight, spatial):
             return F.conv2d(F.conv2d(x, weight, groups=groups), spatial, **dict(geometry, groups=12))
 
-        seq = F.conv2d(F.conv2d(x, kernel.seq_1x1 + kernel.identity, groups=groups), kernel.seq_kxk, **geometry)
+        seq = F.conv2d(F.conv2d(x, kernel.seq_1x1 + kernel.identity, groups=groups), seq_kxk, **geometry)
         expanded = x.unflatten(1, (groups, 1, -1)).expand(-1, -1, expansion, -1, -1, -1).flatten(1, 3)  # every input channel, over and over
         depthwise = F.conv2d(expanded, kernel.depthwise, **dict(geometry, groups=6 * expansion))
         centre = F.pad(kernel.point, [k // 2] * 4)
         expected = (
-            scale[0] * F.conv2d(x, kernel.origin, **geometry)
+            scale[0] * F.conv2d(x, origin, **geometry)
             + scale[1] * after_1x1(kernel.avg, mean)
             + scale[2] * after_1x1(kernel.freq, kernel.prior.unsqueeze(1))
             + scale[3] * seq
@@ -248,6 +258,14 @@ def test_stock_initialisers_leave_it_alone():
     assert (kernel.seq_1x1 == 0).all() and (net.conv.bias == 0).all()
 
 
+@pytest.mark.parametrize('kind', ['OREPAConv2d', 'DBBConv2d'])
+def test_spectral_norm_is_refused(kind):
+    options = dict(padding=1, with_spectral_norm=True)
+    assert hasattr(ConvModule(4, 4, 3, **options).conv, 'weight_orig')
+    with pytest.raises(LayerError, match="no parameter 'weight'.*plain convolution"):
+        ConvModule(4, 4, 3, conv_cfg=dict(type=kind), **options)
+
+
 def test_loading_a_plain_kernel_is_refused_even_when_not_strict():
     net = nn.Sequential(OREPAConv2d(4, 8, 3))
     with pytest.raises(RuntimeError, match=r'plain kernel "0\.weight".*re-parameterized'):
@@ -262,17 +280,14 @@ def test_casts_do_not_round_the_constants():
     assert torch.equal(conv.double().kernel.prior, exact)
 
 
-@pytest.mark.parametrize('passes', ['eager', 'compiled'])
 @pytest.mark.parametrize('form', FORMS)
-def test_the_fused_squeezing_equals_the_plain_formula(form, passes, monkeypatch):
-    # The formulas of the compiled passes; tests/test_compile_squeezing.py has a compiler work on them.
-    monkeypatch.setattr(compiled_squeeze, '_compiled', lambda function: function)
+def test_the_closed_form_equals_the_plain_formula(form):
     fused = build(form, dtype=torch.float64)
     plain = copy.deepcopy(fused)
     for conv in (fused, plain):
         for module in conv.modules():
             if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
-                module.fused, module.compiled = conv is fused, passes == 'compiled'
+                module.closed_form = conv is fused
     x = torch.randn(2, 6, 9, 9, dtype=torch.float64)
     for conv in (fused, plain):
         y = conv(x) + conv(2 * x).square()  # a layer used twice
@@ -283,34 +298,43 @@ def test_the_fused_squeezing_equals_the_plain_formula(form, passes, monkeypatch)
 
 
 @pytest.mark.parametrize('form', [form for form in FORMS if FORMS[form]['kernel_size'] < 7])
-def test_squeezing_keeps_nothing_but_the_parameters(form):
+def test_squeezing_keeps_hardly_more_than_the_parameters(form):
     conv = build(form)
     own = {t.untyped_storage().data_ptr() for t in [*conv.parameters(), *conv.buffers()]}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         weight = conv.weight
-    assert kept and {t.untyped_storage().data_ptr() for t in kept} <= own
+    others = [t for t in kept if t.untyped_storage().data_ptr() not in own]
+    assert kept and len(others) <= 1 and all(t.shape == conv.kernel.seq_1x1.shape for t in others)  # the one with its identity
     weight.sum().backward()
 
 
 def test_in_small_pieces_the_numbers_are_the_same(monkeypatch):
-    from orepa_mm.functional import fused_squeeze
+    from orepa_mm.functional import closed_form
 
     conv = build('grouped', dtype=torch.float64)
     results = []
     for chunk in (1 << 19, 50):
-        monkeypatch.setattr(fused_squeeze, 'CHUNK', chunk)
+        monkeypatch.setattr(closed_form, 'CHUNK', chunk)
         conv.zero_grad()
         conv.weight.square().sum().backward()
         results.append([conv.weight, *(p.grad for p in conv.kernel.parameters())])
     assert all(relative(a, b) < 1e-10 for a, b in zip(*results, strict=True))
 
 
-def test_a_second_derivative_is_refused():
-    conv = OREPAConv2d(4, 4, 3)
-    (gradient,) = torch.autograd.grad(conv.weight.square().sum(), conv.kernel.origin, create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        gradient.sum().backward()
+@pytest.mark.parametrize('form', FORMS)
+def test_second_derivatives_are_those_of_the_plain_formula(form):
+    conv = build(form, dtype=torch.float64)
+    results = []
+    for closed_form in (True, False):
+        for module in conv.modules():
+            if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
+                module.closed_form = closed_form
+        parameters = list(conv.kernel.parameters())
+        first = torch.autograd.grad(conv.weight.pow(3).sum(), parameters, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), parameters)
+        results.append([*first, *second])
+    assert all(relative(a, b) < 1e-10 for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize('form', ['kxk', 'grouped', 'many-groups', 'stem'])

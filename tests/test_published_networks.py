@@ -11,6 +11,7 @@ from orepa_mm.checkpoints.architecture import output_channels, recognise
 from orepa_mm.checkpoints.published import deployed_names, export_network, import_network
 from orepa_mm.checkpoints.reading import state_dict_of
 from orepa_mm.errors import LayoutError
+from orepa_mm.layers import ReparameterizableConv2d
 
 FOLDER = Path(__file__).parent / 'data' / 'published'
 NETWORKS = sorted(path.name.removesuffix('.pth.tar') for path in FOLDER.glob('*.pth.tar'))
@@ -118,18 +119,15 @@ def deployed_form(name: str) -> tuple[dict, dict]:
     state, reference = load(name)
     model = Classifier(backbone_config(reference['config']), state['linear.weight'].shape[1], len(reference['logits'][0]))
     model.load_state_dict(import_network(state))
+    branched = {path for path, module in model.backbone.named_modules() if isinstance(module, ReparameterizableConv2d)}
     orepa_mm.reparameterize(model.eval())
     published = {}
-    for path, module in model.backbone.named_modules():
-        if isinstance(module, nn.BatchNorm2d):  # of a shortcut that stays plain; published deployed networks have none
-            conv = model.backbone.get_submodule(path.rpartition('.')[0])[0] if path.endswith('.1') else None
-            assert conv is not None or name.endswith('dbb'), path
     for path, module in model.backbone.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
         weight, bias = module.weight, module.bias
         parent, _, leaf = path.rpartition('.')
-        if bias is None:  # a plain convolution with its norm
+        if bias is None:  # published deployed networks have no norms
             follower = f'{parent}.1' if leaf == '0' else f'{parent}.bn{leaf[-1]}'.lstrip('.')
             norm = model.backbone.get_submodule(follower)
             factor = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -138,9 +136,8 @@ def deployed_form(name: str) -> tuple[dict, dict]:
             location, layer = ('stage0' if path.startswith('stem') else parent.replace('stage_', 'stage')), 'rbr_reparam'
         else:
             location = path.replace('layer', 'stage').replace('downsample.0', 'shortcut') if parent else 'stage0.conv1'
-            layer = (
-                'conv' if module.bias is None else 'dbb_reparam' if 'dbb' in name else 'or_large_reparam' if not parent else 'orepa_reparam'
-            )
+            kind = 'dbb_reparam' if 'dbb' in name else 'or_large_reparam' if not parent else 'orepa_reparam'
+            layer = kind if path in branched else 'conv'
         published |= {f'{location}.{layer}.weight': weight.detach(), f'{location}.{layer}.bias': bias.detach()}
     return published | {key: value for key, value in state.items() if key.startswith('linear.')}, reference
 

@@ -7,10 +7,9 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from orepa_mm import OREPAConv2d, reparameterize
+from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize, reparameterized
 from orepa_mm.errors import FuseError
 from orepa_mm.layers import ReparameterizableConv2d
-from orepa_mm.reparam import reparameterized
 
 OREPA = dict(type='OREPAConv2d')
 
@@ -23,7 +22,12 @@ def settle(model: nn.Module) -> nn.Module:
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias)
-    return model.eval()
+    model.eval()  # which returns nothing in some backbones
+    return model
+
+
+def relative(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 class Block(nn.Module):
@@ -39,10 +43,6 @@ class Block(nn.Module):
         return self.bn2(self.relu(self.conv2(self.bn1(self.conv1(x)))))
 
 
-def relative(actual, expected):
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 def nested() -> nn.Module:
     return settle(
         nn.Sequential(
@@ -55,28 +55,114 @@ def nested() -> nn.Module:
     )
 
 
-def test_nested_model_keeps_its_function_and_has_no_branches_left():
+# ``conv1`` and ``bn1`` side by side say nothing of what happens to them in ``forward``.
+
+
+class Pair(nn.Module):
+    """A convolution and the norm registered behind it, as in a residual block."""
+
+    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d, channels: int = 4):
+        super().__init__()
+        self.conv1 = OREPAConv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = norm(channels)
+
+    def forward(self, x):
+        return self.bn1(self.conv1(x))
+
+
+class ActivationBetween(Pair):
+    def forward(self, x):
+        return self.bn1(self.conv1(x).relu())
+
+
+class AdditionBetween(Pair):
+    def forward(self, x):
+        return self.bn1(self.conv1(x) + x)
+
+
+class PreActivation(Pair):
+    def forward(self, x):
+        return self.conv1(self.bn1(x))
+
+
+class CalledTwice(Pair):
+    def forward(self, x):
+        return self.bn1(self.conv1(self.conv1(x)))
+
+
+class OutputUsedTwice(Pair):
+    def forward(self, x):
+        y = self.conv1(x)
+        return self.bn1(y) + y
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class OutsideIndexing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(OREPAConv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.layers[1](x + self.layers[0](x))
+
+
+class OwnConvModule(ConvModule):
+    def forward(self, x):
+        return self.norm(self.conv(x) + x)
+
+
+FORWARDS = {
+    'plain order': Pair,
+    'activation between': ActivationBetween,
+    'addition between': AdditionBetween,
+    'norm first': PreActivation,
+    'called twice': CalledTwice,
+    'output used twice': OutputUsedTwice,
+    'norm with an activation': lambda: Pair(ActivatedNorm),
+    'Sequential indexed from outside': OutsideIndexing,
+    'ConvModule with its own forward': lambda: OwnConvModule(4, 4, 3, padding=1, conv_cfg=OREPA, norm_cfg=dict(type='BN')),
+    'ConvModule, norm first': lambda: ConvModule(4, 4, 3, conv_cfg=OREPA, norm_cfg=dict(type='BN'), order=('norm', 'conv', 'act')),
+}
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('name', FORWARDS)
+def test_outputs_stay_whatever_the_forward(name, training):
+    model = settle(FORWARDS[name]()).double().train(training)
+    reference = copy.deepcopy(model)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    reparameterize(model)
+    assert not any(isinstance(m, ReparameterizableConv2d) for m in model.modules())
+    assert relative(model(x), reference(x)) < 1e-10  # the norms are the same modules, so only the kernel's rounding is left
+
+
+def test_nested_model_keeps_its_function_and_its_norms():
     model = nested()
     x = torch.randn(2, 3, 20, 20)
     expected = model(x)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert reparameterize(model) is model
     assert relative(model(x), expected) < 1e-5
     assert not any(isinstance(m, ReparameterizableConv2d) for m in model.modules())
+    assert norms == [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def test_only_norms_that_certainly_follow_are_folded():
-    model = reparameterize(nested())
-    assert type(model[1]) is nn.Identity and type(model[2].bn1) is nn.Identity and type(model[3].norm) is nn.Identity
-    assert type(model[2].bn2) is nn.BatchNorm2d  # a ReLU is registered in between
-    assert type(model[4][2]) is nn.GroupNorm
+def test_it_has_the_keys_of_the_stock_class_and_loads_strictly():
+    from mmdet.models.backbones import ResNet
+    from mmdet.registry import MODELS
 
-
-def test_norm_first_orders_are_left_alone():
-    module = settle(ConvModule(4, 4, 3, conv_cfg=OREPA, norm_cfg=dict(type='BN'), order=('norm', 'conv', 'act')))
-    x = torch.randn(1, 4, 8, 8)
-    expected = module(x)
-    assert type(reparameterize(module).norm) is nn.BatchNorm2d
-    assert relative(module(x), expected) < 1e-5
+    for depth in (18, 50):
+        net = settle(MODELS.build(dict(type='OREPAResNet', depth=depth, base_channels=8, stem_channels=8)))
+        x = torch.randn(1, 3, 32, 32)
+        expected = net(x)
+        stock = ResNet(depth, base_channels=8, stem_channels=8)
+        stock.load_state_dict(reparameterize(net).state_dict(), strict=True)
+        stock.train(False)
+        assert all(relative(a, b) < 1e-4 for a, b in zip(stock(x), expected, strict=True))  # float32 through 50 layers
 
 
 def test_a_second_call_changes_nothing():
@@ -86,35 +172,24 @@ def test_a_second_call_changes_nothing():
     assert before == [(name, id(module)) for name, module in model.named_modules()]
 
 
-def test_without_fusing_the_norms_stay():
-    model = nested().train()
-    x = torch.randn(2, 3, 20, 20)
-    reference = copy.deepcopy(model)
-    expected = reference(x)
-    reparameterize(model, fuse_norm=False)
-    assert model.training and type(model[1]) is nn.BatchNorm2d
-    assert relative(model(x), expected) < 1e-5
-
-
 def test_dtype_device_memory_format_and_mode_stay():
     model = nested().double().to(memory_format=torch.channels_last)
     reparameterize(model)
     conv = model[2].conv1
     assert conv.weight.dtype == torch.float64 and conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert not any(module.training for module in model.modules())
+    assert all(module.training for module in reparameterize(nested().train()).modules())
     meta = nn.Sequential(OREPAConv2d(2, 2, 3, device='meta'))
     assert reparameterize(meta)[0].weight.device.type == 'meta'
 
 
 def test_requires_grad_follows_what_it_was_made_from():
     model = nested()
-    for parameter in model[0].parameters():
-        parameter.requires_grad_(False)
-    for parameter in model[2].bn1.parameters():
-        parameter.requires_grad_(False)
+    model[0].kernel.requires_grad_(False)
+    model[2].conv2.bias.requires_grad_(False)
     reparameterize(model)
-    assert not model[0].weight.requires_grad and model[0].bias.requires_grad  # frozen kernel, trainable norm
-    assert model[2].conv1.weight.requires_grad and not model[2].conv1.bias.requires_grad
+    assert not model[0].weight.requires_grad and model[0].bias.requires_grad
+    assert model[2].conv2.weight.requires_grad and not model[2].conv2.bias.requires_grad
     assert all(p.is_leaf for p in model.parameters())
     model(torch.randn(1, 3, 20, 20)).sum().backward()
 
@@ -124,48 +199,29 @@ def test_frozen_model_stays_frozen():
     assert not any(p.requires_grad for p in reparameterize(model).parameters())
 
 
-def test_norm_without_affine_parameters():
-    model = nn.Sequential(OREPAConv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)).eval()
-    model[1].running_mean.fill_(2)
-    x = torch.randn(1, 3, 8, 8)
-    expected = model(x)
-    assert relative(reparameterize(model)(x), expected) < 1e-5
-
-
-def test_sync_batch_norm_is_folded():
-    model = settle(nn.Sequential(OREPAConv2d(3, 4, 3), nn.SyncBatchNorm(4)))
-    plain = nn.Sequential(copy.deepcopy(model[0]), nn.BatchNorm2d(4)).eval()
-    plain[1].load_state_dict(model[1].state_dict())
-    x = torch.randn(1, 3, 8, 8)
-    expected = plain(x)
-    assert relative(reparameterize(model)(x), expected) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda model: model.train(), 'training mode.*eval'),
-        (lambda model: model.__setitem__(1, nn.BatchNorm2d(4, track_running_stats=False)), 'no running statistics'),
-        (lambda model: model.__setitem__(1, nn.BatchNorm2d(5).eval()), '5 channels'),
-    ],
-)
-def test_what_cannot_be_folded_is_refused_and_nothing_changed(change, message):
+def test_hooks_stay_and_their_handles_remove_them():
     model = nested()
-    change(model)
-    before = [type(module) for module in model.modules()]
-    with pytest.raises(FuseError, match=message):
-        reparameterize(model)
-    assert before == [type(module) for module in model.modules()]
-
-
-def test_shared_layer_with_two_norms_stays_shared_and_unfolded():
-    conv = OREPAConv2d(4, 4, 3, padding=1)
-    model = settle(nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(4)), nn.Sequential(conv, nn.BatchNorm2d(4))))
-    x = torch.randn(1, 4, 8, 8)
+    calls = []
+    handle = model[0].register_forward_hook(lambda module, args, output: calls.append(type(module)) or output + 1)
+    model[2].conv1.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    x = torch.randn(1, 3, 20, 20)
     expected = model(x)
     reparameterize(model)
-    assert model[0][0] is model[1][0] and type(model[0][1]) is nn.BatchNorm2d
-    assert relative(model(x), expected) < 1e-5
+    assert relative(model(x), expected) < 1e-5 and calls == [OREPAConv2d, nn.Conv2d]
+    handle.remove()
+    model(x)
+    assert len(calls) == 2
+
+
+def test_shared_layer_stays_shared():
+    conv = OREPAConv2d(4, 4, 3, padding=1)
+    model = settle(nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(4)), nn.Sequential(conv, nn.BatchNorm2d(4), conv)))
+    x = torch.randn(1, 4, 8, 8)
+    expected = model(x)
+    with reparameterized(model):
+        assert type(model[0][0]) is nn.Conv2d and model[0][0] is model[1][0] is model[1][2]
+        assert relative(model(x), expected) < 1e-5
+    assert model[0][0] is model[1][0] is model[1][2] is conv
 
 
 def test_a_bare_layer_is_returned_as_its_convolution():
@@ -173,17 +229,42 @@ def test_a_bare_layer_is_returned_as_its_convolution():
     x = torch.randn(1, 4, 12, 12)
     plain = reparameterize(conv)
     assert type(plain) is nn.Conv2d and relative(plain(x), conv(x)) < 1e-5
+    with pytest.raises(FuseError, match='bare OREPAConv2d.*nn.Sequential'), reparameterized(conv):
+        pass
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda block: block.train(), r'"1\.origin_norm" inside a DBBConv2d is in training mode.*eval'),
+        (lambda block: setattr(block, 'origin_norm', nn.BatchNorm2d(4, track_running_stats=False).eval()), 'no running statistics'),
+    ],
+)
+def test_a_block_without_a_fixed_form_is_refused_and_nothing_changed(change, message):
+    model = nn.Sequential(OREPAConv2d(4, 4, 3), DBBConv2d(4, 4, 3, padding=1)).eval()
+    change(model[1])
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(FuseError, match=message):
+        reparameterize(model)
+    assert before == [type(module) for module in model.modules()]
 
 
 def test_the_context_gives_back_the_very_same_modules():
     model = nested()
     before = {name: id(module) for name, module in model.named_modules()}
     state = copy.deepcopy(model.state_dict())
-    with pytest.raises(ZeroDivisionError), reparameterized(model):
-        assert type(model[0]) is nn.Conv2d
+    with pytest.raises(ZeroDivisionError), reparameterized(model) as same:
+        assert same is model and type(model[0]) is nn.Conv2d
         raise ZeroDivisionError
     assert before == {name: id(module) for name, module in model.named_modules()}
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_mode_chosen_inside_the_context_stays():
+    model = nn.Sequential(DBBConv2d(4, 4, 3, padding=1)).eval()
+    with reparameterized(model):
+        model.train()
+    assert all(module.training for module in model.modules())
 
 
 def test_works_under_inference_mode():
@@ -191,3 +272,50 @@ def test_works_under_inference_mode():
     with torch.inference_mode():
         reparameterize(model)
     assert not any(p.is_inference() for p in model.parameters())
+
+
+MERGED = {  # blocks of mmpretrain that know how to deploy themselves
+    'RepVGG': dict(arch='A0'),
+    'MobileOne': dict(arch='s0'),
+    'RepLKNet': dict(arch='31B'),
+    'RIFormer': dict(arch='s12'),
+    'LeViT': dict(arch='128s'),
+    'RepMLPNet': dict(arch='B', img_size=224),
+}
+
+
+@pytest.mark.parametrize('name', MERGED)
+def test_stock_blocks_that_deploy_themselves_take_part(name):
+    from mmpretrain.registry import MODELS
+
+    model = settle(MODELS.build(dict(type=name, **MERGED[name]))).double()
+    x = torch.randn(1, 3, *(2 * [224] if name in ('LeViT', 'RepMLPNet') else 2 * [64]), dtype=torch.float64)
+    holder = nn.Sequential(model)
+    with torch.no_grad():
+        expected = holder(x)[-1]
+        before = {key: id(module) for key, module in holder.named_modules()}
+        with reparameterized(holder):
+            assert before != {key: id(module) for key, module in holder.named_modules()}
+            assert relative(holder(x)[-1], expected) < 1e-10
+        assert before == {key: id(module) for key, module in holder.named_modules()}
+        reparameterize(holder)
+        assert relative(holder(x)[-1], expected) < 1e-10
+        deployed = {key: id(module) for key, module in holder.named_modules()}
+        reparameterize(holder)
+    assert deployed == {key: id(module) for key, module in holder.named_modules()}
+
+
+def test_a_subclass_that_computes_something_else_is_left_alone():
+    from mmpretrain.models.backbones.mobileone import MobileOneBlock
+    from mmpretrain.models.backbones.repvgg import RepVGGBlock
+
+    for base, options in ((RepVGGBlock, {}), (MobileOneBlock, dict(num_convs=1, kernel_size=3))):
+
+        class Doubled(base):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        model = nn.Sequential(settle(Doubled(4, 4, padding=1, **options)))
+        x = torch.randn(1, 4, 8, 8)
+        expected = model(x)
+        assert relative(reparameterize(model)(x), expected) < 1e-5 and type(model[0]) is Doubled

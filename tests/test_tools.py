@@ -242,7 +242,12 @@ def test_class_the_annotations_do_not_have(tools, tmp_path):
 
 
 def test_unknown_registry_name(tools, tmp_path):
-    refused(tools.train('coco', tmp_path / 'run', options={'model.backbone.type': 'OREPAResNt'}), 'OREPAResNt', 'custom_imports')
+    status, error = tools.train('coco', tmp_path / 'run', options={'model.backbone.type': 'OREPAResNt'})
+    lines = [line for line in error.splitlines() if line.startswith('error: ')]
+    assert status == 1 and len(lines) == 1 and 'OREPAResNt is not in the mmdet::model registry' in lines[0]
+    log = Path(lines[0].split('traceback in ')[1].rstrip(')'))
+    assert 'Traceback' in log.read_text()
+    log.unlink()
 
 
 def test_checkpoint_that_does_not_exist(tools, tmp_path):

@@ -33,9 +33,8 @@ import orepa_mm
 from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
-COMPILED = 'OREPA, compiled squeezing'
-METHODS = ('none', 'DBB', 'OREPA', COMPILED, PLAIN_FORMULA)
-FORMS = {COMPILED: 'OREPA', PLAIN_FORMULA: 'OREPA'}  # ways of computing the same network
+METHODS = ('none', 'DBB', 'OREPA', PLAIN_FORMULA)
+FORMS = {PLAIN_FORMULA: 'OREPA'}  # ways of computing the same network
 RESNETS = {f'resnet{depth}': dict(type='OREPAResNet', depth=depth) for depth in (18, 34, 50, 101, 152)}
 RESNETS['resnext50'] = dict(type='OREPAResNeXt', depth=50)
 REPVGGS = {f'repvgg-{arch}': dict(type='OREPARepVGG', arch=arch.upper()) for arch in ('a0', 'a1', 'a2')}
@@ -82,9 +81,7 @@ def method_of(backbone: dict, method: str) -> dict:
 def use_formula(model: nn.Module, method: str) -> nn.Module:
     for module in model.modules():
         if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
-            module.fused = method != PLAIN_FORMULA
-    if method == COMPILED:
-        print(orepa_mm.compile_squeezing(model), file=sys.stderr)
+            module.closed_form = method != PLAIN_FORMULA
     return model
 
 
@@ -275,8 +272,6 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
     if 'forward' in what:
         calls = {}
         for method in methods:
-            if method == COMPILED:  # without gradients a kernel is squeezed once, however that is done
-                continue
             name = f'{method}, training form' if method != 'none' else method
             model = build(task, method, args)
             calls[name] = forward_pass(task, model, args)
@@ -336,8 +331,8 @@ def squeezing_flops(model: nn.Module) -> int:
     total = 0
     for m in model.modules():
         if isinstance(m, OREPAKernel):
-            out, per_group, k, _ = m.origin.shape
-            total += 2 * out * k * k * per_group * (m.seq_kxk.shape[1] + m.pointwise.shape[1] // per_group + 4)
+            out, taps, per_group = m.origin.shape
+            total += 2 * out * taps * per_group * (m.seq_kxk.shape[2] + m.pointwise.shape[1] // per_group + 4)
         elif isinstance(m, OREPAPointwiseKernel):
             total += 2 * m.origin.numel() * (m.second.shape[1] + 2)
     return total
@@ -453,8 +448,6 @@ def parse_args() -> argparse.Namespace:
     for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
         if getattr(args, option) < least:
             raise UsageError(f'--{option} must be at least {least}.')
-    if args.compile and COMPILED in args.methods:
-        args.methods.remove(COMPILED)  # a compiled network computes by the plain formula, whatever its layers would do
     args.methods = ['none', *(method for method in METHODS[1:] if method in args.methods)]
     return args
 

@@ -89,9 +89,9 @@ def merge_options(cfg: Config, options: dict) -> None:
 
 
 def _set_dotted(cfg: Config, path: str, value: Any) -> bool:
-    node, parts, dotted = cfg._cfg_dict, path.split('.'), False
+    node, parts, dotted = cfg, path.split('.'), False
     while len(parts) > 1:
-        length = next((n for n in range(len(parts) - 1, 0, -1) if isinstance(node, dict) and '.'.join(parts[:n]) in node), None)
+        length = next((n for n in range(len(parts) - 1, 0, -1) if isinstance(node, dict | Config) and '.'.join(parts[:n]) in node), None)
         if length is None:
             return False
         dotted = dotted or length > 1
@@ -132,7 +132,10 @@ def _without_sync(node: Any) -> Any:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names."""
+    """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names, with the checks of ``CheckHook``."""
+    hooks = cfg.get('custom_hooks') or []
+    if not any(hook.get('type') == 'CheckHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='CheckHook')]
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         cfg.model = _without_sync(cfg.model)  # alone, torch's synchronised norm runs on CPUs as well
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():

@@ -17,10 +17,6 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from preflight import check_data
 
-from orepa_mm.checkpoints.checking import check_state_dict
-from orepa_mm.checkpoints.reading import is_local, read_checkpoint, state_dict_of
-from orepa_mm.reparam.outputs import unwrap
-
 HOOK = 'ReparameterizeHook'
 MERGED = dict(  # how each toolbox merges the predictions of augmented pictures, where the config does not say
     mmdet=dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
@@ -126,13 +122,10 @@ def main() -> None:
     if args.out:
         keep_predictions(cfg, args.out)
     check_data(cfg, ('test',))
-    state = state_dict_of(read_checkpoint(args.checkpoint)) if is_local(args.checkpoint) else None
     if args.tta:
         augment(cfg)
     cfg.load_from = args.checkpoint
     runner = build_runner(cfg)
-    if state is not None:
-        check_state_dict(unwrap(runner.model), state, args.checkpoint)
     if args.out:
         add_dump(runner, cfg.default_scope, args.out)
     metrics = runner.test()

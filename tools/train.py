@@ -9,12 +9,7 @@ import argparse
 from common import UsageError, add_common_options, build_runner, keep_freed_memory, load_config, run
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
 from preflight import check_data
-
-from orepa_mm.checkpoints.checking import check_pretrained, check_state_dict
-from orepa_mm.checkpoints.reading import is_local, read_checkpoint, state_dict_of
-from orepa_mm.reparam.outputs import unwrap
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,31 +51,6 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
 
 
-def check_checkpoints(runner: Runner, cfg: Config) -> None:
-    """Read and compare whatever the run is going to load, while nothing is lost yet."""
-    model = unwrap(runner.model)
-    if cfg.get('load_from') and is_local(cfg.load_from):
-        state = state_dict_of(read_checkpoint(cfg.load_from))
-        check_state_dict(model, state, cfg.load_from, partial=not cfg.get('resume'))
-    elif not cfg.get('resume'):
-        check_pretrained(model)
-
-
-def check_multipliers(runner: Runner, cfg: Config) -> None:
-    """A learning-rate multiplier on frozen parameters, or on none, does nothing."""
-    keys = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
-    for key, settings in keys.items():
-        if 'lr_mult' not in settings:
-            continue
-        parameters = [p for name, p in runner.model.named_parameters() if key in name]
-        if not parameters:
-            runner.logger.warning(f'optim_wrapper.paramwise_cfg.custom_keys: no parameter name contains "{key}", so it does nothing.')
-        elif not any(p.requires_grad for p in parameters):
-            runner.logger.warning(
-                f'All parameters of "{key}" are frozen, so its lr_mult does nothing: set frozen_stages=-1 of the backbone.'
-            )
-
-
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
@@ -88,10 +58,7 @@ def main() -> None:
     if get_device() == 'cpu':
         keep_freed_memory()
     check_data(cfg, ('train', 'val'))
-    runner = build_runner(cfg)
-    check_checkpoints(runner, cfg)
-    check_multipliers(runner, cfg)
-    runner.train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -1,2 +1,2 @@
-# Tests in deployed form. Long trainings compile the squeezing where that is faster: docs/speed.md.
-custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CompileSqueezingHook', min_iters=10000)]
+# Validates and tests in deployed form, and refuses checkpoints that do not fit.
+custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]

@@ -1,8 +1,3 @@
-_base_ = ['./faster-rcnn_none-r50_fpn_1x_coco.py', '../_base_/reparameterize.py']
+_base_ = ['./faster-rcnn_none-r50_fpn_1x_coco.py', '../_base_/orepa_r50.py']
 
-model = dict(
-    backbone=dict(
-        type='OREPAResNet',
-        init_cfg=dict(checkpoint='work_dirs/orepa-resnet50_4xb64-120e_in1k/epoch_120.pth'),
-    )
-)
+model = dict(backbone=_base_.backbone)

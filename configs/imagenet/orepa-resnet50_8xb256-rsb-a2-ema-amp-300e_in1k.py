@@ -5,7 +5,7 @@ model = dict(backbone=dict(type='OREPAResNet'))
 optim_wrapper = dict(type='AmpOptimWrapper')
 custom_hooks = [
     dict(type='ReparameterizeHook'),
-    dict(type='CompileSqueezingHook', min_iters=10000),
+    dict(type='CheckHook'),
     dict(type='EMAHook', momentum=1e-4, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

@@ -56,5 +56,5 @@ class OREPARepVGG(RepVGG):
         Raises:
             FuseError: In training mode.
         """
-        reparameterize(self)
         self.deploy = True
+        reparameterize(self)

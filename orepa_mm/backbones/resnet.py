@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from ..checkpoints.stem import squeeze_stem
 from ..layers import DBBConv2d
-from ..reparam.norm_pairs import following_norm
 
 METHODS = ('OREPA', 'DBB', 'none')
 
@@ -29,13 +28,21 @@ def conv_cfg_of(method: str, depth: int, norm_cfg: dict | None) -> dict:
     raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
 
 
-def drop_norms_after(model: nn.Module, layer: type[nn.Module]) -> None:
-    """Replace the batch norms that follow layers of a kind which brings its own."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            norm = following_norm(parent, name) if isinstance(child, layer) else None
-            if norm is not None:
-                setattr(parent, norm, nn.Identity())
+def _drop_norms_after_dbb(resnet: nn.Module) -> None:
+    """A Diverse Branch Block brings its norms along, so a stock ResNet goes without those it applies behind one."""
+    for module in list(resnet.modules()):
+        for i in (1, 2, 3):  # the blocks and the stem know the names of their norms
+            name = getattr(module, f'norm{i}_name', None)
+            if name is not None and isinstance(getattr(module, f'conv{i}', None), DBBConv2d):
+                setattr(module, name, nn.Identity())
+    # A deep stem: convolution, norm and activation in turn, or ConvModules.
+    before = None
+    for name, module in list(getattr(resnet, 'stem', nn.Sequential()).named_children()):
+        if isinstance(before, DBBConv2d):
+            setattr(resnet.stem, name, nn.Identity())
+        if isinstance(getattr(module, 'conv', None), DBBConv2d):
+            setattr(module, module.norm_name, nn.Identity())
+        before = module
 
 
 class OREPAResNetMixin:
@@ -64,7 +71,7 @@ class OREPAResNetMixin:
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
         self.plain_stem = plain_stem
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
-        drop_norms_after(self, DBBConv2d)
+        _drop_norms_after_dbb(self)
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
         """Turn what else may be loaded into this module's own keys, in place."""

@@ -15,10 +15,12 @@ DEPTHS = {  # blocks of the four stages, whether bottlenecks
 }
 
 
-def _kernel_shape(state: dict[str, Tensor], conv: str) -> tuple[int, ...]:
+def _kernel_shape(state: dict[str, Tensor], conv: str) -> tuple[int, int]:
+    """Output channels, and input channels of a group."""
     for name in ('weight', 'kernel.origin', 'origin.weight', 'kernel.stages.0.origin', 'kernel.stages.0.weight'):
         if f'{conv}.{name}' in state:
-            return tuple(state[f'{conv}.{name}'].shape)
+            shape = state[f'{conv}.{name}'].shape
+            return shape[0], shape[2] if len(shape) == 3 else shape[1]  # three: in rows
     raise LayoutError(f'no kernel found for {conv}: this is no ResNet classifier')
 
 
@@ -51,7 +53,7 @@ def _recognise_resnet(state: dict[str, Tensor]) -> dict:
     stem = _kernel_shape(state, 'backbone.conv1')[0]
     config = dict(type='OREPAResNet', depth=DEPTHS[counts, bottleneck], method=method, stem_channels=stem, base_channels=base)
     if bottleneck:
-        width, per_group = _kernel_shape(state, 'backbone.layer1.0.conv2')[:2]
+        width, per_group = _kernel_shape(state, 'backbone.layer1.0.conv2')
         if per_group != width:
             groups = width // per_group
             config.update(type='OREPAResNeXt', groups=groups, width_per_group=per_group)

@@ -1,5 +1,6 @@
 """Parameter names inside one layer or block: those of the published implementations, and those here."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LayoutError
-from ..functional import frequency_prior
+from ..functional import frequency_prior, kernel_of, rows_of
 
 State = dict[str, Tensor]
 
@@ -55,7 +56,7 @@ def _inverse(names: dict[str, str]) -> dict[str, str]:
 
 
 def _groups(dw: Tensor, origin: Tensor, expansion: int = 8) -> int:
-    return dw.shape[0] // expansion // origin.shape[1]
+    return dw.shape[0] // expansion // origin.shape[2]
 
 
 def _rows(pw: Tensor, groups: int) -> Tensor:
@@ -72,9 +73,10 @@ def import_kxk(layer: State) -> State:
     """The state dict of an ``OREPAKernel`` from that of a published OREPA layer (constants left out)."""
     names = _inverse(KXK)
     kernel = {names[key]: value for key, value in layer.items() if key in names}
-    if not kernel.keys() >= {'depthwise', 'pointwise', 'origin'}:
+    if not kernel.keys() >= {'depthwise', 'pointwise', 'origin', 'seq_kxk'}:
         raise LayoutError(f'keys of an OREPA layer are missing; it has {", ".join(list(layer)[:3])}')
-    groups, inputs = _groups(kernel['depthwise'], kernel['origin']), kernel['origin'].shape[1]
+    kernel |= {name: rows_of(kernel[name]) for name in ('origin', 'seq_kxk')}
+    groups, inputs = _groups(kernel['depthwise'], kernel['origin']), kernel['origin'].shape[2]
     kernel['depthwise'] = _expansion(kernel['depthwise'], groups, inputs, 8)
     pw = kernel['pointwise'][_rows(kernel['pointwise'], groups)]
     kernel['pointwise'] = _expansion(pw.transpose(0, 1), 1, inputs, 8).transpose(0, 1).contiguous()
@@ -85,11 +87,12 @@ def export_kxk(kernel: State) -> State:
     """The inverse of :func:`import_kxk`, constants included."""
     layer = {KXK[key]: value for key, value in kernel.items()}
     origin, seq_1x1 = kernel['origin'], kernel['seq_1x1']
-    groups, inputs = _groups(kernel['depthwise'], origin), origin.shape[1]
+    groups, inputs = _groups(kernel['depthwise'], origin), origin.shape[2]
+    k, (inner, per_group) = math.isqrt(origin.shape[1]), seq_1x1.shape[:2]
+    layer |= {KXK[name]: kernel_of(kernel[name], k).contiguous() for name in ('origin', 'seq_kxk')}
     layer[KXK['depthwise']] = _expansion(kernel['depthwise'], groups, 8, inputs)
     pw = torch.empty_like(kernel['pointwise'])
     pw[_rows(pw, groups)] = _expansion(kernel['pointwise'].transpose(0, 1), 1, 8, inputs).transpose(0, 1)
-    k, (inner, per_group) = origin.shape[-1], seq_1x1.shape[:2]
     layer[KXK['pointwise']] = pw
     layer['weight_orepa_avg_avg'] = torch.full((k, k), 1 / (k * k), dtype=origin.dtype)
     layer['id_tensor'] = torch.eye(per_group, dtype=origin.dtype).repeat(inner // per_group, 1).view_as(seq_1x1)

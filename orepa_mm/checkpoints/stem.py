@@ -23,7 +23,8 @@ def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
         return False
     stages = [key.removesuffix('.origin') for key in branches if key.endswith('.origin')]
     weights = [branches[f'{stage}.origin'] for stage in stages] or [value for key, value in branches.items() if key.endswith('.weight')]
-    layer = OREPAConv2d(weights[0].shape[1], len(weights[0]), 2 * len(weights) + 1, bias=False, plain_stages=not stages)
+    in_channels = weights[0].shape[2 if weights[0].dim() == 3 else 1]  # three: in rows
+    layer = OREPAConv2d(in_channels, len(weights[0]), 2 * len(weights) + 1, bias=False, plain_stages=not stages)
     layer.to(weights[0].dtype).load_state_dict(branches)
     for key in branches:
         del state[stem + key]

@@ -6,7 +6,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 from ..functional import repvgg_l2
-from ..reparam import is_mergeable_block
+from ..reparam.plain import is_repvgg_block
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -43,14 +43,17 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for group in params:
                 if id(group['params'][0]) in spared:
                     group['weight_decay'] = 0.0
-        merged: dict[tuple, dict] = {}
+        base = dict(lr=self.base_lr, weight_decay=self.base_wd)  # what a group without a setting of its own has
+        merged: list[tuple[dict, dict]] = []
         for group in params:
-            settings = {key: value for key, value in group.items() if key != 'params'}
-            # A setting equal to the base's is none.
-            key = tuple(sorted((dict(lr=self.base_lr, weight_decay=self.base_wd) | settings).items(), key=lambda item: item[0]))
-            merged.setdefault(key, dict(group, params=[]))['params'] += group['params']
-        base = dict(lr=self.base_lr, weight_decay=self.base_wd)
-        params[:] = sorted(merged.values(), key=lambda group: any(group.get(key, value) != value for key, value in base.items()))
+            settings = base | {key: value for key, value in group.items() if key != 'params'}
+            like = next((other for known, other in merged if known == settings), None)
+            if like is None:
+                merged.append((settings, dict(group, params=list(group['params']))))
+            else:
+                like['params'] += group['params']
+        merged.sort(key=lambda pair: any(pair[0][key] != value for key, value in base.items()))
+        params[:] = [group for _, group in merged]
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         optim_wrapper = super().__call__(model)
@@ -66,7 +69,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if is_mergeable_block(module)]
+    return [module for module in model.modules() if is_repvgg_block(module)]
 
 
 def _branches(block: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -1,146 +1,140 @@
-"""Testing in deployed form."""
-
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Validating and testing in deployed form."""
 
 import torch
-from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
 from ..errors import ReparameterizeError
-from ..reparam import Swap, is_reparameterizable, plan_swaps
-from ..reparam.outputs import dense_outputs, largest_difference
+from ..reparam import Swap, plan_swaps
+from ..reparam.comparison import LayerComparison
 
-# How far rounding alone can take the two forms apart, relative to the outputs' scale. On GPUs float32 convolutions run in TF32.
+# How far rounding alone can take the two forms of a layer apart, relative to its output's scale. On GPUs float32 convolutions run in TF32.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 
 
 @HOOKS.register_module()
 class ReparameterizeHook(Hook):
-    """Re-parameterize the model before testing and give it its training form back afterwards.
+    """Re-parameterize the model for validation and testing, and give it its training form back afterwards.
 
-    On the first batch it runs the model in both forms and logs the largest difference of their outputs. The parameters, buffers and
-    modules of the training form are set aside, not changed: training goes on after a validation as if there had been none, and a
-    checkpoint saved meanwhile holds the training form. Works with ``EMAHook`` (the averaged weights are re-parameterized), with test-time
-    augmentation and with distributed wrappers.
+    The first batch runs in training form. On it each layer is compared with its plain form, on the layer's own inputs, so any model will
+    do; the largest difference is logged, and above the tolerance the run ends with the name of the worst layer. All other batches cost
+    what the plain network costs. The parameters, buffers and modules of the training form are set aside, not changed: training goes on
+    after a validation as if there had been none, and a checkpoint saved meanwhile holds the training form. Works with ``EMAHook`` (the
+    averaged weights are re-parameterized), with test-time augmentation and with distributed wrappers.
 
-    Fires in ``before_test_iter`` of the first batch and before ``after_test_epoch`` of other hooks, also when testing raised::
+    Fires around the first iteration of validating and testing, and in ``after_val_epoch`` and ``after_test_epoch`` before other hooks::
 
-        custom_hooks = [dict(type='ReparameterizeHook', val=True)]
+        custom_hooks = [dict(type='ReparameterizeHook')]
+
+    When validating or testing raises, the model stays in deployed form until the runner trains, validates, tests or saves again.
 
     Args:
-        val: Re-parameterize before validation too.
-        fuse_norm: Fold the batch norms into the convolutions.
-        tolerance: Largest difference allowed, relative to the outputs' scale. Default: 1e-3 for float32 models, 5e-2 for float16,
-            1e-1 for bfloat16.
+        val: Re-parameterize for validation too, not only for testing.
+        tolerance: Largest difference of a layer's outputs allowed, relative to their scale. Default: by the outputs' dtype, 1e-3 for
+            float32, 5e-2 for float16, 1e-1 for bfloat16.
 
     Raises:
-        ReparameterizeError: When the outputs differ by more than ``tolerance``, or when the model has nothing to re-parameterize.
+        ReparameterizeError: When a layer's outputs differ by more than ``tolerance``, or when the model has nothing to re-parameterize.
     """
 
     # First among the hooks, so that the training form is back before EMAHook swaps weights and CheckpointHook saves.
     priority = 'VERY_HIGH'
 
-    def __init__(self, val: bool = False, fuse_norm: bool = True, tolerance: float | None = None) -> None:
+    def __init__(self, val: bool = True, tolerance: float | None = None) -> None:
         self.val = val
-        self.fuse_norm = fuse_norm
         self.tolerance = tolerance
-        self._swaps: list[Swap] = []
         self.difference: float | None = None
+        self._planned: list[Swap] = []
+        self._applied: list[Swap] = []
+        self._comparison: LayerComparison | None = None
 
-    def before_run(self, runner) -> None:
-        # Hooks are not told when testing raises; the loops' run method is.
-        # The runner's public test_loop and val_loop would build loops this run does not need.
-        for loop in (runner._test_loop, runner._val_loop):
-            if isinstance(loop, BaseLoop) and not hasattr(loop.run, 'restores_training_form'):
-                loop.run = self._restoring(loop.run)
-
-    def _restoring(self, run):
-        @functools.wraps(run)
-        def wrapper(*args, **kwargs):
-            try:
-                return run(*args, **kwargs)
-            finally:
-                self._undo()
-
-        wrapper.restores_training_form = True
-        return wrapper
-
-    def before_test_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        # Not earlier: EMAHook puts the averaged weights into the model in before_test_epoch.
-        if batch_idx == 0:
-            self._apply(runner, data_batch)
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self._undo()
 
     def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        # Not earlier: EMAHook puts the averaged weights into the model in before_val_epoch.
         if self.val and batch_idx == 0:
-            self._apply(runner, data_batch)
+            self._compare(runner)
 
-    def after_test_epoch(self, runner, metrics=None) -> None:
-        self._undo()
+    def before_test_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if batch_idx == 0:
+            self._compare(runner)
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self._apply(runner)
+
+    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self._apply(runner)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         self._undo()
 
+    def after_test_epoch(self, runner, metrics=None) -> None:
+        self._undo()
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        if self._swaps:
-            with self._training_form():
-                checkpoint['state_dict'] = weights_to_cpu(get_state_dict(runner.model))
+        if self._applied:
+            swaps = self._applied
+            self._undo()
+            checkpoint['state_dict'] = weights_to_cpu(get_state_dict(runner.model))
+            self._apply_all(swaps)
 
-    def _undo(self) -> None:
-        for swap in reversed(self._swaps):
-            swap.undo()
-        self._swaps = []
-
-    @contextmanager
-    def _training_form(self) -> Iterator[None]:
-        for swap in reversed(self._swaps):
-            swap.undo()
-        try:
-            yield
-        finally:
-            for swap in self._swaps:
-                swap.apply()
-
-    def _apply(self, runner, data_batch) -> None:
+    def _compare(self, runner) -> None:
         self._undo()
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        swaps = plan_swaps(model, self.fuse_norm)
-        layers = {id(swap.old) for swap in swaps if is_reparameterizable(swap.old)}
-        if not layers:
+        self._planned = plan_swaps(model)
+        if not self._planned:
             raise ReparameterizeError(
                 'ReparameterizeHook found nothing to re-parameterize: the model has no layer with training-time branches. Use an OREPA '
                 "backbone or conv_cfg=dict(type='OREPAConv2d'), or take the hook out of custom_hooks (a re-parameterized model needs none)."
             )
-        before, dtype = _count(model), next(model.parameters()).dtype
-        with torch.no_grad():
-            run = dense_outputs(model, data_batch)
-            expected = run()
-            self._swaps = swaps
-            for swap in swaps:
-                swap.apply()
-            difference = torch.tensor(largest_difference(expected, run()), device=expected[0].device)
-        # Every process has to come to the same decision.
-        all_reduce(difference, op='max')
-        self.difference = difference.item()
-        tolerance = TOLERANCES[dtype] if self.tolerance is None else self.tolerance
+        self._comparison = LayerComparison(self._planned)
+
+    def _apply(self, runner) -> None:
+        if self._comparison is None:
+            return
+        swaps, differences = self._planned, self._comparison.differences
+        self._undo()
+        layers = {id(swap.old): swap.path for swap in swaps}.values()
+        unreached = [path for path in layers if path not in differences]
+        if unreached:
+            some = ', '.join(unreached[:3]) + (f' and {len(unreached) - 3} more' if len(unreached) > 3 else '')
+            runner.logger.warning(f'The first batch did not reach {len(unreached)} of {len(layers)} layers to compare them: {some}.')
+        worst, self.difference, tolerance = None, 0.0, self.tolerance
+        if differences:
+            worst = max(differences, key=lambda path: differences[path].largest / self._tolerance_for(differences[path].dtype))
+            self.difference, tolerance = differences[worst].largest, self._tolerance_for(differences[worst].dtype)
+            if not self.difference <= tolerance:
+                raise ReparameterizeError(
+                    f'the plain form of the layer "{worst}" differs from its training form by {self.difference:.2e} of the output scale on '
+                    f'the first batch, more than the tolerance of {tolerance:.0e}. Usual causes: weights or norm statistics that are not '
+                    'finite or were not loaded, half precision. Set ReparameterizeHook(tolerance=...) if the difference is acceptable.'
+                )
+        before = _count(runner.model)
+        self._apply_all(swaps)
+        compared = f'largest difference of a layer\'s output on the first batch {self.difference:.2e} of its scale ("{worst}")'
         runner.logger.info(
-            f'Re-parameterized {len(layers)} layers: {before / 1e6:.2f} M parameters before, {_count(model) / 1e6:.2f} M after; largest '
-            f'output difference on the first batch {self.difference:.2e} of the output scale (tolerance {tolerance:.0e}).'
+            f'Re-parameterized {len(layers)} layers: {before / 1e6:.2f} M parameters before, {_count(runner.model) / 1e6:.2f} M after; '
+            + (f'{compared}, tolerance {tolerance:.0e}.' if worst else 'none was compared.')
         )
-        if not self.difference <= tolerance:
-            self._undo()
-            raise ReparameterizeError(
-                f'the re-parameterized model differs from its training form by {self.difference:.2e} of the output scale on the first '
-                f'batch, more than the tolerance of {tolerance:.0e}. Usual causes: weights or norm statistics that are not finite or were '
-                'not loaded, half precision, a norm that does not directly follow its convolution (try fuse_norm=False). '
-                'Set ReparameterizeHook(tolerance=...) if the difference is acceptable.'
-            )
+
+    def _tolerance_for(self, dtype: torch.dtype) -> float:
+        return TOLERANCES.get(dtype, max(TOLERANCES.values())) if self.tolerance is None else self.tolerance
+
+    def _apply_all(self, swaps: list[Swap]) -> None:
+        self._applied = swaps
+        for swap in swaps:
+            swap.apply()
+
+    def _undo(self) -> None:
+        if self._comparison is not None:
+            self._comparison.stop()
+        for swap in reversed(self._applied):
+            swap.undo()
+        self._planned, self._applied, self._comparison = [], [], None
 
 
 def _count(model: nn.Module) -> int:

@@ -1,22 +1,26 @@
 """Arithmetic of re-parameterization: weights in, weights out, plain torch."""
 
+from .closed_form import closed_form_1x1, closed_form_kxk
 from .fuse import fuse_norm
-from .fused_squeeze import fused_squeeze_1x1, fused_squeeze_kxk
 from .merge import average, identity_kernel, merge_1x1_kxk
-from .precision import without_autocast
+from .precision import is_plain_eager, without_autocast
 from .repvgg_l2 import repvgg_l2
-from .squeeze import compose, frequency_prior, squeeze_1x1, squeeze_kxk
+from .squeeze import Branches, compose, frequency_prior, kernel_of, rows_of, squeeze_1x1, squeeze_kxk
 
 __all__ = [
+    'Branches',
     'average',
+    'closed_form_1x1',
+    'closed_form_kxk',
     'compose',
     'frequency_prior',
     'fuse_norm',
-    'fused_squeeze_1x1',
-    'fused_squeeze_kxk',
     'identity_kernel',
+    'is_plain_eager',
+    'kernel_of',
     'merge_1x1_kxk',
     'repvgg_l2',
+    'rows_of',
     'squeeze_1x1',
     'squeeze_kxk',
     'without_autocast',

@@ -1,12 +1,26 @@
-"""The precision of squeezing: that of the parameters."""
+"""Under which conditions a kernel is squeezed."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """Switches autocast off on the device of ``tensor``: half precision would round every branch, and squeezing is cheap."""
+    if not isinstance(tensor, Tensor):  # a stand-in while torch.fx traces
+        return nullcontext()
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def is_plain_eager(*tensors: Tensor | None) -> bool:
+    """Whether torch just computes with these tensors.
+
+    False where something looks on or takes over: tracers, exporters and compilers (which may drop what a custom autograd function writes
+    in place, or stop at it), ``torch.func`` and vmap, and tensors of other classes (DTensor, FakeTensor, torch.fx's stand-ins).
+    """
+    watched = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()
+    # There is no public way to ask this; a custom autograd function asks the same way.
+    watched = watched or torch._C._are_functorch_transforms_active()
+    return not watched and all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)

@@ -10,27 +10,27 @@ from torch import Tensor
 BLOCK = 16  # output channels that are added up side by side, as long as their sums stay in the caches
 
 
-def add_separable(w: Tensor, pw: Tensor, dw: Tensor) -> None:
+def add_separable(w: Tensor, pointwise: Tensor, depthwise: Tensor) -> None:
     """Add sum_e P_e D_e to ``w``, [g, O/g, k*k, I/g].
 
     Args:
-        pw: P, [g, O/g, E, I/g].
-        dw: D, [g, E, k*k, I/g].
+        pointwise: P, [g, O/g, E, I/g].
+        depthwise: D, [g, E, k*k, I/g].
     """
     if w.device.type != 'cpu':
-        w += torch.einsum('goei,gepi->gopi', pw, dw)
+        w += torch.einsum('goei,gepi->gopi', pointwise, depthwise)
         return
-    for e in range(dw.shape[1]):
-        w.addcmul_(pw[:, :, e, None], dw[:, None, e])
+    for e in range(depthwise.shape[1]):
+        w.addcmul_(pointwise[:, :, e, None], depthwise[:, None, e])
 
 
-def pointwise_gradient(g: Tensor, dw: Tensor) -> Tensor:
+def pointwise_gradient(g: Tensor, depthwise: Tensor) -> Tensor:
     """sum_p (G D_e), [g, O/g, E, I/g], of the gradient G [g, O/g, k*k, I/g]."""
     if g.device.type != 'cpu':
-        return torch.einsum('gopi,gepi->goei', g, dw).contiguous()
-    result = g[:, :, None, 0] * dw[:, None, :, 0]
+        return torch.einsum('gopi,gepi->goei', g, depthwise).contiguous()
+    result = g[:, :, None, 0] * depthwise[:, None, :, 0]
     for p in range(1, g.shape[2]):
-        result.addcmul_(g[:, :, None, p], dw[:, None, :, p])
+        result.addcmul_(g[:, :, None, p], depthwise[:, None, :, p])
     return result
 
 
@@ -38,24 +38,24 @@ class DepthwiseGradient:
     """sum_o (P_e G), [g, E, k*k, I/g], of output channels that come a slice at a time.
 
     Args:
-        dw: D, whose gradient it is.
+        depthwise: D, whose gradient it is.
         out_channels: O/g.
     """
 
-    def __init__(self, dw: Tensor, out_channels: int) -> None:
+    def __init__(self, depthwise: Tensor, out_channels: int) -> None:
         # Each channel of a block has its own sums: adding to memory in rows, where a sum over all channels would jump between them.
-        block = min(BLOCK, out_channels) if dw.device.type == 'cpu' else 1
-        groups, *rest = dw.shape
-        self._sums = dw.new_zeros(groups, block, *rest)
+        block = min(BLOCK, out_channels) if depthwise.device.type == 'cpu' else 1
+        groups, *rest = depthwise.shape
+        self._sums = depthwise.new_zeros(groups, block, *rest)
 
-    def add(self, g: Tensor, pw: Tensor) -> None:
+    def add(self, g: Tensor, pointwise: Tensor) -> None:
         """Add the output channels of G [g, slice, k*k, I/g] and P [g, slice, E, I/g]."""
         if g.device.type != 'cpu':
-            self._sums[:, 0] += torch.einsum('goei,gopi->gepi', pw, g)
+            self._sums[:, 0] += torch.einsum('goei,gopi->gepi', pointwise, g)
             return
         block = self._sums.shape[1]
-        for g_block, pw_block in zip(g.split(block, 1), pw.split(block, 1), strict=True):
-            self._sums[:, : g_block.shape[1]].addcmul_(g_block[:, :, None], pw_block[:, :, :, None])
+        for g_block, pointwise_block in zip(g.split(block, 1), pointwise.split(block, 1), strict=True):
+            self._sums[:, : g_block.shape[1]].addcmul_(g_block[:, :, None], pointwise_block[:, :, :, None])
 
     def total(self) -> Tensor:
         return self._sums.sum(1)

@@ -5,10 +5,53 @@ of the norm of each branch) and section 3.3 (block squeezing). O and I are outpu
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class Branches(NamedTuple):
+    """The weights of a k x k layer's branches.
+
+    Kernels are in rows: [O, k*k, I/g], input channels last. That is the memory of a ``channels_last`` kernel, in which the products below
+    need no transposition.
+
+    Attributes:
+        scale: [6, O]; rows in the order plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise.
+            [5, O] without the 1x1 row where ``point`` is None.
+        origin: Plain branch, [O, k*k, I/g].
+        avg: 1x1 convolution before the average pooling, [O, I/g, 1, 1].
+        freq: 1x1 convolution before the frequency prior, [O, I/g, 1, 1].
+        prior: :func:`frequency_prior`, [O, k, k].
+        seq_1x1: 1x1 convolution of the 1x1 then k x k branch with its identity added, [T, I/g, 1, 1].
+        seq_kxk: k x k convolution after it, [O, k*k, T/g].
+        depthwise: Depthwise convolution, [E I, 1, k, k], E the expansion; in a group, channel ``e I/g + i`` belongs to input channel i.
+        pointwise: Pointwise convolution after it, [O, E I/g, 1, 1].
+        point: 1x1 branch, added at the kernel's centre, [O, I/g, 1, 1], or None.
+    """
+
+    scale: Tensor
+    origin: Tensor
+    avg: Tensor
+    freq: Tensor
+    prior: Tensor
+    seq_1x1: Tensor
+    seq_kxk: Tensor
+    depthwise: Tensor
+    pointwise: Tensor
+    point: Tensor | None = None
+
+
+def rows_of(kernel: Tensor) -> Tensor:
+    """A kernel [O, I/g, k, k] in rows, [O, k*k, I/g]."""
+    return kernel.flatten(2).transpose(1, 2).contiguous()
+
+
+def kernel_of(rows: Tensor, kernel_size: int) -> Tensor:
+    """The inverse of :func:`rows_of`, a view."""
+    return rows.view(rows.shape[0], kernel_size, kernel_size, rows.shape[2]).permute(0, 3, 1, 2)
 
 
 def frequency_prior(out_channels: int, kernel_size: int, device=None, dtype=None) -> Tensor:
@@ -29,62 +72,40 @@ def frequency_prior(out_channels: int, kernel_size: int, device=None, dtype=None
     return prior.to(device=device, dtype=dtype or torch.get_default_dtype())
 
 
-def _per_channel(scale: Tensor) -> Tensor:
-    return scale.view(-1, 1, 1, 1)
+def _row(weight: Tensor, scale: Tensor) -> Tensor:
+    """A 1x1 weight [O, I/g, 1, 1] scaled per output channel, as the only row of a kernel, [O, 1, I/g]."""
+    return weight.flatten(2).transpose(1, 2) * scale.view(-1, 1, 1)
 
 
-def squeeze_kxk(
-    scale: Tensor,
-    origin: Tensor,
-    avg: Tensor,
-    freq: Tensor,
-    prior: Tensor,
-    seq_1x1: Tensor,
-    seq_kxk: Tensor,
-    dw: Tensor,
-    pw: Tensor,
-    point: Tensor | None = None,
-    groups: int = 1,
-) -> Tensor:
+def squeeze_kxk(branches: Branches, kernel_size: int, groups: int = 1) -> Tensor:
     """Squeeze the branches of a k x k layer: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel.
 
     Args:
-        scale: [6, O]; rows in the order plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise.
-            [5, O] without the 1x1 row where ``point`` is None.
-        origin: Plain branch, [O, I/g, k, k].
-        avg: 1x1 convolution before the average pooling, [O, I/g, 1, 1].
-        freq: 1x1 convolution before the frequency prior, [O, I/g, 1, 1].
-        prior: :func:`frequency_prior`, [O, k, k].
-        seq_1x1: 1x1 convolution of the 1x1 then k x k branch with its identity added, [T, I/g, 1, 1].
-        seq_kxk: k x k convolution after it, [O, T/g, k, k].
-        dw: Depthwise convolution, [E I, 1, k, k], E the expansion; in a group, channel ``e I/g + i`` belongs to input channel i.
-        pw: Pointwise convolution after it, [O, E I/g, 1, 1].
-        point: 1x1 branch, added at the kernel's centre, [O, I/g, 1, 1], or None.
+        branches: The weights.
+        kernel_size: k.
         groups: g.
 
     Returns:
         Kernel [O, I/g, k, k].
     """
-    out_channels, in_per_group, k, _ = origin.shape
-    rows = iter(scale.unbind(0))
-    weight = origin * _per_channel(next(rows))
-    weight = weight + avg * _per_channel(next(rows) / (k * k))
-    weight = weight + freq * _per_channel(next(rows)) * prior.unsqueeze(1)
+    b, taps = branches, kernel_size * kernel_size
+    out_channels, inputs = b.origin.shape[0], b.origin.shape[2]
+    per_group = out_channels // groups
+    scale = b.scale.unsqueeze(-1).unsqueeze(-1)
+    weight = b.origin * scale[0] + _row(b.avg, b.scale[1] / taps) + _row(b.freq, b.scale[2]) * b.prior.flatten(1).unsqueeze(-1)
 
-    out_per_group, taps = out_channels // groups, k * k
-    first = seq_1x1.reshape(groups, -1, in_per_group)
-    second = seq_kxk.reshape(groups, out_per_group, -1, taps)
-    sequence = torch.einsum('gotp,gti->goip', second, first)
-    weight = weight + sequence.reshape_as(origin) * _per_channel(next(rows))
+    first = b.seq_1x1.reshape(groups, -1, inputs)
+    second = b.seq_kxk.reshape(groups, per_group * taps, -1)
+    weight = weight + torch.bmm(second, first).reshape(out_channels, taps, inputs) * scale[3]
 
-    if point is not None:
-        centre = k // 2
-        weight = weight + F.pad(point * _per_channel(next(rows)), [centre] * 4)
+    if b.point is not None:
+        weight = weight + F.pad(_row(b.point, b.scale[4]), [0, 0, taps // 2, taps // 2])
 
-    depthwise = dw.reshape(groups, -1, in_per_group, taps)
-    pointwise = pw.reshape(groups, out_per_group, -1, in_per_group)
-    separable = torch.einsum('goei,geip->goip', pointwise, depthwise)
-    return weight + separable.reshape_as(origin) * _per_channel(next(rows))
+    depthwise = b.depthwise.reshape(groups, -1, inputs, taps)
+    pointwise = b.pointwise.reshape(groups, per_group, -1, inputs)
+    separable = torch.einsum('goei,geip->gopi', pointwise, depthwise)
+    weight = weight + separable.reshape(out_channels, taps, inputs) * scale[-1]
+    return kernel_of(weight, kernel_size)
 
 
 def squeeze_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
@@ -100,9 +121,9 @@ def squeeze_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, gr
     Returns:
         Kernel [O, I/g, 1, 1].
     """
-    out_channels, in_per_group = origin.shape[:2]
-    stacked = torch.bmm(second.reshape(groups, out_channels // groups, -1), first.reshape(groups, -1, in_per_group))
-    return origin * _per_channel(scale[0]) + stacked.reshape_as(origin) * _per_channel(scale[1])
+    out_channels, inputs = origin.shape[0], origin.shape[1]
+    stacked = torch.bmm(second.reshape(groups, out_channels // groups, -1), first.reshape(groups, -1, inputs))
+    return origin * scale[0].view(-1, 1, 1, 1) + stacked.reshape(out_channels, inputs, 1, 1) * scale[1].view(-1, 1, 1, 1)
 
 
 def compose(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
@@ -113,11 +134,10 @@ def compose(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
 
     Args:
         first: [M, I/g, h, h].
-        second: [O, M/g, k, k].
+        second: [O, M/g, 3, 3].
         groups: g.
 
     Returns:
-        Kernel [O, I/g, h + k - 1, h + k - 1].
+        Kernel [O, I/g, h + 2, h + 2].
     """
-    grown = F.conv2d(first.transpose(0, 1), second, padding=second.shape[-1] - 1, groups=groups)
-    return grown.transpose(0, 1)
+    return F.conv2d(first.transpose(0, 1), second, padding=2, groups=groups).transpose(0, 1)

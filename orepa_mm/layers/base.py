@@ -2,13 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import LayerError, PlainKernelError
-
-# What a constructor shares with nn.Conv2d.
-SHAPE_ARGUMENTS = (
-    'in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'bias', 'padding_mode', 'device', 'dtype',
-)  # fmt: skip
+from ..functional import is_plain_eager
 
 
 def memory_format_of(module: nn.Module) -> torch.memory_format:
@@ -19,51 +16,51 @@ def memory_format_of(module: nn.Module) -> torch.memory_format:
     return last if found else torch.contiguous_format
 
 
+def memory_format_of_input(x: Tensor) -> torch.memory_format:
+    """The format of feature maps; a kernel in another one would turn them into it."""
+    is_last = is_plain_eager(x) and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+class _Parameters(dict):
+    """A layer's parameters; ``nn.utils.spectral_norm``, which mmcv's ``with_spectral_norm=True`` calls, looks for "weight" among them."""
+
+    def __missing__(self, name: str) -> None:
+        raise LayerError(
+            f'a convolution with training-time branches has no parameter {name!r}, as it is computed from them: spectral norm needs '
+            "a plain convolution, conv_cfg=dict(type='Conv2d')"
+        )
+
+
 class ReparameterizableConv2d(nn.Module):
     """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
 
     It is no ``nn.Conv2d`` on purpose: weight initialisers and tools that look for ``nn.Conv2d`` would write into a weight that is
-    computed from the branches. The arguments and attributes are those of ``nn.Conv2d``.
+    computed from the branches. The attributes are those of ``nn.Conv2d``, ``weight`` and ``bias`` included.
 
-    A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode.
-
-    Args:
-        plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``, which then is what the constructor returns.
+    A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode, and ``bias``.
 
     Raises:
         LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``, e.g. for channels that
             ``groups`` does not divide.
     """
 
-    def __new__(cls, *args, plain_sizes: tuple[int, ...] = (), **kwargs):
-        kernel_size = args[2] if len(args) > 2 else kwargs.get('kernel_size')  # None when copied or unpickled
-        size = kernel_size if isinstance(kernel_size, int) else kernel_size[0] if kernel_size else None
-        if size in plain_sizes:
-            shape = {key: value for key, value in kwargs.items() if key in SHAPE_ARGUMENTS}
-            return nn.Conv2d(*args, **shape)
-        return super().__new__(cls)
-
     transposed = False
     output_padding = (0, 0)
-
-    # The stock method reads the attributes set below only, so padding modes and string paddings work as in nn.Conv2d.
-    _conv_forward = nn.Conv2d._conv_forward
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = 'zeros',
-        device=None,
-        dtype=None,
+        stride: int | tuple[int, int],
+        padding: str | int | tuple[int, int],
+        dilation: int | tuple[int, int],
+        groups: int,
+        padding_mode: str,
     ) -> None:
         super().__init__()
+        self._parameters = _Parameters()
         layer = f'{type(self).__name__}({in_channels}, {out_channels}, kernel_size={kernel_size}, groups={groups})'
         if in_channels <= 0 or out_channels <= 0:
             raise LayerError(f'{layer}: in_channels and out_channels must be positive')
@@ -75,22 +72,29 @@ class ReparameterizableConv2d(nn.Module):
         if height != width or height % 2 == 0:
             raise LayerError(f"{layer}: needs a square kernel of odd size; use conv_cfg=dict(type='Conv2d') for this layer")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride, self.padding, self.dilation = (
-            shape.kernel_size,
-            shape.stride,
-            shape.padding,
-            shape.dilation,
-        )
+        self.kernel_size, self.stride, self.padding, self.dilation = shape.kernel_size, shape.stride, shape.padding, shape.dilation
         self.padding_mode = padding_mode
-        self._reversed_padding_repeated_twice = shape._reversed_padding_repeated_twice
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As ``nn.Conv2d`` has it: a convolution with the given kernel [O, I/g, k, k] and bias [O]. mmcv calls it too."""
+        if self.padding_mode == 'zeros':
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if isinstance(self.padding, str):
+            reach = (0, 0) if self.padding == 'valid' else tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
         else:
-            self.register_parameter('bias', None)
+            reach = self.padding
+        height, width = reach
+        padded = F.pad(x, (width, width, height, height), mode=self.padding_mode)
+        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
-        """Kernel [O, I/g, k, k] and bias [O] (or None) of the plain convolution this layer equals."""
+        """Kernel [O, I/g, k, k] and bias [O] (or None) of the plain convolution this layer equals in eval mode."""
         raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The equivalent kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
+        return self.equivalent_conv()[0]
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -121,4 +125,4 @@ class ReparameterizableConv2d(nn.Module):
         for name, default in dict(padding=(0, 0), dilation=(1, 1), groups=1, padding_mode='zeros').items():
             if getattr(self, name) != default:
                 text += f', {name}={getattr(self, name)!r}'
-        return text + (', bias=False' if self.bias is None else '')
+        return text

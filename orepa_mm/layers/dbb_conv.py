@@ -42,7 +42,6 @@ class DBBConv2d(ReparameterizableConv2d):
             kernel must be square and odd, the padding of numbers.
         bias: Ignored, as the norms shift the output; accepted because MM passes it.
         padding_mode: ``'zeros'`` only.
-        plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``.
         norm_cfg: Norm of the branches, ``dict(type='BN')`` or ``dict(type='SyncBN')``.
 
     Shape:
@@ -65,10 +64,10 @@ class DBBConv2d(ReparameterizableConv2d):
         padding_mode: str = 'zeros',
         device=None,
         dtype=None,
-        plain_sizes: tuple[int, ...] = (),
+        *,
         norm_cfg: dict | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         k = self.kernel_size[0]
         if padding_mode != 'zeros' or isinstance(self.padding, str):
             raise LayerError(f'DBBConv2d pads with numbers of zeros, got padding={padding!r}, padding_mode={padding_mode!r}')
@@ -145,6 +144,6 @@ class DBBConv2d(ReparameterizableConv2d):
         return kernel, bias
 
     @property
-    def weight(self) -> Tensor:
-        """The equivalent kernel in eval mode, [O, I/g, k, k]."""
-        return self.equivalent_conv()[0]
+    def bias(self) -> Tensor:
+        """The equivalent bias in eval mode, [O]."""
+        return self.equivalent_conv()[1]

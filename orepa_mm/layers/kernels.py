@@ -3,7 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from ..functional import compose, frequency_prior, fused_squeeze_1x1, fused_squeeze_kxk, squeeze_1x1, squeeze_kxk
+from ..functional import (
+    Branches,
+    closed_form_1x1,
+    closed_form_kxk,
+    compose,
+    frequency_prior,
+    is_plain_eager,
+    rows_of,
+    squeeze_1x1,
+    squeeze_kxk,
+    without_autocast,
+)
 
 POINT_ROW = 4  # of the 1x1 branch in the scales of an OREPAKernel
 
@@ -35,14 +46,14 @@ class OREPAKernel(nn.Module):
             a 1x1 branch of their own.
         expansion: Depthwise channels per input channel in the depthwise then pointwise branch.
 
+    Kernels are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k] load too.
+
     Shape:
         The call returns [O, I/g, k, k].
     """
 
-    # False computes by the plain formula, with the same result; torch.compile is given that to fuse itself.
-    fused = True
-    # The passes between the matrix products compiled: orepa_mm.compile_squeezing.
-    compiled = False
+    # False computes by the plain formula everywhere, with the same result.
+    closed_form = True
 
     # plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise
     initial_scale = (0.25, 0.25, 0.0, 0.5, 1.0, 0.5)
@@ -64,16 +75,15 @@ class OREPAKernel(nn.Module):
         # With many groups the stacked branch is widened, or it would have next to no channels to mix.
         inner = in_channels if groups <= 4 else 2 * in_channels
 
-        def weight(*shape: int, memory_format=torch.contiguous_format) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype, memory_format=memory_format))
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
 
-        # The layout squeezing works in.
-        rows = dict(memory_format=torch.channels_last)
-        self.origin = weight(out_channels, in_per_group, kernel_size, kernel_size, **rows)
+        taps = kernel_size * kernel_size
+        self.origin = weight(out_channels, taps, in_per_group)
         self.avg = weight(out_channels, in_per_group, 1, 1)
         self.freq = weight(out_channels, in_per_group, 1, 1)
         self.seq_1x1 = weight(inner, in_per_group, 1, 1)
-        self.seq_kxk = weight(out_channels, inner // groups, kernel_size, kernel_size, **rows)
+        self.seq_kxk = weight(out_channels, taps, inner // groups)
         self.point = weight(out_channels, in_per_group, 1, 1) if point_branch else None
         self.depthwise = weight(expansion * in_channels, 1, kernel_size, kernel_size)
         self.pointwise = weight(out_channels, expansion * in_per_group, 1, 1)
@@ -115,10 +125,14 @@ class OREPAKernel(nn.Module):
         # Checkpoints with these names have the expansion fastest along the channels of a group, not slowest.
         if f'{prefix}dw' in state and f'{prefix}pw' in state:
             dw, pw = state.pop(f'{prefix}dw'), state.pop(f'{prefix}pw')
-            per_group = self.origin.shape[1]
+            per_group = self.origin.shape[2]
             by_input = dw.unflatten(0, (self.groups, per_group, -1))
             state[f'{prefix}depthwise'] = by_input.transpose(1, 2).flatten(0, 2)
             state[f'{prefix}pointwise'] = pw.unflatten(1, (per_group, -1)).transpose(1, 2).flatten(1, 2)
+        for name in ('origin', 'seq_kxk'):
+            kernel = state.get(f'{prefix}{name}')
+            if kernel is not None and kernel.dim() == 4:
+                state[f'{prefix}{name}'] = rows_of(kernel)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         self.adapt_state_dict(state_dict, prefix)
@@ -130,11 +144,22 @@ class OREPAKernel(nn.Module):
         return torch.contiguous_format if self.pointwise.stride(2) == 1 else torch.channels_last
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        branches = (self.scale, self.origin, self.avg, self.freq, self.prior)
-        rest = (self.seq_kxk, self.depthwise, self.pointwise, self.point, self.groups)
-        if self.fused and not torch.compiler.is_compiling():
-            return fused_squeeze_kxk(*branches, self.seq_1x1, self.identity, *rest, memory_format, self.compiled)
-        return squeeze_kxk(*branches, self.seq_1x1 + self.identity, *rest).contiguous(memory_format=memory_format)
+        with without_autocast(self.origin):
+            branches = Branches(
+                scale=self.scale,
+                origin=self.origin,
+                avg=self.avg,
+                freq=self.freq,
+                prior=self.prior,
+                seq_1x1=self.seq_1x1 + self.identity,
+                seq_kxk=self.seq_kxk,
+                depthwise=self.depthwise,
+                pointwise=self.pointwise,
+                point=self.point,
+            )
+            if self.closed_form and is_plain_eager(*branches):
+                return closed_form_kxk(branches, self.kernel_size, self.groups, memory_format)
+            return squeeze_kxk(branches, self.kernel_size, self.groups).contiguous(memory_format=memory_format)
 
 
 class OREPAPointwiseKernel(nn.Module):
@@ -144,7 +169,7 @@ class OREPAPointwiseKernel(nn.Module):
         The call returns [O, I/g, 1, 1].
     """
 
-    fused, compiled = True, False  # as in OREPAKernel
+    closed_form = True  # as in OREPAKernel
 
     initial_scale = (1.0, 0.5)
 
@@ -174,12 +199,10 @@ class OREPAPointwiseKernel(nn.Module):
             row.fill_(value)
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        parameters = (self.scale, self.origin, self.first, self.second, self.groups)
-        if self.fused and not torch.compiler.is_compiling():
-            kernel = fused_squeeze_1x1(*parameters, self.compiled)
-        else:
-            kernel = squeeze_1x1(*parameters)
-        return kernel.contiguous(memory_format=memory_format)
+        weights = (self.scale, self.origin, self.first, self.second)
+        squeeze = closed_form_1x1 if self.closed_form and is_plain_eager(*weights) else squeeze_1x1
+        with without_autocast(self.origin):
+            return squeeze(*weights, self.groups).contiguous(memory_format=memory_format)
 
 
 class DeepLinearKernel(nn.Module):
@@ -220,6 +243,7 @@ class DeepLinearKernel(nn.Module):
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         kernel = self.stages[0]()
-        for stage in self.stages[1:]:
-            kernel = compose(kernel, stage(), self.groups)
+        with without_autocast(kernel):
+            for stage in self.stages[1:]:
+                kernel = compose(kernel, stage(), self.groups)
         return kernel.contiguous(memory_format=memory_format)

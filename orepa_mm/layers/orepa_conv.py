@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..functional import without_autocast
-from .base import ReparameterizableConv2d, memory_format_of
-from .kernel_cache import KernelCache
+from .base import ReparameterizableConv2d, memory_format_of, memory_format_of_input
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 
@@ -16,7 +14,7 @@ class OREPAConv2d(ReparameterizableConv2d):
     linear stem of stacked 3x3 OREPA kernels. Source: "Online Convolutional Re-parameterization", CVPR 2022, section 3.
 
     The squeezing runs in the parameters' dtype, under autocast too: it is cheap, and half precision there would round every branch.
-    Where no gradient is asked for, the squeezed kernel is kept and used again until a parameter changes.
+    It costs the same in evaluation as in training: evaluate inside ``with orepa_mm.reparameterized(model):``.
 
     Usable wherever MM models take a ``conv_cfg``::
 
@@ -25,7 +23,6 @@ class OREPAConv2d(ReparameterizableConv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
             ``nn.Conv2d``; the kernel must be square and odd.
-        plain_sizes: Kernel sizes to build as stock ``nn.Conv2d``: ``(1,)`` keeps 1x1 convolutions plain.
         plain_stages: Build the stages of a deep linear stem as plain 3x3 kernels instead of OREPA ones.
         point_branch: False leaves the 1x1 branch of 3x3 and 5x5 kernels out, for blocks that have one of their own (OREPA-RepVGG).
 
@@ -54,11 +51,12 @@ class OREPAConv2d(ReparameterizableConv2d):
         padding_mode: str = 'zeros',
         device=None,
         dtype=None,
-        plain_sizes: tuple[int, ...] = (),
+        *,
         plain_stages: bool = False,
         point_branch: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
         size = self.kernel_size[0]
         shape = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
         if size == 1:
@@ -67,8 +65,6 @@ class OREPAConv2d(ReparameterizableConv2d):
             self.kernel = OREPAKernel(kernel_size=size, point_branch=point_branch, **shape)
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, **shape)
-
-        self._cache = KernelCache()
 
     def reset_parameters(self) -> None:
         self.kernel.reset_parameters()
@@ -80,33 +76,11 @@ class OREPAConv2d(ReparameterizableConv2d):
         kernel = self.kernel.stages[0] if isinstance(self.kernel, DeepLinearKernel) else self.kernel
         return kernel.memory_format if isinstance(kernel, OREPAKernel) else memory_format_of(kernel)
 
-    def _squeeze(self, memory_format: torch.memory_format) -> Tensor:
-        with without_autocast(next(self.kernel.parameters())):
-            return self.kernel(memory_format)
-
-    @property
-    def weight(self) -> Tensor:
-        """The squeezed kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
-        return self._squeeze(self.memory_format)
-
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
-        return self.weight, self.bias
-
-    def train(self, mode: bool = True) -> 'OREPAConv2d':
-        self._cache.clear()
-        return super().train(mode)
-
-    def _kernel_for(self, x: Tensor) -> Tensor:
-        # A channels_last kernel would turn the feature maps into that format too.
-        memory_format = memory_format_of_input(x)
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(p.requires_grad for p in self.kernel.parameters())):
-            return self._squeeze(memory_format)
-        return self._cache.get(self.kernel, memory_format, lambda: self._squeeze(memory_format))
+        return self.kernel(self.memory_format), self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self._kernel_for(x), self.bias)
+        return self._conv_forward(x, self.kernel(memory_format_of_input(x)), self.bias)
 
-
-def memory_format_of_input(x: Tensor) -> torch.memory_format:
-    is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if is_last else torch.contiguous_format
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (', bias=False' if self.bias is None else '')

@@ -1,0 +1,65 @@
+"""Checks before a run."""
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from torch import nn
+
+from ..checkpoints.checking import check_pretrained, check_state_dict
+from ..checkpoints.reading import state_dict_of
+
+
+@HOOKS.register_module()
+class CheckHook(Hook):
+    """Refuse weights that loaders would drop in silence, and warn of learning-rate multipliers that do nothing.
+
+    mmengine loads without strictness: a checkpoint in another form or of another architecture leaves layers at random, and only the log
+    says so. Fine-tuning may replace heads, resuming and testing must find every key.
+
+    Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
+
+        custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]
+
+    Raises:
+        CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit the model.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner) -> None:
+        if _is_training(runner):
+            check_pretrained(_network(runner))
+            _check_multipliers(runner)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        path = runner.cfg.get('load_from') or 'the checkpoint to resume from'
+        partial = _is_training(runner) and not runner.cfg.get('resume')
+        check_state_dict(_network(runner), state_dict_of(checkpoint), path, partial)
+
+
+def _is_training(runner) -> bool:
+    return isinstance(runner.optim_wrapper, OptimWrapper)  # built for training only
+
+
+def _network(runner) -> nn.Module:
+    """The model inside distributed and test-time-augmentation wrappers."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _check_multipliers(runner) -> None:
+    """A learning-rate multiplier on frozen parameters, or on none, does nothing."""
+    keys = ((runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
+    for key, settings in keys.items():
+        if 'lr_mult' not in settings:
+            continue
+        parameters = [p for name, p in runner.model.named_parameters() if key in name]
+        if not parameters:
+            runner.logger.warning(f'optim_wrapper.paramwise_cfg.custom_keys: no parameter name contains "{key}", so it does nothing.')
+        elif not any(p.requires_grad for p in parameters):
+            runner.logger.warning(
+                f'All parameters of "{key}" are frozen, so its lr_mult does nothing: set frozen_stages=-1 of the backbone.'
+            )

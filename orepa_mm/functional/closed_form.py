@@ -1,0 +1,193 @@
+"""Squeezing with a closed-form backward pass: the numbers of :mod:`.squeeze`, faster and with next to nothing kept but the parameters.
+
+With W the squeezed kernel, G its gradient, S and M the k x k and the 1x1 convolution in sequence, P_e and D_e the pointwise and depthwise
+ones of one expansion channel, and p the position in the kernel::
+
+    W    = s0 origin + s1 / (k k) avg + s2 freq prior + s3 S M + s4 point + s5 sum_e P_e D_e
+    dS   = s3 (G M^T)                  ds3 = sum S * (G M^T)
+    dM   = (s3 S)^T G
+    dP_e = s5 sum_p (G D_e)            ds5 = sum P_e * sum_p (G D_e)
+    dD_e = sum_o (s5 P_e G)
+
+and so on: the gradient of a scale comes out of a product that is needed anyway, so no intermediate of the forward pass is kept.
+"""
+
+import torch
+from torch import Tensor
+
+from .precision import without_autocast
+from .separable import DepthwiseGradient, add_separable, pointwise_gradient
+from .squeeze import Branches, squeeze_1x1, squeeze_kxk
+
+# Elements of a kernel that all passes take at a time on a CPU: what stays in the cores' caches.
+CHUNK = 1 << 20
+
+
+def _rows(kernel: Tensor, groups: int) -> Tensor:
+    """[O, I/g, k, k] as [g, O/g, k*k, I/g]; a view where the kernel is dense in either memory format."""
+    out_channels, inputs, k, _ = kernel.shape
+    return kernel.permute(0, 2, 3, 1).unflatten(0, (groups, out_channels // groups)).reshape(groups, -1, k * k, inputs)
+
+
+def _in_groups(branches: Branches, groups: int) -> Branches:
+    """The weights with groups and output channels in front and input channels last."""
+    b, (out_channels, taps, inputs) = branches, branches.origin.shape
+    per_group = out_channels // groups
+    return Branches(
+        scale=b.scale.view(-1, groups, per_group, 1),
+        origin=b.origin.reshape(groups, per_group, taps, inputs),
+        avg=b.avg.reshape(groups, per_group, inputs),
+        freq=b.freq.reshape(groups, per_group, inputs),
+        prior=b.prior.reshape(groups, per_group, taps),
+        seq_1x1=b.seq_1x1.reshape(groups, -1, inputs),
+        seq_kxk=b.seq_kxk.reshape(groups, per_group, taps, -1),
+        depthwise=b.depthwise.reshape(groups, -1, inputs, taps).transpose(2, 3).contiguous(),
+        pointwise=b.pointwise.reshape(groups, per_group, -1, inputs),
+        point=None if b.point is None else b.point.reshape(groups, per_group, inputs),
+    )
+
+
+def _chunks(rows: Tensor) -> list[slice]:
+    """Slices of the output channels of a group."""
+    groups, channels, taps, inputs = rows.shape
+    step = max(1, CHUNK // (groups * taps * inputs)) if rows.device.type == 'cpu' else channels
+    return [slice(start, start + step) for start in range(0, channels, step)]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of products over all but the first two dimensions."""
+    return torch.linalg.vecdot(a.flatten(2), b.flatten(2))
+
+
+def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
+    """Write the kernel, [g, O/g, k*k, I/g], of weights in groups."""
+    b, taps = branches, branches.origin.shape[2]
+    *s, s_separable = b.scale.unbind(0)  # the 1x1 branch has the last but one where there is one
+    for c in _chunks(b.origin):
+        w = torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1).view_as(b.origin[:, c])
+        w.mul_(s[3][:, c, None]).addcmul_(b.origin[:, c], s[0][:, c, None])
+        add_separable(w, b.pointwise[:, c] * s_separable[:, c, None], b.depthwise)
+        w.addcmul_((b.freq[:, c] * s[2][:, c]).unsqueeze(2), b.prior[:, c].unsqueeze(3))
+        w.add_((b.avg[:, c] * (s[1][:, c] / taps)).unsqueeze(2))
+        if b.point is not None:
+            w[:, :, taps // 2].addcmul_(b.point[:, c], s[4][:, c])
+        kernel[:, c] = w
+
+
+def _gradient(grad: Tensor, branches: Branches) -> Branches:
+    """Gradients of weights in groups; None for the prior, which is constant."""
+    b, taps = branches, branches.origin.shape[2]
+    *s, s_separable = b.scale.unbind(0)
+    d = Branches(*(None if weight is None else torch.empty_like(weight) for weight in b))._replace(
+        scale=torch.empty_like(b.scale[..., 0]), seq_1x1=torch.zeros_like(b.seq_1x1), prior=None
+    )
+    d_depthwise = DepthwiseGradient(b.depthwise, b.origin.shape[1])
+    for c in _chunks(b.origin):
+        g = grad[:, c].contiguous()
+        torch.mul(g, s[0][:, c, None], out=d.origin[:, c])
+        d.scale[0, :, c] = _dot(g, b.origin[:, c])
+
+        pooled = g.sum(2)
+        torch.mul(pooled, s[1][:, c] / taps, out=d.avg[:, c])
+        d.scale[1, :, c] = _dot(pooled, b.avg[:, c]) / taps
+
+        filtered = torch.einsum('gop,gopi->goi', b.prior[:, c], g)
+        torch.mul(filtered, s[2][:, c], out=d.freq[:, c])
+        d.scale[2, :, c] = _dot(filtered, b.freq[:, c])
+
+        sequence = torch.bmm(g.flatten(1, 2), b.seq_1x1.transpose(1, 2)).view_as(b.seq_kxk[:, c])
+        d.scale[3, :, c] = _dot(sequence, b.seq_kxk[:, c])
+        torch.mul(sequence, s[3][:, c, None], out=d.seq_kxk[:, c])
+        torch.mul(b.seq_kxk[:, c], s[3][:, c, None], out=sequence)
+        d.seq_1x1.baddbmm_(sequence.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
+
+        if b.point is not None:
+            centre = g[:, :, taps // 2]
+            torch.mul(centre, s[4][:, c], out=d.point[:, c])
+            d.scale[4, :, c] = _dot(centre, b.point[:, c])
+
+        d_pointwise = pointwise_gradient(g, b.depthwise)
+        d.scale[-1, :, c] = _dot(d_pointwise, b.pointwise[:, c])
+        torch.mul(d_pointwise, s_separable[:, c, None], out=d.pointwise[:, c])
+        d_depthwise.add(g, b.pointwise[:, c] * s_separable[:, c, None])
+    return d._replace(depthwise=d_depthwise.total().transpose(2, 3))
+
+
+def _by_autograd(formula, saved: tuple[Tensor | None, ...], needed: tuple[bool, ...], grad: Tensor) -> list[Tensor | None]:
+    """Gradients of ``formula(*saved)`` that can be differentiated again."""
+    with without_autocast(grad):
+        kernel = formula(*saved)
+        found = torch.autograd.grad(kernel, [t for t, need in zip(saved, needed, strict=True) if need], grad, create_graph=True)
+    found = iter(found)
+    return [next(found) if need else None for need in needed]
+
+
+class _SqueezeKxK(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernel_size, groups, memory_format, *branches):
+        branches = Branches(*branches)
+        ctx.save_for_backward(*branches)
+        ctx.kernel_size, ctx.groups = kernel_size, groups
+        out_channels, _, inputs = branches.origin.shape
+        options = dict(device=branches.origin.device, dtype=branches.origin.dtype, memory_format=memory_format)
+        kernel = torch.empty(out_channels, inputs, kernel_size, kernel_size, **options)
+        _squeeze_into(_rows(kernel, groups), _in_groups(branches, groups))
+        return kernel
+
+    @staticmethod
+    def backward(ctx, grad):
+        branches, groups = Branches(*ctx.saved_tensors), ctx.groups
+        if torch.is_grad_enabled():  # asked for with create_graph=True
+            grads = _by_autograd(lambda *b: squeeze_kxk(Branches(*b), ctx.kernel_size, groups), branches, ctx.needs_input_grad[3:], grad)
+        else:
+            with without_autocast(grad):
+                grads = _gradient(_rows(grad, groups), _in_groups(branches, groups))
+            grads = [None if g is None else g.reshape_as(weight) for g, weight in zip(grads, branches, strict=True)]
+        return None, None, None, *grads
+
+
+def closed_form_kxk(
+    branches: Branches, kernel_size: int, groups: int = 1, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """:func:`.squeeze_kxk` with a closed-form backward pass, and the result in ``memory_format``."""
+    return _SqueezeKxK.apply(kernel_size, groups, memory_format, *branches)
+
+
+class _Squeeze1x1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, groups, scale, origin, first, second):
+        ctx.save_for_backward(scale, origin, first, second)
+        ctx.groups = groups
+        s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
+        return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0).view_as(origin)
+
+    @staticmethod
+    def backward(ctx, grad):
+        saved, groups = ctx.saved_tensors, ctx.groups
+        if torch.is_grad_enabled():
+            return None, *_by_autograd(lambda *weights: squeeze_1x1(*weights, groups), saved, ctx.needs_input_grad[1:], grad)
+        with without_autocast(grad):
+            s0, s1, plain, inner, outer = _pointwise_in_groups(*saved, groups)
+            grad = grad.reshape_as(plain)
+            d_inner = torch.bmm((outer * s1).transpose(1, 2), grad)
+            d_outer = torch.bmm(grad, inner.transpose(1, 2))
+            d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_outer, outer)])
+            grads = d_scale, grad * s0, d_inner, d_outer.mul_(s1)
+        return None, *(g.view_as(weight) for g, weight in zip(grads, saved, strict=True))
+
+
+def _pointwise_in_groups(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int) -> tuple[Tensor, ...]:
+    s0, s1 = scale.view(2, groups, -1, 1).unbind(0)
+    per_group = origin.shape[0] // groups
+    return (
+        s0,
+        s1,
+        origin.reshape(groups, per_group, -1),
+        first.reshape(groups, -1, origin.shape[1]),
+        second.reshape(groups, per_group, -1),
+    )
+
+
+def closed_form_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
+    """:func:`.squeeze_1x1` with a closed-form backward pass. Arguments and result as there."""
+    return _Squeeze1x1.apply(groups, scale, origin, first, second)

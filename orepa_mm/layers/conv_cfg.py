@@ -1,0 +1,29 @@
+"""What ``conv_cfg=dict(type='OREPAConv2d')`` and ``dict(type='DBBConv2d')`` build."""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+from torch import nn
+
+from .base import ReparameterizableConv2d
+
+PLAIN_ARGUMENTS = inspect.signature(nn.Conv2d).parameters
+
+
+def conv_builder(layer: type[ReparameterizableConv2d]) -> Callable[..., nn.Module]:
+    """The function that MM's registry knows under the name of ``layer``.
+
+    It takes the arguments of ``layer`` and ``plain_sizes``, a tuple of kernel sizes to build as stock ``nn.Conv2d``: a whole backbone gets
+    one ``conv_cfg``, and ``plain_sizes=(1,)`` keeps its 1x1 convolutions plain.
+    """
+
+    @functools.wraps(layer, updated=())
+    def build(in_channels, out_channels, kernel_size, *args, plain_sizes: tuple[int, ...] = (), **kwargs) -> nn.Module:
+        size = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        if any(size == (plain, plain) for plain in plain_sizes):
+            plain_kwargs = {key: value for key, value in kwargs.items() if key in PLAIN_ARGUMENTS}
+            return nn.Conv2d(in_channels, out_channels, kernel_size, *args, **plain_kwargs)
+        return layer(in_channels, out_channels, kernel_size, *args, **kwargs)
+
+    return build

@@ -1,0 +1,184 @@
+"""The plain form of one layer or block with training-time branches."""
+
+import copy
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import FuseError
+from ..functional import fuse_norm, identity_kernel
+from ..layers import ReparameterizableConv2d
+from ..layers.base import memory_format_of
+
+# Where nn.Module keeps its hooks. There is no public way to hand them on; sharing the dicts keeps the handles working that remove them.
+HOOKS = (
+    *('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called'),
+    *('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks'),
+)
+BRANCHES = ('branch_3x3', 'branch_1x1', 'branch_norm')
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def plain_form(module: nn.Module, path: str) -> nn.Module | None:
+    """What takes the place of ``module``, which is called ``path`` in messages; None where it has no branches, or none that can be merged.
+
+    - An OREPA convolution or a Diverse Branch Block becomes the ``nn.Conv2d`` it equals.
+    - A RepVGG block of mmpretrain becomes its convolution, its squeeze and excitation layer where it has one, and its activation, under
+      the stock deployed form's parameter names ("RepVGG", CVPR 2021, section 3.3).
+    - Whatever else offers ``switch_to_deploy()`` becomes a copy on which that was called.
+
+    Raises:
+        FuseError: When a norm in the branches is in training mode or has no running statistics.
+    """
+    if isinstance(module, ReparameterizableConv2d):
+        _check_norms(module, path)
+        plain = plain_conv(module, *module.equivalent_conv(), module)
+    elif is_repvgg_block(module):
+        _check_norms(module, path)
+        plain = _merged_repvgg_block(module)
+    elif _deploys_itself(module):
+        _check_norms(module, path)
+        plain = _deployed_copy(module)
+        if plain is None:
+            return None
+    else:
+        return None
+    for name in HOOKS:
+        setattr(plain, name, getattr(module, name))
+    return plain
+
+
+def _check_norms(module: nn.Module, path: str) -> None:
+    for name, norm in module.named_modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        if norm.running_mean is None:
+            raise FuseError(
+                f'the norm "{path}.{name}" inside a {type(module).__name__} keeps no running statistics (track_running_stats=False), '
+                'so it has no fixed form to merge: give it statistics, or keep the training form.'
+            )
+        if norm.training:
+            raise FuseError(
+                f'the norm "{path}.{name}" inside a {type(module).__name__} is in training mode, where its output depends on the batch: '
+                'call model.eval() first.'
+            )
+
+
+def plain_conv(like: nn.Module, weight: Tensor, bias: Tensor | None, source: nn.Module) -> nn.Conv2d:
+    """A stock convolution.
+
+    Args:
+        like: A convolution whose stride, padding, dilation, groups, memory format and mode the new one gets.
+        weight: Kernel, [O, I/g, k, k].
+        bias: [O] or None.
+        source: What the two were made from. The new parameters require grad where the parameters do that they were made from.
+    """
+    conv = nn.Conv2d(
+        like.in_channels,
+        like.out_channels,
+        like.kernel_size,
+        like.stride,
+        like.padding,
+        like.dilation,
+        like.groups,
+        bias is not None,
+        like.padding_mode,
+        device='meta',
+    )
+    memory_format = like.memory_format if isinstance(like, ReparameterizableConv2d) else memory_format_of(like)
+    own_bias = dict(source.named_parameters()).get('bias')
+    trainable = any(p.requires_grad for p in source.parameters() if p is not own_bias)
+    # clone: the branchless forms hand out their parameter itself
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=memory_format), requires_grad=trainable)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=trainable if own_bias is None else own_bias.requires_grad)
+    return conv.train(like.training)
+
+
+def is_repvgg_block(module: nn.Module) -> bool:
+    """Whether ``module`` is a RepVGG block in training form whose parts all are what mmpretrain's own class takes them for."""
+    stock = sys.modules.get('mmpretrain.models.backbones.repvgg')  # where it is not imported there is no such block
+    if stock is None or type(module).forward is not getattr(getattr(stock, 'RepVGGBlock', None), 'forward', None) or module.deploy:
+        return False
+    return all(_is_stock_norm(norm) for norm in _norms(module))
+
+
+def _norms(block: nn.Module) -> list[nn.Module]:
+    return [norm for norm in (block.branch_3x3.norm, block.branch_1x1.norm, block.branch_norm) if norm is not None]
+
+
+def _is_stock_norm(norm: nn.Module) -> bool:
+    """A subclass that does more than normalise cannot be folded."""
+    return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    return fuse_norm(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+
+
+def _merged_repvgg_block(block: nn.Module) -> nn.Module:
+    conv = block.branch_3x3.conv
+    weight, bias = _fold(conv, block.branch_3x3.norm)
+    branches = [_fold(block.branch_1x1.conv, block.branch_1x1.norm)]
+    if block.branch_norm is not None:
+        identity = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, groups=conv.groups, bias=False, device='meta')
+        kernel = identity_kernel(conv.in_channels, conv.kernel_size[0], conv.groups, device=weight.device, dtype=weight.dtype)
+        identity.weight = nn.Parameter(kernel, requires_grad=False)
+        branches.append(_fold(identity, block.branch_norm))
+    for kernel, shift in branches:
+        margin = (conv.kernel_size[0] - kernel.shape[-1]) // 2
+        weight, bias = weight + F.pad(kernel, [margin] * 4), bias + shift
+    rest = [(name, child) for name, child in block.named_children() if name not in BRANCHES]
+    # Not a block of the stock class: deployed, that leaves squeeze and excitation out.
+    plain = nn.Sequential(OrderedDict([('branch_reparam', plain_conv(conv, weight, bias, block)), *rest]))
+    plain.training = block.training
+    return plain
+
+
+def _deploys_itself(module: nn.Module) -> bool:
+    """Whether ``module`` has a ``switch_to_deploy()`` of its own that knows its ``forward``, and no part that has one."""
+    if not callable(getattr(module, 'switch_to_deploy', None)) or any(getattr(part, 'deploy', False) for part in module.modules()):
+        return False
+    classes = type(module).__mro__
+    defines = {name: next(cls for cls in classes if name in vars(cls)) for name in ('forward', 'switch_to_deploy')}
+    if classes.index(defines['forward']) < classes.index(defines['switch_to_deploy']):
+        return False  # a subclass computes something that the method does not know of
+    return not any(hasattr(part, 'switch_to_deploy') for part in module.modules() if part is not module)
+
+
+def _deployed_copy(module: nn.Module) -> nn.Module | None:
+    """A deployed copy; None where deploying changes nothing."""
+    plain = copy.deepcopy(module)
+    for part in list(plain.modules()):
+        if getattr(part, 'conv_cfg', None) is not None:
+            part.conv_cfg = None  # what a stock block builds when it deploys itself must be plain
+        for name, child in list(part.named_children()):
+            if isinstance(child, ReparameterizableConv2d):
+                setattr(part, name, plain_conv(child, *child.equivalent_conv(), child))
+    with _made_like(next(module.parameters())):
+        plain.switch_to_deploy()
+    if plain.state_dict().keys() == module.state_dict().keys():
+        return None
+    if not any(p.requires_grad for p in module.parameters()):
+        plain.requires_grad_(False)
+    plain.train(module.training)  # returns nothing in some backbones
+    return plain
+
+
+@contextmanager
+def _made_like(parameter: Tensor) -> Iterator[None]:
+    """New parameters are of the device and dtype of ``parameter``; the stock methods say nothing of either."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(parameter.dtype)
+    try:
+        with torch.device(parameter.device):
+            yield
+    finally:
+        torch.set_default_dtype(default)

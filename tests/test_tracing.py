@@ -1,0 +1,117 @@
+"""Whatever looks on while a layer computes records the right network: exporters, tracers, compilers and function transforms."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from test_orepa_conv import FORMS, build, relative
+from torch import nn
+
+from orepa_mm import DBBConv2d, OREPAConv2d
+
+KINDS = [*FORMS, 'dbb', 'network']
+
+
+class Network(nn.Module):
+    """A stem, a strided layer, a residual block and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(OREPAConv2d(6, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.conv = OREPAConv2d(8, 8, 3, padding=1, groups=2, padding_mode='reflect')
+        self.shortcut = OREPAConv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(self.conv(x) + self.shortcut(x))
+        return self.head(x.mean((2, 3)))
+
+
+def model_and_input(kind: str) -> tuple[nn.Module, torch.Tensor]:
+    model = {'dbb': lambda: DBBConv2d(6, 12, 3, padding=1), 'network': Network}.get(kind, lambda: build(kind))()
+    return model.eval(), torch.randn(2, 6, 12, 10)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+def run_onnx(model: bytes, x: torch.Tensor) -> torch.Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def onnx_by_tracing(model, x):
+    file = io.BytesIO()
+    torch.onnx.export(model, (x,), file, dynamo=False)
+    return lambda y: run_onnx(file.getvalue(), y)
+
+
+def onnx_by_exporting(model, x):
+    exported = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    return lambda y: run_onnx(exported.model_proto.SerializeToString(), y)
+
+
+def traced(model, x):
+    return torch.jit.trace(model, x)  # which compares the graphs of two calls
+
+
+def exported(model, x):
+    return torch.export.export(model, (x,)).module()
+
+
+def compiled(model, x):
+    return torch.compile(model, backend='aot_eager', fullgraph=True)
+
+
+def symbolically_traced(model, x):
+    graph = torch.fx.symbolic_trace(model)
+    assert any('kernel' in str(node.target) for node in graph.graph.nodes if node.op == 'get_attr')  # branches, not a constant
+    return graph
+
+
+def batched(model, x):
+    return lambda y: torch.vmap(lambda one: model(one.unsqueeze(0)).squeeze(0))(y)
+
+
+def functional(model, x):
+    return lambda y: torch.func.functional_call(model, dict(model.state_dict()), (y,))
+
+
+WAYS = [onnx_by_tracing, onnx_by_exporting, traced, exported, compiled, symbolically_traced, batched, functional]
+
+
+@pytest.mark.parametrize('way', WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_same_outputs(kind, way):
+    model, x = model_and_input(kind)
+    if kind == 'dbb' and way is symbolically_traced:
+        way = traced  # its padding asks for the input's dtype
+    with torch.no_grad():
+        expected = model(x)
+        again = way(model, x)
+        assert relative(again(x), expected) < 1e-5
+        other = torch.randn_like(x)
+        assert relative(again(other), model(other)) < 1e-5
+
+
+@pytest.mark.parametrize('kind', FORMS)
+def test_gradients_by_function_transforms(kind):
+    model, x = model_and_input(kind)
+    model, x = model.double(), x.double()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x.unsqueeze(0),)).square().sum()
+
+    expected = torch.autograd.grad(model(x).square().sum(), list(parameters.values()))
+    one_by_one = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for (name, gradients), total in zip(one_by_one.items(), expected, strict=True):
+        assert relative(gradients.sum(0), total) < 1e-10, name
