@@ -1,6 +1,7 @@
 """Datasets and checkpoints that cannot be used are named, with the remedy, before training starts."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -192,4 +193,236 @@ def test_cityscapes_metric_without_its_package(mini_data, tools, tmp_path, monke
     result = tools.run(
         'tools/train', 'configs/cityscapes/mask-rcnn_orepa-r50_fpn_1x_cityscapes.py', '--work-dir', tmp_path, options=options
     )
-    refused(result, 'pip install cityscapesscripts')
+    status, error = result
+    assert status == 1 and 'pip install cityscapesscripts' in error.splitlines()[-1]
+
+
+# What is certain to fail is refused, what may be meant is a warning, what the toolbox can load passes.
+
+
+def coco(root: Path, names: tuple[str, ...], image: dict | None = None, **content) -> dict:
+    """A COCO dataset of one picture and its settings."""
+    (root / 'train2017').mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(root / 'train2017' / 'a.jpg'), np.zeros((8, 8, 3), np.uint8))
+    images = [dict(id=1, height=8, width=8, **(image or dict(file_name='a.jpg')))]
+    annotations = [dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0)]
+    categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
+    (root / 'a.json').write_text(json.dumps(dict(dict(images=images, annotations=annotations, categories=categories), **content)))
+    prefix = dict(img='' if image else 'train2017')
+    return dict(type='CocoDataset', data_root=str(root), ann_file='a.json', data_prefix=prefix, metainfo=dict(classes=names))
+
+
+def label_maps(root: Path, **settings) -> dict:
+    """A segmentation dataset of one picture and its settings."""
+    for folder in ('images', 'labels'):
+        (root / folder).mkdir()
+    cv2.imwrite(str(root / 'images/a.jpg'), np.zeros((8, 8, 3), np.uint8))
+    cv2.imwrite(str(root / 'labels/a.png'), np.uint8([[0, 1], [255, 1]]))
+    suffixes = dict(img_suffix='.jpg', seg_map_suffix='.png')
+    return dict(data_root=str(root), data_prefix=dict(img_path='images', seg_map_path='labels'), **suffixes, **settings)
+
+
+def check(scope: str, dataset: dict, model: dict | None = None, **settings) -> None:
+    cfg = Config(dict(default_scope=scope, model=model or {}, train_dataloader=dict(dataset=dataset), **settings))
+    preflight.check_data(cfg, ('train',))
+
+
+def heads(**counts: int) -> dict:
+    return {name: dict(num_classes=count) for name, count in counts.items()}
+
+
+PETS = ('cat', 'dog', 'fish')
+LOAD = [dict(type='LoadImageFromFile')]
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(roi_head=dict(bbox_head=[dict(num_classes=3)] * 3, mask_head=dict(num_classes=3), semantic_head=dict(num_classes=183))),
+        dict(rpn_head=dict(num_classes=1), roi_head=dict(bbox_head=dict(num_classes=3))),
+        dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=80, class_agnostic=True)),
+        dict(panoptic_head=dict(num_things_classes=3, num_stuff_classes=0)),
+        dict(roi_head=dict(heads(bbox_head=3, glbctx_head=3), semantic_head=dict(num_classes=183, in_channels=256))),
+        dict(backbone=dict(depth=50)),
+    ],
+)
+def test_heads_that_judge_something_else(model, tmp_path, capsys):
+    check('mmdet', coco(tmp_path, PETS), model)
+    assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(bbox_head=dict(num_classes=80)),
+        dict(roi_head=heads(bbox_head=80, mask_head=80)),
+        dict(roi_head=heads(bbox_head=3, mask_head=80)),
+        dict(roi_head=heads(bbox_head=80, mask_head=3)),
+        dict(roi_head=heads(bbox_head=2, mask_head=3)),
+        dict(roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=80)])),
+        dict(panoptic_head=dict(num_things_classes=80, num_stuff_classes=0)),
+        dict(detector=dict(roi_head=heads(bbox_head=80))),
+    ],
+)
+def test_classes_of_the_heads_were_not_changed(model, tmp_path):
+    with pytest.raises(preflight.UsageError, match='classes.*=(80|2), but the dataset at .* has 3 classes: set it to 3'):
+        check('mmdet', coco(tmp_path, PETS), model)
+
+
+def test_other_heads_with_another_count_are_a_warning(tmp_path, capsys):
+    check('mmdet', coco(tmp_path, PETS), dict(roi_head=heads(bbox_head=3, mask_head=3, mask_iou_head=80)))
+    warning = capsys.readouterr().err.splitlines()
+    assert len(warning) == 1 and warning[0].startswith('warning: model.roi_head.mask_iou_head.num_classes=80')
+
+
+def test_models_that_read_the_names_of_the_classes(tmp_path):
+    check('mmdet', coco(tmp_path, PETS) | dict(return_classes=True), dict(bbox_head=dict(num_classes=256)))
+
+
+def test_panoptic_heads_count_things_and_all(tmp_path):
+    info = dict(classes=('cat', 'dog', 'sky'), thing_classes=('cat', 'dog'), stuff_classes=('sky',))
+    dataset = coco(tmp_path, info['classes']) | dict(type='CocoPanopticDataset', metainfo=info)
+    both = dict(num_things_classes=2, num_stuff_classes=1)
+    model = dict(roi_head=heads(bbox_head=2, mask_head=2), semantic_head=both, panoptic_fusion_head=both)
+    check('mmdet', dataset, model)
+    model['roi_head']['bbox_head']['num_classes'] = 3
+    with pytest.raises(preflight.UsageError, match='bbox_head.num_classes=3, .* has 2 classes'):
+        check('mmdet', dataset, model)
+    with pytest.raises(preflight.UsageError, match=r'num_things_classes \+ num_stuff_classes=133, .* has 3 classes'):
+        check('mmdet', dataset, dict(panoptic_head=dict(num_things_classes=80, num_stuff_classes=53)))
+
+
+def test_lvis_names_pictures_by_address(tmp_path):
+    dataset = coco(tmp_path, PETS, dict(coco_url='http://images.cocodataset.org/train2017/a.jpg')) | dict(type='LVISV1Dataset')
+    check('mmdet', dataset, dict(bbox_head=dict(num_classes=3)))
+    (tmp_path / 'train2017/a.jpg').unlink()
+    with pytest.raises(preflight.UsageError, match='train2017/a.jpg: no such picture'):
+        check('mmdet', dataset)
+
+
+def test_test_sets_have_no_annotations(tmp_path):
+    dataset = coco(tmp_path, PETS)
+    content = json.loads((tmp_path / 'a.json').read_text())
+    del content['annotations']
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    check('mmdet', dataset | dict(test_mode=True))
+    with pytest.raises(preflight.UsageError, match='no "annotations"'):
+        check('mmdet', dataset)
+
+
+def test_some_classes_without_annotations_are_a_warning(tmp_path, capsys):
+    check('mmdet', coco(tmp_path, PETS) | dict(metainfo=dict(classes=('cat', 'horse'))), dict(bbox_head=dict(num_classes=2)))
+    assert 'warning: ' in (error := capsys.readouterr().err) and 'no category "horse"' in error
+
+
+@pytest.mark.parametrize('where', ['dataset', 'pipeline', 'address'])
+def test_remote_data_is_left_to_the_toolbox(where, tmp_path):
+    backend = dict(backend='petrel', path_mapping={'data/': 's3://bucket/'})
+    dataset = dict(type='CocoDataset', data_root='s3://coco' if where == 'address' else str(tmp_path / 'absent'), ann_file='a.json')
+    if where == 'dataset':
+        dataset['backend_args'] = backend
+    elif where == 'pipeline':
+        dataset['pipeline'] = [dict(type='LoadImageFromFile', backend_args=backend)]
+    evaluator = dict(type='CocoMetric', ann_file='absent.json', backend_args=backend)
+    check('mmdet', dataset, train_evaluator=evaluator)
+    with pytest.raises(preflight.UsageError, match='absent.json: no such annotation file'):
+        check('mmdet', dataset, train_evaluator=evaluator | dict(backend_args=dict(backend='local')))
+
+
+def test_pictures_without_labels(tmp_path):
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=LOAD)
+    cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((8, 8, 3), np.uint8))
+    check('mmpretrain', dataset | dict(with_label=False), dict(head=dict(num_classes=5)))
+    with pytest.raises(preflight.UsageError, match='no class folders'):
+        check('mmpretrain', dataset)
+    for name in ('cat', 'dog'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'a.jpg').rename(tmp_path / 'cat/a.jpg')
+    check('mmpretrain', dataset, dict(head=dict(num_classes=2)))
+    with pytest.raises(preflight.UsageError, match='head.num_classes=1000, .* has 2 classes'):
+        check('mmpretrain', dataset, dict(head=dict(num_classes=1000)))
+
+
+@pytest.mark.parametrize('mean', [127.5, [127.5], None])
+def test_one_mean_for_all_channels(mean, tmp_path):
+    dataset = coco(tmp_path, PETS) | dict(pipeline=LOAD)
+    check('mmdet', dataset, dict(data_preprocessor=dict(mean=mean), bbox_head=dict(num_classes=3)))
+
+
+@pytest.mark.parametrize('name', SCOPES)
+def test_misspelled_dataset(name, tools, tmp_path):
+    result = tools.train(name, tmp_path / 'run', options={'train_dataloader.dataset.type': 'CityskapesDataset'})
+    refused(result, 'CityskapesDataset', 'no dataset of this type', 'custom_imports')
+
+
+def test_misspelled_option_of_a_dataset(tmp_path):
+    with pytest.raises(preflight.UsageError, match='CocoDataset cannot be built.*fliter_cfg'):
+        check('mmdet', coco(tmp_path, PETS) | dict(fliter_cfg={}))
+
+
+def test_other_classes_for_a_dataset_with_classes_of_its_own(tmp_path):
+    dataset = label_maps(tmp_path, type='CityscapesDataset', metainfo=dict(classes=('road', 'pothole')))
+    model = dict(decode_head=dict(num_classes=2))
+    with pytest.raises(preflight.UsageError, match="not a subset.*type='BaseSegDataset'.*palette.*255"):
+        check('mmseg', dataset, model)
+    dataset['type'] = 'BaseSegDataset'
+    check('mmseg', dataset, model)
+    dataset['metainfo'] = dict(classes=('road', 'sky'))
+    dataset['type'] = 'CityscapesDataset'
+    check('mmseg', dataset, model)
+
+
+def test_auxiliary_heads(tmp_path, capsys):
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS))
+    boundary = [dict(num_classes=3), dict(num_classes=2)]
+    check('mmseg', dataset, dict(decode_head=dict(num_classes=3), auxiliary_head=boundary))
+    assert 'warning' not in capsys.readouterr().err
+    check('mmseg', dataset, heads(decode_head=3, auxiliary_head=19))
+    assert 'warning: model.auxiliary_head.num_classes=19' in capsys.readouterr().err
+    for model in (heads(decode_head=19, auxiliary_head=3), heads(decode_head=19, auxiliary_head=19)):
+        with pytest.raises(preflight.UsageError, match='decode_head.num_classes=19, .* has 3 classes'):
+            check('mmseg', dataset, model)
+
+
+def test_published_sets_with_another_head(tmp_path, capsys):
+    dataset = label_maps(tmp_path, type='CityscapesDataset')
+    check('mmseg', dataset, dict(decode_head=dict(num_classes=21)))
+    assert 'warning: model.decode_head.num_classes=21' in capsys.readouterr().err
+    check('mmseg', dataset, dict(decode_head=dict(num_classes=18)))  # without a background, as SAN on Pascal VOC
+    assert 'warning: model.decode_head.num_classes=18' in capsys.readouterr().err
+    with pytest.raises(preflight.UsageError, match='decode_head.num_classes=2, .* has 19 classes'):
+        check('mmseg', dataset, dict(decode_head=dict(num_classes=2)))
+
+
+def test_pictures_only_the_toolbox_can_read(tmp_path):
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS))
+    (tmp_path / 'images/._a.jpg').write_text('left by another system')
+    (tmp_path / 'images/a.jpg').write_text('another format')
+    check('mmseg', dataset | dict(pipeline=[dict(type='LoadSpectra'), dict(type='LoadAnnotations')]))
+    with pytest.raises(preflight.UsageError, match='a.jpg: cannot be read as a picture'):
+        check('mmseg', dataset | dict(pipeline=[*LOAD, dict(type='LoadAnnotations')]))
+
+
+def test_sixteen_bit_colour_that_only_cv2_knows(tmp_path):
+    dataset = coco(tmp_path, PETS) | dict(pipeline=LOAD)
+    cv2.imwrite(str(tmp_path / 'a.tif'), np.zeros((8, 8, 3), np.float64))
+    (tmp_path / 'a.tif').replace(tmp_path / 'train2017/a.jpg')
+    check('mmdet', dataset)
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_the_check_can_be_left_out(tool, tools, tmp_path):
+    options = {f'{tool}_dataloader.dataset.data_root': str(tmp_path / 'absent')}
+    arguments = ('imagenet', tmp_path) if tool == 'train' else ('imagenet', tmp_path / 'none.pth', tmp_path)
+    refused(getattr(tools, tool)(*arguments, options=options), 'absent', 'data_root')
+    status, error = getattr(tools, tool)(*arguments, '--no-check-data', options=options)
+    assert status != 0 and 'data_root' not in error, error
+    assert ('none.pth' if tool == 'test' else 'absent') in error
+
+
+def test_metrics_of_every_kind_are_kept():
+    plain = runpy.run_path(str(Path(preflight.__file__).parent / 'test.py'))['plain']
+    metrics = dict(mAP=np.float32(0.5), top1=torch.tensor(95.0), count=3, classwise=[0.25, torch.tensor(1)], matrix=torch.eye(2))
+    kept = dict(mAP=0.5, top1=95.0, count=3.0, classwise=[0.25, 1.0], matrix=[[1.0, 0.0], [0.0, 1.0]])
+    assert json.loads(json.dumps(plain(metrics))) == kept and type(plain(metrics)['count']) is float
+    assert plain(dict(precision=np.arange(2), none=None, note='x')) == dict(precision=[0.0, 1.0], none=None, note='x')

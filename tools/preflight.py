@@ -4,31 +4,41 @@
 tools/train.py and tools/test.py do so before every run, opening a sample of large sets. This opens every picture and label map::
 
     python tools/preflight.py configs/cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024.py
+
+What cannot work is an error, what may be meant is a warning. Layouts not known here and remote storage are left to the toolbox.
 """
 
 import argparse
-import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from common import UsageError, add_common_options, load_config, run
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image, UnidentifiedImageError
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.webp', '.tif', '.tiff')
 SAMPLE = 200  # files of a dataset that are opened before a run
-CONVERT = "The label maps of Cityscapes have to be converted with mmseg's tools/dataset_converters/cityscapes.py."
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
+CONVERT = "The label maps of Cityscapes have to be converted with mmseg's tools/dataset_converters/cityscapes.py. "
+OTHER_CLASSES = (
+    "For other classes set type='BaseSegDataset', or a dataset class of your own, metainfo=dict(classes=(...), palette=[...]), img_suffix, "
+    'seg_map_suffix and num_classes of the heads; label maps count the classes from 0, with 255 for void.'
+)
+Image.MAX_IMAGE_PIXELS = None  # the guard against hostile files refuses large aerial pictures
 
 
 def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE) -> None:
-    """Check the datasets of the dataloaders ``splits`` ('train', 'val', 'test') of ``cfg``.
+    """Check the datasets of the dataloaders ``splits`` ('train', 'val', 'test') of ``cfg``; doubts are printed as warnings.
 
     Args:
         cfg: The config.
@@ -39,26 +49,25 @@ def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE
         UsageError: When a folder or file is missing, empty, damaged, of another format, or of other classes than the model's.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    parsed, seen = set(), []
+    seen = []
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        for dataset in _datasets(loader.get('dataset')) if loader else ():
-            if dataset in seen:  # most configs test on the validation set
-                continue
-            seen.append(dataset)
-            _check_dataset(dataset, cfg, sample)
-            parsed.add(_path(dataset, dataset.get('ann_file') or ''))
-    for split in splits:
+        for dataset in _datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
+            if dataset not in seen:  # most configs test on the validation set
+                seen.append(dataset)
+                _check_dataset(dataset, cfg, sample)
         for evaluator in _as_list(cfg.get(f'{split}_evaluator')):
-            if isinstance(evaluator, dict) and str(evaluator.get('ann_file', '')).endswith('.json'):
-                path = Path(evaluator['ann_file'])
-                if path not in parsed:
-                    _read_coco(path)
+            ann_file = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
+            if isinstance(ann_file, str) and not _is_remote(evaluator):
+                _need(Path(ann_file), 'annotation file')
 
 
-def _dataset_class(dataset: dict) -> type | None:
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        return registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _need(path: Path, kind: str, reason: str = '') -> None:
+    _require(path.is_dir() if kind == 'folder' else path.is_file(), f'{path}: no such {kind}{reason}. {REMEDY}')
 
 
 def _as_list(value: Any) -> list:
@@ -76,40 +85,44 @@ def _datasets(dataset: Any) -> Iterator[dict]:
         yield from _datasets(item)
 
 
-def _path(dataset: dict, path: str) -> Path:
-    return Path(dataset.get('data_root') or '') / path
+def _is_remote(dataset: dict) -> bool:
+    """Whether files come through a storage backend that only the toolbox can ask."""
+    backends = [step.get('backend_args') or {} for step in (dataset, *(dataset.get('pipeline') or ())) if isinstance(step, dict)]
+    addressed = '://' in f'{dataset.get("data_root")}{dataset.get("data_prefix")}{dataset.get("ann_file")}'
+    return addressed or any(args.get('backend', 'local') != 'local' or 'path_mapping' in args for args in backends)
 
 
 def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> None:
-    kinds = {cls.__name__ for cls in getattr(_dataset_class(dataset), '__mro__', ())}
-    prefix, ann_file = dataset.get('data_prefix') or '', dataset.get('ann_file') or ''
-    if '://' in f'{dataset.get("data_root")}{ann_file}':
+    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
+        known = registry.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
+    unknown = f'{dataset.get("type")}: {registry.scope} has no dataset of this type'
+    _require(known, f'{unknown}: check the spelling, custom_imports of the config, and whether the toolbox needs more packages for it.')
+    # A subclass that reads its files itself may have any layout.
+    reader = next((c.__name__ for c in getattr(known, '__mro__', ()) if {'load_data_list', 'parse_data_info'} & vars(c).keys()), None)
+    if reader not in READERS or _is_remote(dataset):
         return
-    if 'CocoDataset' in kinds:
-        categories = _check_coco(dataset, _path(dataset, ann_file), prefix or {}, cfg, sample)
-        _check_classes(dataset, cfg, _path(dataset, ann_file), categories)
-    elif 'BaseSegDataset' in kinds and not ann_file and 'seg_map_path' in prefix:
-        _check_segmentation(dataset, prefix, cfg, sample)
-    elif _dataset_class(dataset).__name__ in ('CustomDataset', 'ImageNet') and not ann_file:
-        folder = prefix.get('img_path', '') if isinstance(prefix, dict) else prefix
-        root = _path(dataset, folder or dataset.get('split', ''))
-        if not (dataset.get('split') and _path(dataset, f'meta/{dataset["split"]}.txt').is_file()):  # the annotation list of ImageNet
-            _check_folders(dataset, root, cfg, sample)
-
-
-def _read_coco(path: Path) -> dict:
-    if not path.is_file():
-        raise UsageError(f'{path}: no such annotation file. {REMEDY}')
+    if reader == 'BaseSegDataset':
+        _need(Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {}).get('img_path') or ''), 'folder')
+    settings = {key: value for key, value in dataset.items() if key not in ('type', '_scope_')} | dict(pipeline=[], lazy_init=True)
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f'{path}: not JSON ({error}); a COCO annotation file is needed.') from None
-    missing = [key for key in ('images', 'annotations', 'categories') if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UsageError(f'{path}: not a COCO annotation file, it has no "{missing[0]}".')
-    if not content['images']:
-        raise UsageError(f'{path}: lists no images.')
-    return content
+        built = known(**settings)  # knows its paths and defaults, and has read no data
+    except (AssertionError, LookupError, OSError, TypeError, ValueError) as error:
+        reason = (str(error) or 'files are missing')[:300]
+        remedy = OTHER_CLASSES if 'not a subset' in reason else REMEDY
+        raise UsageError(f'{dataset.get("data_root")}: {known.__name__} cannot be built: {reason}. {remedy}') from None
+    READERS[reader](built, reader, dataset, cfg, sample)
+
+
+def _files(folder: Path, suffixes: str | tuple[str, ...], fold: Callable[[str], str] = str) -> Iterator[Path]:
+    """The files the toolboxes list: below links as well, and not the hidden ones."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(parent, name) for name in names if not name.startswith('.') and fold(name).endswith(suffixes))
+
+
+def _for_some(check: Callable[[Any], None], items: list, count: int | None) -> None:
+    """Run ``check`` on ``count`` of the items; decoding pictures leaves Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(check, _spread(items, count)))
 
 
 def _spread(items: list, count: int | None) -> list:
@@ -117,20 +130,11 @@ def _spread(items: list, count: int | None) -> list:
     return items if count is None or len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
-def _for_all(check: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Run ``check`` on every item; decoding pictures leaves Python's lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(check, items):
-            pass
-
-
-def _open(path: Path, kind: str, scaled: bool = False) -> Any:
-    """The decoded picture.
+def _open(path: Path, kind: str, scaled: bool = False) -> Image.Image | None:
+    """The decoded picture; None where only cv2 knows the format.
 
     cv2, which the toolboxes decode with, fills the rest of a file that is cut short with grey and says nothing.
     """
-    from PIL import Image
-
     try:
         with Image.open(path) as picture:
             if scaled:
@@ -138,164 +142,156 @@ def _open(path: Path, kind: str, scaled: bool = False) -> Any:
             picture.load()
             return picture
     except (OSError, SyntaxError, ValueError) as error:
+        if scaled and isinstance(error, UnidentifiedImageError) and cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None:
+            return None
         raise UsageError(f'{path}: cannot be read as a {kind} ({error}); copy it again, or take it out of the dataset.') from None
+
+
+def _step(dataset: dict, name: str) -> dict | None:
+    """The step of the pipeline whose type ends in ``name``."""
+    steps = [step for step in dataset.get('pipeline') or () if isinstance(step, dict)]
+    return next((step for step in steps if getattr(step.get('type'), '__name__', str(step.get('type'))).endswith(name)), None)
 
 
 def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], None]:
     """A function that raises for a picture the pipeline cannot read, or reads with another number of channels than the model takes."""
-    load = next((step for step in dataset.get('pipeline') or () if str(step.get('type')).endswith('LoadImageFromFile')), None)
-    colour = (load or {}).get('color_type', 'color')
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    channels = len(preprocessor.get('mean') or (0, 0, 0))
+    load = _step(dataset, 'LoadImageFromFile')
+    if load is None or load.get('imdecode_backend') == 'tifffile':
+        return lambda path: None
+    colour = load.get('color_type', 'color')
+    mean = ((cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('mean')
+    channels = len(mean) if isinstance(mean, list | tuple) and len(mean) > 1 else None  # one value serves any number of channels
 
     def check(path: Path) -> None:
         picture = _open(path, 'picture', scaled=True)
-        if load is None:
+        if picture is None or channels is None:
             return
-        found = {'color': 3, 'grayscale': 1}.get(colour, len(picture.getbands()))
-        if found != channels:
-            raise UsageError(
-                f'{path}: is loaded with {found} channel{"s" * (found > 1)} (color_type={colour!r}) and the model takes {channels}: set '
-                f"color_type='{'color' if channels == 3 else 'grayscale'}' of LoadImageFromFile, which converts, in all pipelines."
-            )
+        found = 3 if colour.startswith('color') or picture.mode == 'P' else 1 if 'grayscale' in colour else len(picture.getbands())
+        loaded = f'{found} channel{"s" * (found > 1)} (color_type={colour!r})'
+        remedy = f"set color_type='{'color' if channels == 3 else 'grayscale'}' of LoadImageFromFile, which converts, in all pipelines."
+        _require(found == channels, f'{path}: is loaded with {loaded} and the model takes {channels}: {remedy}')
 
     return check
 
 
-def _check_coco(dataset: dict, path: Path, prefix: dict, cfg: Config, sample: int | None) -> list[str]:
-    content = _read_coco(path)
-    folder = _path(dataset, prefix.get('img', ''))
-    check = _picture_check(dataset, cfg)
-
-    def check_file(image: dict) -> None:
-        file = folder / image['file_name']
-        if not file.is_file():
-            raise UsageError(f'{file}: no such picture, though {path} lists it. {REMEDY}')
-        check(file)
-
-    _for_all(check_file, _spread(content['images'], sample))
-    if not dataset.get('test_mode') and not content['annotations']:
-        raise UsageError(f'{path}: has no annotations to train on.')
-    return [category['name'] for category in content['categories']]
-
-
-def _class_names(dataset: dict) -> list[str] | None:
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None:
-        classes = getattr(_dataset_class(dataset), 'METAINFO', {}).get('classes')
-    return [classes] if isinstance(classes, str) else list(classes) if classes else None
-
-
-def _check_classes(dataset: dict, cfg: Config, path: Path, categories: list[str]) -> None:
-    names = _class_names(dataset)
-    if names is None:
-        return
-    absent = [name for name in names if name not in categories]
-    if absent:
-        raise UsageError(
-            f'{path}: has no category "{absent[0]}", one of the {len(names)} classes of the config; it has {", ".join(categories[:5])}. '
-            "Set metainfo=dict(classes=(...)) of the datasets, and num_classes of the model's heads, to the categories of the file."
-        )
-    _check_num_classes(cfg, len(names), path)
-
-
-def _num_classes(node: Any, path: str = 'model') -> Iterator[tuple[str, int]]:
-    """Every ``num_classes`` in a model's config with its path; the proposal head's is its own affair."""
+def _heads(node: Any, path: str = 'model') -> Iterator[tuple[str, int]]:
+    """The class counts in a model's config with their paths, without those of proposals, extra label maps and class-agnostic masks."""
     if isinstance(node, dict):
+        if {'num_things_classes', 'num_stuff_classes'} <= node.keys():
+            yield f'{path}.num_things_classes + num_stuff_classes', node['num_things_classes'] + node['num_stuff_classes']
+        if isinstance(node.get('num_classes'), int) and not node.get('class_agnostic'):
+            yield f'{path}.num_classes', node['num_classes']
         for key, value in node.items():
-            if key == 'num_classes' and isinstance(value, int):
-                yield f'{path}.{key}', value
-            elif key not in ('rpn_head', 'data_preprocessor', 'train_cfg', 'test_cfg'):
-                yield from _num_classes(value, f'{path}.{key}')
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from _num_classes(value, f'{path}[{i}]')
+            if key not in ('rpn_head', 'semantic_head', 'data_preprocessor', 'train_cfg', 'test_cfg'):
+                yield from _heads(value, f'{path}.{key}')
+    for i, value in enumerate(node if isinstance(node, list | tuple) else ()):
+        yield from _heads(value, f'{path}[{i}]')
 
 
-def _check_num_classes(cfg: Config, expected: int, path: Path) -> None:
-    for option, count in _num_classes(cfg.model):
-        if count != expected:
-            raise UsageError(f'{option}={count}, but the dataset at {path} has {expected} classes: set {option}={expected}.')
+def _check_num_classes(built: BaseDataset, dataset: dict, cfg: Config, where: Path, classes: int, things: int | None = None) -> None:
+    """Compare the model's class counts with the dataset's, which are ``things`` for heads that find objects.
+
+    It is an error of a head that gets every label, or where no head is right; but a published set may be used with the head of a larger
+    one, or without its background.
+    """
+    published = type(built).METAINFO.get('classes') and type(built).__module__.startswith(('mmdet.', 'mmseg.', 'mmpretrain.'))
+    own = not published or (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
+    heads = [(option, count, classes if '+' in option else things or classes) for option, count in _heads(cfg.get('model'))]
+    wrong = [head for head in heads if head[1] != head[2]]
+    for option, count, right in wrong:
+        message = f'{option}={count}, but the dataset at {where} has {right} classes: set it to {right}.'
+        main = len(wrong) == len(heads) or re.search(r'\b(bbox|mask|decode)_head\b', option)
+        _require(not main or not (own or count < right - 1) or (count, right) == (1, 2), message)  # one output tells two classes apart
+        if main or count > 2:  # beside heads that are right, two outputs are for edges
+            print(f'warning: {message[:-1]}, unless this is meant.', file=sys.stderr)
 
 
-def _check_segmentation(dataset: dict, prefix: dict, cfg: Config, sample: int | None) -> None:
-    known = _dataset_class(dataset)
-    suffixes = [dataset.get(key) or _default(known, key, default) for key, default in (('img_suffix', '.jpg'), ('seg_map_suffix', '.png'))]
-    for key, suffix in zip(('img_path', 'seg_map_path'), suffixes, strict=True):
-        folder = _path(dataset, prefix[key])
-        if not folder.is_dir():
-            raise UsageError(f'{folder}: no such folder. {REMEDY}')
-        if next(folder.rglob(f'*{suffix}'), None) is None:
-            hint = f'{CONVERT} ' if 'labelTrainIds' in suffix else ''
-            raise UsageError(f'{folder}: has no files that end in {suffix}. {hint}{REMEDY}')
-    image_suffix, label_suffix = suffixes
-    check_picture, check_labels = _picture_check(dataset, cfg), _label_check(dataset, known, cfg)
-    folder, labels = (_path(dataset, prefix[key]) for key in ('img_path', 'seg_map_path'))
+def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
+    path = Path(built.ann_file)
+    _need(path, 'annotation file')
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f'{path}: not JSON ({error}); a COCO annotation file is needed.') from None
+    for key in ('images', 'categories') if built.test_mode else ('images', 'annotations', 'categories'):
+        _require(isinstance(content, dict) and key in content, f'{path}: not a COCO annotation file, it has no "{key}".')
+    images = content['images']
+    _require(images, f'{path}: lists no images.')
+    if not built.test_mode and (built.filter_cfg or {}).get('filter_empty_gt'):
+        used = {annotation['image_id'] for annotation in content['annotations']}
+        images = [image for image in images if image['id'] in used]
+        _require(images, f'{path}: has no annotations to train on.')
+    check_picture, key = _picture_check(dataset, cfg), 'coco_url' if reader == 'LVISV1Dataset' else 'file_name'
 
-    def check_pair(picture: Path) -> None:
-        label = labels / (str(picture.relative_to(folder)).removesuffix(image_suffix) + label_suffix)
-        if not label.is_file():
-            raise UsageError(f'{label}: no such label map, though there is {picture}. {REMEDY}')
+    def check(image: dict) -> None:
+        _require(key in image, f'{path}: image {image.get("id")} has no "{key}", which {reader} reads.')
+        name = image[key].replace('http://images.cocodataset.org/', '')
+        file = Path(built.data_prefix['img'], name[-16:] if reader == 'LVISV05Dataset' and name.startswith('COCO') else name)
+        _need(file, 'picture', f', though {path} lists it')
+        check_picture(file)
+
+    _for_some(check, images, sample)
+    names, categories = _as_list(built.metainfo.get('classes')), [category['name'] for category in content['categories']]
+    absent = [] if 'LVIS' in reader else [name for name in names if name not in categories]
+    if absent:
+        found = f'has no category "{absent[0]}", one of the {len(names)} classes of the config; it has {", ".join(categories[:5])}'
+        remedy = "set metainfo=dict(classes=(...)) of the datasets, and num_classes of the model's heads, to the categories of the file."
+        _require(len(absent) < len(names), f'{path}: {found}: {remedy}')
+        print(f'warning: {path}: {found}: {remedy}', file=sys.stderr)
+    things = len(built.metainfo.get('thing_classes') or ()) if reader == 'CocoPanopticDataset' else len(names)
+    if names and things and not built.return_classes:  # a model that reads the classes' names has no output for each
+        _check_num_classes(built, dataset, cfg, path, len(names), things)
+
+
+def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
+    names = built.metainfo.get('classes') or range(256)
+    if built.metainfo.get('classes'):
+        _check_num_classes(built, dataset, cfg, built.data_root, len(names))
+    if built.ann_file or not built.data_prefix.get('seg_map_path'):
+        return
+    labelled = not dataset.get('pipeline') or _step(dataset, 'LoadAnnotations')
+    images, labels = (Path(built.data_prefix[key]) for key in ('img_path', 'seg_map_path'))
+    hint = CONVERT if 'labelTrainIds' in built.seg_map_suffix else ''
+    for folder, suffix in ((images, built.img_suffix), (labels, built.seg_map_suffix))[: 2 if labelled else 1]:
+        _require(any(_files(folder, suffix)), f'{folder}: has no files that end in {suffix}. {hint}{REMEDY}')
+    classes = built.METAINFO.get('classes') or names
+    highest = len(classes) - (not built.reduce_zero_label)  # with reduce_zero_label, 0 is unlabelled and the classes begin at 1
+    allowed = f'the dataset has {len(classes)} classes: labels are 0 to {highest}, and {built.ignore_index} is ignored'
+    check_picture = _picture_check(dataset, cfg)
+
+    def check(picture: Path) -> None:
         check_picture(picture)
-        check_labels(label)
+        if labelled:
+            label = labels / (str(picture.relative_to(images)).removesuffix(built.img_suffix) + built.seg_map_suffix)
+            _need(label, 'label map', f', though there is {picture}')
+            values = np.asarray(_open(label, 'label map'))
+            _require(values.ndim == 2, f'{label}: is a picture in colour; a label map has one channel, of class indices.')
+            wrong = values[(values > highest) & (values != built.ignore_index)][:1]
+            _require(not wrong.size, f'{label}: has the label {wrong.max(initial=0)}, but {allowed}. {hint}{OTHER_CLASSES}')
 
-    _for_all(check_pair, _spread(sorted(folder.rglob(f'*{image_suffix}')), sample))
-
-
-def _label_check(dataset: dict, known: type, cfg: Config) -> Callable[[Path], None]:
-    """A function that raises for a label map that is no label map, or has values that are no class of the dataset."""
-    classes = getattr(known, 'METAINFO', {}).get('classes') or _class_names(dataset)
-    if classes is None:
-        return lambda path: None
-    _check_num_classes(cfg, len(_class_names(dataset)), _path(dataset, ''))
-    reduce_zero = dataset.get('reduce_zero_label', _default(known, 'reduce_zero_label', False))
-    ignore = dataset.get('ignore_index', 255)
-    highest = len(classes) - (not reduce_zero)  # with reduce_zero_label, 0 is unlabelled and the classes begin at 1
-
-    def check(path: Path) -> None:
-        picture = _open(path, 'label map')
-        values = np.asarray(picture)
-        if values.ndim != 2:
-            raise UsageError(f'{path}: is a picture in colour ({picture.mode}); a label map has one channel, of class indices.')
-        wrong = values[(values > highest) & (values != ignore)]
-        if wrong.size:
-            raise UsageError(
-                f'{path}: has the label {wrong[0]}, but the dataset has {len(classes)} classes: labels are 0 to {highest}, and {ignore} '
-                f'is ignored. {CONVERT} For other classes set metainfo=dict(classes=(...)) of the datasets and num_classes of the heads.'
-            )
-
-    return check
+    _for_some(check, sorted(_files(images, built.img_suffix)), sample)
 
 
-def _default(known: type | None, name: str, default: Any) -> Any:
-    """The default of a constructor's argument where it is of the type of ``default``, else ``default``."""
-    parameter = inspect.signature(known.__init__).parameters.get(name) if known else None
-    return parameter.default if parameter and isinstance(parameter.default, type(default)) else default
+def _check_folders(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
+    if built.ann_file:
+        return
+    folder, names = Path(built.img_prefix), built.CLASSES
+    _need(folder, 'folder')
+    classes = sorted(child for child in folder.iterdir() if child.is_dir()) if built.with_label else [folder]
+    _require(classes, f'{folder}: has no class folders; the layout is <split>/<class>/<picture>, or a list in meta/<split>.txt. {REMEDY}')
+    if built.with_label:
+        found = f'has {len(classes)} class folders, but the dataset of the config has {len(names or ())} classes'
+        remedy = "metainfo=dict(classes=(...)) of the datasets to the folders' names in alphabetic order, and num_classes of the head."
+        _require(not names or len(names) == len(classes), f'{folder}: {found}: set {remedy}')
+        _check_num_classes(built, dataset, cfg, folder, len(classes))
+    each = None if sample is None else max(1, sample // len(classes))
+    pictures = [picture for child in classes for picture in islice(_files(child, built.extensions, str.lower), each)]
+    _require(pictures, f'{folder}: has no pictures ({", ".join(sorted(built.extensions))}).')
+    _for_some(_picture_check(dataset, cfg), pictures, sample)
 
 
-def _check_folders(dataset: dict, folder: Path, cfg: Config, sample: int | None) -> None:
-    if not folder.is_dir():
-        raise UsageError(f'{folder}: no such folder. {REMEDY}')
-    classes = sorted(child for child in folder.iterdir() if child.is_dir())
-    if not classes:
-        raise UsageError(
-            f'{folder}: has no class folders; the layout is <split>/<class>/<picture>, or with a list in meta/<split>.txt. {REMEDY}'
-        )
-    a_class = None if sample is None else max(1, sample // len(classes))
-    pictures = []
-    for child in classes:
-        files = list(islice((file for file in child.rglob('*') if file.suffix.lower() in PICTURES), a_class))
-        if not files:
-            raise UsageError(f'{child}: has no pictures ({", ".join(PICTURES)}).')
-        pictures += files
-    names = _class_names(dataset)
-    if names is not None and len(names) != len(classes):
-        raise UsageError(
-            f'{folder}: has {len(classes)} class folders, but the dataset of the config has {len(names)} classes: set '
-            f"metainfo=dict(classes=(...)) of the datasets to the folders' names in alphabetic order, and num_classes of the head."
-        )
-    _check_num_classes(cfg, len(classes), folder)
-    _for_all(_picture_check(dataset, cfg), _spread(pictures, sample))
+READERS = dict.fromkeys(('CocoDataset', 'CocoPanopticDataset', 'LVISV05Dataset', 'LVISV1Dataset'), _check_coco)
+READERS |= dict(BaseSegDataset=_check_segmentation, CustomDataset=_check_folders)
 
 
 def main() -> None:
@@ -304,7 +300,7 @@ def main() -> None:
     add_common_options(parser)
     cfg = load_config(parser.parse_args())
     check_data(cfg, ('train', 'val', 'test'), sample=None)
-    print('the datasets of the config are complete and readable')
+    print('no fault found in the datasets of the config')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import argparse
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from common import UsageError, add_common_options, build_runner, load_config, run
 from files import replacing
@@ -36,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', help='folder for pictures with the predictions painted in')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds each window of --show stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument('--no-check-data', action='store_true', help='do not check the dataset first')
     parser.add_argument(
         '--reparameterize',
         action=argparse.BooleanOptionalAction,
@@ -113,6 +115,16 @@ def add_dump(runner: Runner, scope: str, out: str) -> None:
     runner.test_evaluator.metrics.append(Dump(out_file_path=out))
 
 
+def plain(value: Any) -> Any:
+    """Metrics as JSON has them: tensors, arrays and tuples as lists, every number as a float."""
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return float(value) if isinstance(value, int | float) else value if value is None else str(value)
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
@@ -121,7 +133,8 @@ def main() -> None:
         paint_predictions(cfg, args)
     if args.out:
         keep_predictions(cfg, args.out)
-    check_data(cfg, ('test',))
+    if not args.no_check_data:
+        check_data(cfg, ('test',))
     if args.tta:
         augment(cfg)
     cfg.load_from = args.checkpoint
@@ -132,7 +145,7 @@ def main() -> None:
     if args.metrics and is_main_process():
         args.metrics.parent.mkdir(parents=True, exist_ok=True)
         with replacing(args.metrics) as partial:
-            partial.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2) + '\n')
+            partial.write_text(json.dumps(plain(metrics), indent=2) + '\n')
 
 
 if __name__ == '__main__':

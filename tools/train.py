@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train any config of mmdet, mmseg or mmpretrain with their stock Runner.
 
-The config's default_scope decides the toolbox. Before the run starts, the datasets and the checkpoints it will load are checked.
+The config's default_scope decides the toolbox. Before the run starts, the datasets (but with --no-check-data) and the
+checkpoints it will load are checked.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def parse_args() -> argparse.Namespace:
         help='go on from this checkpoint, or without a value from the newest one in the work dir',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
+    parser.add_argument('--no-check-data', action='store_true', help='do not check the datasets first')
     return parser.parse_args()
 
 
@@ -57,7 +59,8 @@ def main() -> None:
     apply_options(cfg, args)
     if get_device() == 'cpu':
         keep_freed_memory()
-    check_data(cfg, ('train', 'val'))
+    if not args.no_check_data:
+        check_data(cfg, ('train', 'val'))
     build_runner(cfg).train()
 
 
