@@ -25,6 +25,7 @@ def register_backbones(toolbox: str) -> None:
 
     Importing the models of all three toolboxes takes seconds, and most programs use one.
     """
+    # mmengine's registries can only be given a place to import from when they are made, so the toolboxes' are told by private fields.
     adapter = f'{__package__}.backbones.{toolbox}_backbones'
     registry = import_module(f'{toolbox}.registry').MODELS
     if registry._imported or f'{toolbox}.models' in sys.modules:

@@ -144,6 +144,26 @@ def test_it_refuses_weights_that_are_not_finite(mini_data, tmp_path):
         runner.test()
 
 
+def test_an_unusual_dtype_has_the_widest_tolerance():
+    hook = ReparameterizeHook()
+    assert hook._tolerance_for(torch.float8_e4m3fn) == hook._tolerance_for(torch.bfloat16) > hook._tolerance_for(torch.float32)
+    assert ReparameterizeHook(tolerance=0.3)._tolerance_for(torch.float8_e4m3fn) == 0.3
+
+
+def test_a_training_compiled_by_mmengine(mini_data, tmp_path):
+    """``compile=True`` of a config; aot_eager traces as the default backend does, without a C++ compiler."""
+    weights = []
+    for name, options in (('compiled', dict(backend='aot_eager')), ('eager', False)):
+        runner = build_runner(
+            mini_data, tmp_path / name, [dict(type='ReparameterizeHook')], **{'compile': options, 'train_cfg.max_epochs': 1}
+        )
+        runner.train()
+        assert 'Re-parameterized 17 layers' in next((tmp_path / name).glob('*/*.log')).read_text()
+        weights.append(torch.cat([p.detach().flatten() for p in runner.model.parameters()]))
+    assert not torch.equal(*weights)  # it was compiled
+    assert ((weights[0] - weights[1]).abs().max() / weights[1].abs().max()).item() < 1e-3  # float32 through steps behind batch norms
+
+
 def test_it_refuses_a_model_without_branches(mini_data, tmp_path):
     changes = {'model.backbone.type': 'ResNet'}
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')], **changes)

@@ -9,6 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from orepa_mm import OREPAConv2d
+from orepa_mm.engine.optim_wrapper_constructor import OREPAOptimWrapperConstructor
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
 # No decay on biases and norms, and biases learn twice as fast, those of norms too.
@@ -35,6 +36,25 @@ def repvgg(method: str) -> nn.Module:
             nn.init.uniform_(norm.running_var, 0.5, 2)
             nn.init.uniform_(norm.weight, 0.5, 2)
     return net
+
+
+def test_settings_that_are_lists():
+    model = resnet()
+    adam = dict(type='AdamW', lr=0.1, betas=[0.9, 0.99], weight_decay=0.01)
+    groups = wrapper(model, optimizer=adam, custom_keys={'conv1': dict(lr_mult=0.1), 'bn': dict(decay_mult=0.0)}).optimizer.param_groups
+    assert all(tuple(group['betas']) == (0.9, 0.99) for group in groups)
+    assert sum(len(group['params']) for group in groups) == len(list(model.parameters()))
+
+    class WithLists(OREPAOptimWrapperConstructor):
+        def add_params(self, params, module, prefix='', is_dcn_module=None):
+            start = len(params)
+            super().add_params(params, module, prefix, is_dcn_module)
+            for group in params[start:]:
+                group.setdefault('betas', [0.5, 0.9] if group.get('weight_decay') == 0 else [0.9, 0.99])
+
+    constructor = WithLists(dict(type='OptimWrapper', optimizer=adam), dict(norm_decay_mult=0.0))
+    groups = constructor(model).optimizer.param_groups
+    assert {tuple(group['betas']) for group in groups} == {(0.5, 0.9), (0.9, 0.99)} and len(groups) == 2
 
 
 def test_the_papers_rule():

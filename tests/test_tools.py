@@ -144,6 +144,21 @@ def test_stock_mmdet_scripts_run_the_same_config(tool, trained, tools, mini_data
     assert 'Re-parameterized 17 layers' in log or tool == 'train'
 
 
+def test_the_stock_scripts_refuse_a_checkpoint_that_does_not_fit(trained, tools, tmp_path):
+    """mmengine would load what it can, and test a network of random layers."""
+    package = Path(importlib.util.find_spec('mmdet').origin).parent
+    pairs = [f'{key}={value}' for key, value in tools.options('coco', iterations=1).items()]
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(package / '.mim' / 'tools' / 'test.py'), str(ROOT / tools.CONFIGS['coco'])]
+        + [str(trained('imagenet', tools)), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *pairs],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
+    assert result.returncode == 1 and 'CheckpointError' in result.stderr and 'does not fit the model' in result.stderr
+
+
 def test_distributed_script(tools, tmp_path):
     options = tools.options('imagenet', iterations=2)
     result = subprocess.run(

@@ -11,7 +11,7 @@ from ..reparam.plain import is_repvgg_block
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor with two additions.
+    """mmengine's default constructor with two additions; with ``compile=True`` in a config it gives groups that can be compiled.
 
     Parameters of equal settings share a group. The default makes a group of each parameter as soon as there is a ``paramwise_cfg``, and
     foreach and fused optimizers then take one parameter at a time. The group with the base settings comes first, so it is the one
@@ -57,6 +57,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         optim_wrapper = super().__call__(model)
+        # The default makes them ConfigDicts, which torch.compile cannot trace.
+        optim_wrapper.optimizer.param_groups = [dict(group) for group in optim_wrapper.optimizer.param_groups]
         if self.paramwise_cfg.get('custom_l2'):
             blocks = _blocks(getattr(model, 'module', model))
             if not blocks:
