@@ -23,7 +23,8 @@ setup(
     packages=find_packages(include=['orepa_mm', 'orepa_mm.*']),
     python_requires='>=3.10',
     # The MM packages exist in two distributions with the same import names, so neither is a hard requirement: see the extras.
-    install_requires=['torch>=2.5', 'numpy'],
+    # torch 2.6 is the first whose safe_globals() takes (function, name) pairs, with which checkpoints are read.
+    install_requires=['torch>=2.6', 'numpy'],
     extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'test')},
     classifiers=[
         'Programming Language :: Python :: 3',

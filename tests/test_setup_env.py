@@ -1,0 +1,322 @@
+"""``make setup``: which folders it may touch, which mmcv it installs, what it says about the GPU's compiler. Nothing is installed."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setup_env
+from setup_env import Environment, SetupError, find_nvcc, nvcc_problem, nvcc_version, ops_target, wheel_folder
+
+CPU = dict(torch='2.13.0+cu130', cuda='13.0', gpus=[], python='cp311-linux-x86_64')
+GPU = dict(CPU, gpus=['9.0'])
+IN_PLACE = 'import sys, pip; assert sys.prefix == sys.exec_prefix != sys.base_prefix and pip.__file__.startswith(sys.prefix)'
+
+
+def contents(folder: Path) -> dict:
+    """Everything below ``folder`` but what Python compiles on import: links' targets, files' bytes and times."""
+    return {
+        path.relative_to(folder): os.readlink(path) if path.is_symlink() else (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob('*')
+        if (path.is_symlink() or not path.is_dir()) and '__pycache__' not in path.parts
+    }
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[Path]:
+    """The folders in which environments were made: with a pip that can be imported, which is all of it that is asked for here."""
+    folders = []
+    run = subprocess.run
+
+    def quick(command, **options):
+        if command[1:3] != ['-m', 'venv']:
+            return run(command, **options)
+        result = run([*command[:-1], '--without-pip', command[-1]], **options)
+        folder = Path(command[-1])
+        for site in [*folder.glob('lib/python*/site-packages'), *folder.glob('Lib/site-packages')]:
+            (site / 'pip.py').touch()
+        folders.append(folder)
+        return result
+
+    monkeypatch.setattr(setup_env.subprocess, 'run', quick)
+    return folders
+
+
+def environment(path: Path) -> Environment:
+    return Environment(path, 'onedl', [])
+
+
+class TestFolder:
+    @pytest.mark.parametrize('start', ['missing', 'missing below a missing one', 'empty'])
+    def test_is_made_where_nothing_is(self, tmp_path, made, start):
+        path = tmp_path / 'a' / 'b' if 'below' in start else tmp_path / 'a'
+        if start == 'empty':
+            path.mkdir()
+        env = environment(path)
+        env.create()
+        assert made == [path]
+        assert env.runs(IN_PLACE) == ''
+
+    def test_of_somebody_else_is_left_alone(self, tmp_path, made):
+        (tmp_path / 'bin').mkdir()
+        (tmp_path / 'bin' / 'python').write_text('theirs')
+        (tmp_path / 'pyvenv.cfg').write_text('theirs too')
+        (tmp_path / 'notes.txt').write_text('years of work')
+        before = contents(tmp_path)
+        with pytest.raises(SetupError, match='did not put there, and nothing was changed; choose a folder') as error:
+            environment(tmp_path).create()
+        assert contents(tmp_path) == before and made == []
+        assert '\n' not in str(error.value)
+
+    def test_command_line_refuses_with_one_line(self, tmp_path):
+        (tmp_path / '.hidden').write_text('theirs')
+        before = contents(tmp_path)
+        script = Path(setup_env.__file__)
+        result = subprocess.run(
+            [sys.executable, str(script)], env=dict(os.environ, VENV=str(tmp_path), CXX=sys.executable), capture_output=True, text=True
+        )
+        assert result.returncode == 1 and contents(tmp_path) == before
+        assert result.stderr.count('\n') == 1 and str(tmp_path) in result.stderr
+
+    @pytest.mark.parametrize('name, message', [('file', 'is a file'), ('file/below', 'cannot be used')])
+    def test_is_no_file(self, tmp_path, made, name, message):
+        (tmp_path / 'file').write_text('theirs')
+        with pytest.raises(SetupError, match=message):
+            environment(tmp_path / name).create()
+        assert (tmp_path / 'file').read_text() == 'theirs' and made == []
+
+    def test_of_ours_is_gone_on_with(self, tmp_path, made):
+        env = environment(tmp_path / 'env')
+        env.create()
+        before = contents(env.path)
+        env.create()
+        assert contents(env.path) == before and len(made) == 1
+
+    def test_filled_before_the_stamp_of_its_making_was_written_is_kept(self, tmp_path, made):
+        env = environment(tmp_path / 'env')
+        env.create()
+        (env.stamps / 'venv').unlink()
+        env.step('build-tools', 'key', lambda: None)
+        before = contents(env.path)
+        env.create()
+        assert contents(env.path) == before and len(made) == 1
+
+    def test_interrupted_is_made_again(self, tmp_path, made, monkeypatch):
+        env = environment(tmp_path / 'env')
+        with monkeypatch.context() as patch:
+
+            def interrupt(command, **options):
+                env.python.parent.mkdir()
+                env.python.symlink_to(sys.executable)
+                raise KeyboardInterrupt
+
+            patch.setattr(setup_env.subprocess, 'run', interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                env.create()
+        (env.path / 'notes.txt').write_text('theirs')
+        env.create()
+        assert env.runs(IN_PLACE) == '' and made == [env.path]
+        assert (env.path / 'notes.txt').read_text() == 'theirs'
+
+    @pytest.mark.parametrize('fault', ['link', 'program'])
+    def test_whose_python_is_gone(self, tmp_path, made, fault):
+        env = environment(tmp_path / 'env')
+        env.create()
+        env.step('distribution', 'openmmlab', lambda: None)
+
+        def break_it():
+            env.python.unlink()
+            if fault == 'link':
+                env.python.symlink_to(tmp_path / 'removed')
+            else:
+                env.python.write_text('#!/removed\n')
+                env.python.chmod(0o755)
+
+        break_it()
+        env.create()
+        assert env.runs(IN_PLACE) == '' and not env.done('distribution', 'openmmlab')
+
+        env.step('build-tools', 'key', lambda: None)
+        break_it()
+        before = contents(env.path)
+        with pytest.raises(SetupError, match='does not run any more .* or delete the folder'):
+            env.create()
+        assert contents(env.path) == before and len(made) == 2
+
+
+class TestMmcv:
+    """Which wheel goes into an environment, with a pip that writes down what it is asked for."""
+
+    @pytest.fixture(autouse=True)
+    def machine(self, tmp_path, monkeypatch):
+        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+        for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'):
+            monkeypatch.delenv(name, raising=False)
+        self.nvcc = tmp_path / 'toolkit' / 'bin' / 'nvcc'
+        monkeypatch.setattr(setup_env, 'find_nvcc', lambda environ: self.nvcc if self.nvcc.exists() else None)
+        monkeypatch.setattr(setup_env, 'nvcc_version', lambda nvcc: '13.1')
+
+    def env(self, tmp_path, name: str = 'env') -> Environment:
+        env = environment(tmp_path / name)
+        env.stamps.mkdir(parents=True)
+        env.calls = []
+        env.works_on_gpu = False
+        env.runs = lambda statement: '' if env.works_on_gpu else 'no such op'
+
+        def pip(*args, command='install', **_):
+            env.calls.append(command)
+            if command == 'wheel':
+                assert '--no-cache-dir' in args
+                (Path(args[args.index('--wheel-dir') + 1]) / 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl').touch()
+            else:
+                assert '--force-reinstall' in args and Path(args[-1]).is_file()
+
+        env.pip = pip
+        return env
+
+    def install_toolkit(self):
+        self.nvcc.parent.mkdir(parents=True)
+        self.nvcc.touch()
+        (self.nvcc.parent.parent / 'include').mkdir()
+        (self.nvcc.parent.parent / 'include' / 'cuda_runtime.h').touch()
+
+    def test_is_built_once_for_each_torch(self, tmp_path):
+        env = self.env(tmp_path)
+        for _ in range(2):
+            env.step_mmcv('onedl-mmcv>=2.3.6', 'key', CPU)
+        assert env.calls == ['wheel', 'install']
+
+        second, other = self.env(tmp_path, 'second'), self.env(tmp_path, 'other')
+        second.step_mmcv('onedl-mmcv>=2.3.6', 'key', CPU)
+        assert second.calls == ['install']
+        other.step_mmcv('onedl-mmcv>=2.3.6', 'other key', dict(CPU, torch='2.6.0+cu124'))
+        assert other.calls == ['wheel', 'install']
+
+    def test_build_that_fails_leaves_no_wheel(self, tmp_path):
+        env = self.env(tmp_path)
+        pip = env.pip
+
+        def fail(*args, **options):
+            pip(*args, **options)
+            raise SetupError
+
+        env.pip = fail
+        with pytest.raises(SetupError):
+            env.step_mmcv('onedl-mmcv', 'key', CPU)
+        assert not list((tmp_path / 'cache').rglob('*.whl')) and not env.done('mmcv', 'key')
+
+    def test_cache_that_cannot_be_written_to(self, tmp_path):
+        (tmp_path / 'cache').write_text('not a folder')
+        env = self.env(tmp_path)
+        env.step_mmcv('onedl-mmcv', 'key', CPU)
+        assert env.calls == ['wheel', 'install'] and list(env.path.glob('wheels/*.whl'))
+
+    def test_follows_the_machine_to_a_gpu_and_stays(self, tmp_path):
+        env = self.env(tmp_path)
+        env.step_mmcv('onedl-mmcv', 'key', CPU)
+        env.calls.clear()
+        with pytest.raises(SetupError, match='CUDA toolkit 13.0'):
+            env.step_mmcv('onedl-mmcv', 'key', GPU)
+        assert env.calls == []
+        self.install_toolkit()
+        env.step_mmcv('onedl-mmcv', 'key', GPU)
+        env.step_mmcv('onedl-mmcv', 'key', GPU)
+        env.step_mmcv('onedl-mmcv', 'key', CPU)
+        assert env.calls == ['wheel', 'install']
+
+    def test_that_runs_on_the_gpu_already_stays(self, tmp_path):
+        env = self.env(tmp_path)
+        env.step('mmcv', 'key', lambda: None)
+        env.works_on_gpu = True
+        env.step_mmcv('onedl-mmcv', 'key', GPU)
+        assert env.calls == [] and env.done('mmcv', 'key')
+
+    def test_new_one_is_checked_again(self, tmp_path):
+        env = self.env(tmp_path)
+        env.step('check', 'installed', lambda: None)
+        env.step_mmcv('onedl-mmcv', 'key', CPU)
+        assert not env.done('check', 'installed')
+
+
+class TestNvcc:
+    def toolkit(self, tmp_path, headers: str = 'include') -> Path:
+        nvcc = tmp_path / 'bin' / 'nvcc'
+        nvcc.parent.mkdir()
+        nvcc.write_text('#!/bin/sh\necho "Cuda compilation tools, release 12.4, V12.4.131"\n')
+        nvcc.chmod(0o755)
+        if headers:
+            (tmp_path / headers).mkdir(parents=True)
+            (tmp_path / headers / 'cuda_runtime.h').touch()
+        return nvcc
+
+    @pytest.mark.parametrize('version', ['12.4', '12.1'])
+    @pytest.mark.parametrize('headers', ['include', 'targets/x86_64-linux/include'])
+    def test_of_the_same_major_version_will_do(self, tmp_path, version, headers):
+        assert nvcc_problem('12.4', self.toolkit(tmp_path, headers), version) == ''
+
+    @pytest.mark.parametrize(
+        'version, headers, message',
+        [('13.0', 'include', 'is of CUDA 13.0'), ('', 'include', 'does not run'), ('12.4', '', 'has no headers')],
+    )
+    def test_that_will_not_do(self, tmp_path, version, headers, message):
+        problem = nvcc_problem('12.4', self.toolkit(tmp_path, headers), version)
+        assert message in problem and '\n' not in problem
+        assert 'install the CUDA toolkit 12.4' in problem and 'CUDA_VISIBLE_DEVICES=' in problem
+
+    def test_missing(self):
+        assert 'none was found' in nvcc_problem('12.4', None, '')
+
+    def test_is_not_needed_without_cuda(self):
+        assert nvcc_problem(None, None, '') == ''
+
+    def test_is_looked_for_where_torch_does(self, tmp_path):
+        homes = {}
+        for name in ('home', 'path', 'default'):
+            homes[name] = tmp_path / name
+            homes[name].mkdir()
+            self.toolkit(homes[name])
+
+        def find(environ, on_path=True):
+            return find_nvcc(environ, lambda _: str(homes['path'] / 'bin' / 'nvcc') if on_path else None, str(homes['default']))
+
+        assert find(dict(CUDA_HOME=str(homes['home']))) == homes['home'] / 'bin' / 'nvcc'
+        assert find(dict(CUDA_PATH=str(homes['home']))) == homes['home'] / 'bin' / 'nvcc'
+        assert find(dict(CUDA_HOME=str(tmp_path))) is None
+        assert find({}) == homes['path'] / 'bin' / 'nvcc'
+        assert find({}, on_path=False) == homes['default'] / 'bin' / 'nvcc'
+        shutil.rmtree(homes['default'])
+        assert find({}, on_path=False) is None
+
+    @pytest.mark.skipif(os.name == 'nt', reason='a shell script')
+    def test_version(self, tmp_path):
+        assert nvcc_version(self.toolkit(tmp_path)) == '12.4'
+        assert nvcc_version(tmp_path / 'none') == ''
+
+
+def test_ops_target():
+    assert ops_target(CPU, {}) == 'cpu'
+    assert ops_target(GPU, {}) == 'gpu-9.0'
+    assert ops_target(CPU, dict(FORCE_CUDA='1')) == 'gpu-all'
+    assert ops_target(GPU, dict(TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX')) == 'gpu-8.0-9.0+PTX'
+
+
+def test_wheels_are_kept_apart(tmp_path):
+    machines = [CPU, GPU, *(dict(CPU, **{key: 'other'}) for key in ('torch', 'python'))]
+    folders = [wheel_folder(machine, dict(XDG_CACHE_HOME=str(tmp_path))) for machine in machines]
+    assert len(set(folders)) == len(folders) and all(tmp_path in folder.parents for folder in folders)
+
+
+def test_probe_prints_what_is_asked_of_it():
+    result = subprocess.run([sys.executable, '-c', setup_env.PROBE], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout).keys() == CPU.keys()
+
+
+def test_needs_the_standard_library_only():
+    tree = ast.parse(Path(setup_env.__file__).read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert {module.split('.')[0] for module in modules} <= sys.stdlib_module_names
