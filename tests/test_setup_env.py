@@ -169,7 +169,15 @@ class TestMmcv:
 
         def pip(*args, command='install', **_):
             env.calls.append(command)
-            if command == 'wheel':
+            if command == 'download':
+                release = tmp_path / 'release' / 'onedl_mmcv-2.3.6'
+                release.mkdir(parents=True)
+                (release / 'setup.py').write_text("args = ['-Wall', '-std=c++17']\n")
+                shutil.make_archive(str(Path(args[args.index('--dest') + 1]) / release.name), 'gztar', release.parent, release.name)
+            elif command == 'wheel':
+                env.source = args[-1]
+                if os.path.isdir(env.source):
+                    env.source = (Path(env.source) / 'setup.py').read_text()
                 assert '--no-cache-dir' in args
                 (Path(args[args.index('--wheel-dir') + 1]) / 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl').touch()
             else:
@@ -195,6 +203,14 @@ class TestMmcv:
         assert second.calls == ['install']
         other.step_mmcv('onedl-mmcv>=2.3.6', 'other key', dict(CPU, torch='2.6.0+cu124'))
         assert other.calls == ['wheel', 'install']
+
+    @pytest.mark.parametrize('torch', ['2.14.1+cu130', '3.0.0'])
+    def test_source_leaves_the_language_standard_to_a_torch_that_needs_a_newer_one(self, tmp_path, torch):
+        env = self.env(tmp_path)
+        env.step_mmcv('onedl-mmcv>=2.3.6', 'key', dict(CPU, torch=torch))
+        assert env.calls == ['download', 'wheel', 'install']
+        assert env.source == "args = ['-Wall', ]\n"
+        assert [path.suffix for path in (tmp_path / 'cache').rglob('*') if path.is_file()] == ['.whl']
 
     def test_build_that_fails_leaves_no_wheel(self, tmp_path):
         env = self.env(tmp_path)

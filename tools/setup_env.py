@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
 DISTRIBUTIONS = ('onedl', 'openmmlab')
 MMCV_PACKAGE = dict(onedl='onedl-mmcv', openmmlab='mmcv')
+FIRST_TORCH_WITH_CXX20 = (2, 14)  # its headers refuse the C++17 that mmcv's setup.py asks for
 # All that venv and pip put into an environment, and what is written here.
 PARTS = ('bin', 'include', 'lib', 'lib64', 'share', 'etc', 'Scripts', 'Include', 'Lib', 'pyvenv.cfg', 'wheels', 'setup.log')
 
@@ -352,19 +353,22 @@ class Environment:
                 raise SetupError(problem)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            building = tempfile.mkdtemp(prefix='building-', dir=folder)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError:  # no home folder, or one that cannot be written to
             folder = self.path / 'wheels'
             folder.mkdir(exist_ok=True)
-            building = tempfile.mkdtemp(prefix='building-', dir=folder)
-        try:
+        # pip's cache does not say with which torch a wheel was built.
+        options = ('--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary', MMCV_PACKAGE[self.mm])
+        with tempfile.TemporaryDirectory(prefix='building-', dir=folder) as building, tempfile.TemporaryDirectory() as source:
+            if tuple(map(int, machine['torch'].split('.')[:2])) >= FIRST_TORCH_WITH_CXX20:
+                self.pip(*options, '--dest', source, requirement, command='download', title="downloading mmcv's source")
+                shutil.unpack_archive(next(Path(source).glob('*.tar.gz')), source)
+                script = next(Path(source).glob('*/setup.py'))
+                script.write_text(script.read_text().replace("'-std=c++17'", ''))  # torch's extension builder then adds its own
+                requirement = str(script.parent)
             self.pip(
                 '-v',
-                '--no-build-isolation',
-                '--no-deps',
-                '--no-cache-dir',  # pip's cache does not say with which torch a wheel was built
-                '--no-binary',
-                MMCV_PACKAGE[self.mm],
+                *options,
                 '--wheel-dir',
                 building,
                 requirement,
@@ -374,8 +378,6 @@ class Environment:
             )
             wheel = next(Path(building).glob('*.whl'))
             return wheel.replace(folder / wheel.name)  # whole or not at all, also when two environments are made at once
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
 
     def check(self, checks: tuple, title: str, machine: dict) -> None:
         say(title)
