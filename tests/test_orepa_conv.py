@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from orepa_mm import OREPAConv2d
@@ -351,3 +353,64 @@ def test_checkpoints_with_the_other_order_of_channels_load(form):
     other = build(form)
     other.load_state_dict(state)
     assert torch.equal(other.weight, conv.weight)
+
+
+def write_into_a_view(conv):
+    conv.kernel.origin.data[0].mul_(2)
+
+
+def write_through_numpy(conv):
+    conv.kernel.origin.detach()[1:].numpy()[:] *= 2
+
+
+def prune_twice(conv):
+    prune.random_unstructured(conv.kernel, 'origin', amount=0.3)
+    conv(torch.randn(1, 6, 9, 9))
+    prune.random_unstructured(conv.kernel, 'origin', amount=0.5)
+
+
+class Masked(nn.Module):
+    def __init__(self, like):
+        super().__init__()
+        self.register_buffer('mask', torch.ones_like(like))
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
+def change_a_buffer_of_a_parametrization(conv):
+    nn.utils.parametrize.register_parametrization(conv.kernel, 'origin', Masked(conv.kernel.origin))
+    conv(torch.randn(1, 6, 9, 9))
+    conv.kernel.parametrizations.origin[0].mask.zero_()
+
+
+def step_of_a_fused_optimizer(conv):
+    conv(torch.randn(1, 6, 9, 9)).sum().backward()
+    torch.optim.SGD(conv.parameters(), 0.1, fused=True).step()
+
+
+@pytest.mark.parametrize(
+    'change',
+    [write_into_a_view, write_through_numpy, prune_twice, change_a_buffer_of_a_parametrization, step_of_a_fused_optimizer],
+    ids=lambda change: change.__name__,
+)
+def test_whatever_changes_the_weights_the_next_output_is_of_the_new_ones(change):
+    conv, x = build('kxk').eval(), torch.randn(1, 6, 9, 9)
+    with torch.no_grad():
+        before = conv(x)
+    change(conv)
+    with torch.no_grad():
+        after = conv(x)
+        conv.kernel.closed_form = False  # computed from the weights by the formula, here and now
+        assert not torch.equal(before, after) and relative(after, conv(x)) < 1e-5
+
+
+def test_inference_in_threads_beside_a_change_of_mode():
+    conv, x = build('kxk').eval(), torch.randn(1, 6, 9, 9)
+    with torch.no_grad():
+        expected = conv(x)
+    with ThreadPoolExecutor(3) as pool:
+        outputs = [pool.submit(torch.no_grad()(conv), x) for _ in range(60)]
+        for _ in range(20):
+            conv.eval()
+    assert all(torch.equal(output.result(), expected) for output in outputs)
