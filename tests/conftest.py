@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import runpy
 import socket
@@ -19,6 +20,7 @@ sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'd
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+    logging.disable(logging.NOTSET)  # scripts that run in this process silence it
     forget_earlier_runs()
 
 

@@ -33,10 +33,10 @@ def orepa(i: int, o: int, k: int, g: int = 1, point: bool = True) -> int:
 
 
 def resnet(depth: int, base: int = 64, groups: int = 1, width: int = 64) -> tuple[int, int]:
-    """Convolutions of torchvision's layout: parameters in training form, and of the kernels with biases."""
+    """Convolutions of torchvision's layout with their norms: parameters in training form, and of the stock network."""
     blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
     bottleneck = depth >= 50
-    convs, plain_norms = [(3, base, 7, 1, True)], 0
+    convs = [(3, base, 7, 1, True)]
     i = base
     for stage, count in enumerate(blocks):
         channels = base * 2**stage
@@ -48,12 +48,10 @@ def resnet(depth: int, base: int = 64, groups: int = 1, width: int = 64) -> tupl
                 convs += [(i, out, 3, 1, True), (out, out, 3, 1, True)]
             if block == 0 and i != out:
                 convs.append((i, out, 1, 1, bottleneck))
-                plain_norms += 0 if bottleneck else out
             i = out
     head = 1000 * i + 1000
     training = sum((orepa(a, o, k, g) if replaced else a * o) + 2 * o for a, o, k, g, replaced in convs) + head
-    # A plain shortcut keeps its norm: a shift and a scale instead of a bias.
-    deployed = sum(a * o // g * k * k + o for a, o, k, g, _ in convs) + plain_norms + head
+    deployed = sum(a * o // g * k * k + 2 * o for a, o, k, g, _ in convs) + head  # the stock network
     return training, deployed
 
 

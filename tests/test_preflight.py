@@ -416,8 +416,7 @@ def test_the_check_can_be_left_out(tool, tools, tmp_path):
     arguments = ('imagenet', tmp_path) if tool == 'train' else ('imagenet', tmp_path / 'none.pth', tmp_path)
     refused(getattr(tools, tool)(*arguments, options=options), 'absent', 'data_root')
     status, error = getattr(tools, tool)(*arguments, '--no-check-data', options=options)
-    assert status != 0 and 'data_root' not in error, error
-    assert ('none.pth' if tool == 'test' else 'absent') in error
+    assert status != 0 and 'data_root' not in error and 'absent' in error, error  # the toolbox's own message
 
 
 def test_metrics_of_every_kind_are_kept():
