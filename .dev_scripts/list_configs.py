@@ -118,6 +118,10 @@ def network_name(cfg: Config) -> str:
     name = f'{kind}-{backbone.get("arch") or backbone.depth}'
     if (width := backbone.get('base_channels', 64)) != 64:
         name += f', {width / 64:g} x the width'
+    if str((backbone.get('init_cfg') or {}).get('checkpoint')).startswith('torchvision:'):
+        name += ', stock weights'
+    if str(cfg.get('load_from')).startswith('https:'):
+        name += ', stock detector'
     if backbone.get('plain_stem') or backbone.get('frozen_stages') == 0:
         name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
     if cfg.default_scope == 'mmpretrain':

@@ -17,6 +17,10 @@ class FuseError(OREPAError, ValueError):
     """A block or layer has no plain form now."""
 
 
+class ExpandError(OREPAError, ValueError):
+    """A model or layer cannot be given branches."""
+
+
 class ReparameterizeError(OREPAError, RuntimeError):
     """Testing in deployed form makes no sense."""
 

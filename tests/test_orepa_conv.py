@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
-from orepa_mm import OREPAConv2d
+from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.errors import LayerError
 from orepa_mm.functional import kernel_of
 from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
@@ -268,8 +268,8 @@ def test_spectral_norm_is_refused(kind):
         ConvModule(4, 4, 3, conv_cfg=dict(type=kind), **options)
 
 
-def test_loading_a_plain_kernel_is_refused_even_when_not_strict():
-    net = nn.Sequential(OREPAConv2d(4, 8, 3))
+def test_a_layer_that_cannot_start_from_a_plain_kernel_refuses_it_even_when_not_strict():
+    net = nn.Sequential(DBBConv2d(4, 8, 3, padding=1))
     with pytest.raises(RuntimeError, match=r'plain kernel "0\.weight".*re-parameterized'):
         net.load_state_dict(nn.Sequential(nn.Conv2d(4, 8, 3)).state_dict(), strict=False)
 

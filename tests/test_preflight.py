@@ -153,7 +153,7 @@ def classifiers(tmp_path_factory):
     ('checkpoint', 'options', 'parts'),
     [
         ('deep_linear', {'conv_cfg.type': 'OREPAConv2d', 'conv_cfg.plain_sizes': (1, 7)}, ('deep linear stem', 'plain_stem=True')),
-        ('plain', {}, ('its stem is a plain kernel', 'plain_stem=True')),
+        ('plain', {}, ('no product of stacked 3x3 kernels', 'plain_stem=True')),
         ('v1c', {}, ('deep_stem=True',)),
         ('narrow', {}, ('of another shape', 'stem_channels')),
     ],

@@ -321,9 +321,11 @@ def test_forms_that_do_not_match(trained, tools, tmp_path):
     model = MODELS.build(Config.fromfile(ROOT / tools.CONFIGS['imagenet']).model)
     model.load_state_dict(checkpoint['state_dict'])
     torch.save(dict(state_dict=orepa_mm.reparameterize(model.eval()).state_dict()), tmp_path / 'deployed.pth')
-    refused(
-        tools.test('imagenet', tmp_path / 'deployed.pth', tmp_path / 'run'), 'deployed.pth', 'plain kernels', 'training-form checkpoint'
-    )
+    deployed = tmp_path / 'deployed.pth'
+    refused(tools.test('imagenet', deployed, tmp_path / 'run'), 'deployed.pth', 'backbone.conv1.weight', 'plain_stem=True')
+    options = {'model.backbone.plain_stem': True}  # then it is expanded into the branches
+    status, error = tools.test('imagenet', deployed, tmp_path / 'plain-stem', '--no-reparameterize', options=options)
+    assert status == 0, error
     plain = {'model.backbone.conv_cfg.type': 'Conv2d'}
     refused(
         tools.test('imagenet', trained('imagenet', tools), tmp_path / 'run', '--no-reparameterize', options=plain),

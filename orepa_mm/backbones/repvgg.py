@@ -6,6 +6,7 @@ from mmpretrain.models.backbones import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from torch import nn
 
+from ..checkpoints.plain_kernels import LogsPlainKernels
 from ..reparam import reparameterize
 
 CONV_CFGS = {
@@ -15,7 +16,7 @@ CONV_CFGS = {
 }
 
 
-class OREPARepVGG(RepVGG):
+class OREPARepVGG(LogsPlainKernels, RepVGG):
     """mmpretrain's RepVGG with OREPA 3x3 convolutions in its blocks (paper, section 4.1, OREPA-RepVGG).
 
     Args:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, PlainKernelError
 from ..layers import ReparameterizableConv2d
 from .reading import is_local, read_checkpoint, state_dict_of
 
@@ -28,15 +28,19 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     """
     state = dict(state)
     for name, module in model.named_modules():
+        # Parents first: a backbone may turn what its layers would have to.
         if hasattr(module, 'adapt_state_dict'):
-            module.adapt_state_dict(state, f'{name}.' if name else '')
+            try:
+                module.adapt_state_dict(state, f'{name}.' if name else '')
+            except PlainKernelError as error:
+                raise CheckpointError(f'{path}: {error}') from None
     _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
     plain = [f'{name}.weight' for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d) and f'{name}.weight' in state]
     if plain:
         raise CheckpointError(
-            f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers with training-time branches: it is '
-            're-parameterized, or of a stock model. Give the training-form checkpoint, or a config of the plain model.'
+            f'{path}: holds plain kernels ({_some(plain)}) where the config builds Diverse Branch Blocks, which cannot start from them: it '
+            'is re-parameterized, or of a stock model. Give the training-form checkpoint, or a config of the plain model.'
         )
     branches = [key for key in state if '.kernel.' in key and key not in expected and f'{key.split(".kernel.")[0]}.weight' in expected]
     if branches:
@@ -81,8 +85,6 @@ def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
             remedy = f'set deep_stem={any(key.startswith("stem.") for key in given)} of the backbone (ResNetV1c and V1d have deep stems)'
         elif same_form and deep and not wants_deep:
             remedy = 'its deep linear stem can be trained as a plain one: set plain_stem=True of the backbone'
-        elif same_form and wants_deep and not deep:
-            remedy = 'its stem is a plain kernel: set plain_stem=True of the backbone'
         else:
             reshaped = [key for key in stem if key in given and given[key].shape != expected[key].shape]
             if not reshaped:

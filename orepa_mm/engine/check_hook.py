@@ -7,7 +7,9 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ..checkpoints.checking import check_pretrained, check_state_dict
+from ..checkpoints.plain_kernels import LogsPlainKernels, plain_kernels
 from ..checkpoints.reading import state_dict_of
+from ..errors import CheckpointError
 
 
 @HOOKS.register_module()
@@ -34,8 +36,19 @@ class CheckHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         path = runner.cfg.get('load_from') or 'the checkpoint to resume from'
-        partial = _is_training(runner) and not runner.cfg.get('resume')
-        check_state_dict(_network(runner), state_dict_of(checkpoint), path, partial)
+        resuming = _is_training(runner) and runner.cfg.get('resume')
+        network, state = _network(runner), state_dict_of(checkpoint)
+        plain = plain_kernels(network, state)
+        if plain and resuming and 'optimizer' in checkpoint:
+            raise CheckpointError(
+                f'{path}: cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to '
+                'other parameters; start a new run from its weights, with load_from instead of resume.'
+            )
+        check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
+        backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, LogsPlainKernels))
+        others = [name for name in plain if not name.startswith(backbones)]
+        if others:
+            runner.logger.info(f'{len(others)} plain convolutions of the checkpoint outside the backbone are expanded into branches.')
 
 
 def _is_training(runner) -> bool:

@@ -1,6 +1,7 @@
 """Arithmetic of re-parameterization: weights in, weights out, plain torch."""
 
 from .closed_form import closed_form_1x1, closed_form_kxk
+from .factor import shifts_and_kernel
 from .fuse import fuse_norm
 from .merge import average, identity_kernel, merge_1x1_kxk
 from .precision import is_plain_eager, without_autocast
@@ -21,6 +22,7 @@ __all__ = [
     'merge_1x1_kxk',
     'repvgg_l2',
     'rows_of',
+    'shifts_and_kernel',
     'squeeze_1x1',
     'squeeze_kxk',
     'without_autocast',

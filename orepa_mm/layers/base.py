@@ -108,15 +108,17 @@ class ReparameterizableConv2d(nn.Module):
     def reset_parameters(self) -> None:
         raise NotImplementedError
 
+    def holds_plain_kernel(self, state: dict[str, Tensor], prefix: str) -> bool:
+        """Whether a state dict has a plain kernel under ``prefix``, and none of this layer's branches."""
+        return f'{prefix}weight' in state and not any(f'{prefix}{name}' in state for name, _ in self.named_parameters() if name != 'bias')
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # Loaders that are not strict would drop these keys and train or test a network with random kernels.
-        if prefix + 'weight' in state_dict and not any(
-            prefix + name in state_dict for name, _ in self.named_parameters() if name != 'bias'
-        ):
+        if self.holds_plain_kernel(state_dict, prefix):
             raise PlainKernelError(
                 f'the checkpoint holds a plain kernel "{prefix}weight" where the model has a {type(self).__name__} with its training-time '
-                'branches: it is a re-parameterized checkpoint, or one of a stock model. Load the training-form checkpoint, or build '
-                'the plain model (conv_cfg=None, the stock backbone) for this one.'
+                'branches, and it cannot start from a plain kernel: it is a re-parameterized checkpoint, or one of a stock model. Load the '
+                'training-form checkpoint, or build the plain model (conv_cfg=None, the stock backbone) for this one.'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

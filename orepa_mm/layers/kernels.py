@@ -11,12 +11,23 @@ from ..functional import (
     frequency_prior,
     is_plain_eager,
     rows_of,
+    shifts_and_kernel,
     squeeze_1x1,
     squeeze_kxk,
     without_autocast,
 )
 
 POINT_ROW = 4  # of the 1x1 branch in the scales of an OREPAKernel
+
+# How the branches start that represent a given kernel: the scales of an OREPAKernel and of an OREPAPointwiseKernel, None for the published
+# ones. Those of "balanced" have squares that add up to about one: a branch moves the kernel by its scale squared times what a plain
+# kernel's step would be, so the first steps are as long as the plain layer's at the same learning rate.
+STARTS = {
+    'balanced': ((0.8, 0.25, 0.25, 0.5, 0.25, 0.25), (0.8, 0.6)),
+    'zeros': (None, None),
+    'shared': (None, None),
+}
+SHARE = 0.25  # of the kernel, for each branch that "shared" gives one
 
 
 class PlainKernel(nn.Module):
@@ -29,6 +40,10 @@ class PlainKernel(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.weight)
+
+    @torch.no_grad()
+    def represent(self, weight: Tensor, start: str = 'balanced') -> None:
+        self.weight.copy_(weight)
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         return self.weight.contiguous(memory_format=memory_format)
@@ -138,25 +153,63 @@ class OREPAKernel(nn.Module):
         self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    @torch.no_grad()
+    def represent(self, weight: Tensor, start: str = 'balanced') -> None:
+        """Set the branches so that they add up to ``weight``, to rounding.
+
+        Args:
+            weight: [O, I/g, k, k].
+            start: ``'balanced'`` or ``'zeros'``: the plain branch carries the kernel, all others start at zero (products with one factor
+                at zero); with scales that keep a plain layer's learning rate, or with the published ones. ``'shared'``: the average
+                pooling, sequence and 1x1 branches each take a share of what they can represent, the plain branch the rest.
+        """
+        exact = weight.double()
+        scale = list(STARTS[start][0] or self.initial_scale)
+        if torch.finfo(self.scale.dtype).bits < 32:
+            scale[0] = 1.0  # in half precision the kernel itself, bit for bit: dividing by a scale and multiplying again would round twice
+        if self.point is None:
+            del scale[POINT_ROW]
+        for row, value in zip(self.scale, scale, strict=True):
+            row.fill_(value)
+        frequency = (self.freq,) if scale[2] else ()  # with a scale of zero it keeps its weights, or nothing would ever move it
+        for branch in (self.avg, *frequency, self.seq_1x1, self.seq_kxk, self.pointwise, self.point):
+            if branch is not None:
+                branch.zero_()
+        self.origin.zero_()
+        if start == 'shared':
+            self.avg.copy_(SHARE / scale[1] * exact.sum((2, 3), keepdim=True))
+            copies = self.seq_1x1.shape[0] // (self.origin.shape[2] * self.groups)  # of each input channel in the sequence
+            self.seq_kxk.copy_((SHARE / scale[3] / copies * rows_of(exact)).repeat(1, 1, copies))
+            if self.point is not None:
+                centre = self.kernel_size // 2
+                self.point.copy_(SHARE / scale[POINT_ROW] * exact[:, :, centre, centre, None, None])
+            # From what the branches are after rounding, so that the rest makes up for it.
+            exact = exact - squeeze_kxk(self._branches(torch.float64), self.kernel_size, self.groups)
+        self.origin.copy_(rows_of(exact / scale[0]))
+
+    def _branches(self, dtype: torch.dtype | None = None) -> Branches:
+        weights = Branches(
+            scale=self.scale,
+            origin=self.origin,
+            avg=self.avg,
+            freq=self.freq,
+            prior=self.prior,
+            seq_1x1=self.seq_1x1 + self.identity,
+            seq_kxk=self.seq_kxk,
+            depthwise=self.depthwise,
+            pointwise=self.pointwise,
+            point=self.point,
+        )
+        return weights if dtype is None else Branches(*(None if weight is None else weight.to(dtype) for weight in weights))
+
     @property
     def memory_format(self) -> torch.memory_format:
-        """The format asked for with ``.to(memory_format=...)``; some parameters are always stored as ``channels_last``."""
+        """The format asked for with ``.to(memory_format=...)``, of which kernels in rows know nothing."""
         return torch.contiguous_format if self.pointwise.stride(2) == 1 else torch.channels_last
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         with without_autocast(self.origin):
-            branches = Branches(
-                scale=self.scale,
-                origin=self.origin,
-                avg=self.avg,
-                freq=self.freq,
-                prior=self.prior,
-                seq_1x1=self.seq_1x1 + self.identity,
-                seq_kxk=self.seq_kxk,
-                depthwise=self.depthwise,
-                pointwise=self.pointwise,
-                point=self.point,
-            )
+            branches = self._branches()
             if self.closed_form and is_plain_eager(*branches):
                 return closed_form_kxk(branches, self.kernel_size, self.groups, memory_format)
             return squeeze_kxk(branches, self.kernel_size, self.groups).contiguous(memory_format=memory_format)
@@ -190,13 +243,32 @@ class OREPAPointwiseKernel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        square, other = (self.first, self.second) if self.expands else (self.second, self.first)
         nn.init.kaiming_uniform_(self.origin, a=1)
-        nn.init.kaiming_uniform_(other, a=1)
-        per_group = square.shape[1]
-        square.copy_(torch.eye(per_group).repeat(self.groups, 1).view_as(square))
+        nn.init.kaiming_uniform_(self._other(), a=1)
         for row, value in zip(self.scale, self.initial_scale, strict=True):
             row.fill_(value)
+
+    def _other(self) -> Tensor:
+        """Make the square one of the two stacked weights the identity, and return the other."""
+        square, other = (self.first, self.second) if self.expands else (self.second, self.first)
+        square.copy_(torch.eye(square.shape[1]).repeat(self.groups, 1).view_as(square))
+        return other
+
+    @torch.no_grad()
+    def represent(self, weight: Tensor, start: str = 'balanced') -> None:
+        """As :meth:`OREPAKernel.represent`; the square one of the stacked weights is the identity, the other starts at zero."""
+        scale = list(STARTS[start][1] or self.initial_scale)
+        if torch.finfo(self.scale.dtype).bits < 32:
+            scale[0] = 1.0
+        for row, value in zip(self.scale, scale, strict=True):
+            row.fill_(value)
+        exact, other = weight.double(), self._other()
+        if start == 'shared':
+            other.copy_(SHARE / scale[1] * exact)
+            exact = exact - scale[1] * other.double()
+        else:
+            other.zero_()
+        self.origin.copy_(exact / scale[0])
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         weights = (self.scale, self.origin, self.first, self.second)
@@ -240,6 +312,16 @@ class DeepLinearKernel(nn.Module):
     def reset_parameters(self) -> None:
         for stage in self.stages:
             stage.reset_parameters()
+
+    @torch.no_grad()
+    def represent(self, weight: Tensor, start: str = 'balanced') -> None:
+        """As :meth:`OREPAKernel.represent`: the stages before the last only shift input channels, the last one holds the kernel.
+
+        Raises:
+            LayerError: When there are too few output channels for the shifts: :func:`.shifts_and_kernel` says how many it takes.
+        """
+        for stage, target in zip(self.stages, shifts_and_kernel(weight, self.groups), strict=True):
+            stage.represent(target, start)
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         kernel = self.stages[0]()

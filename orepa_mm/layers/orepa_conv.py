@@ -1,8 +1,11 @@
 """The OREPA convolution layer."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
+from ..errors import LayerError, PlainKernelError
 from .base import ReparameterizableConv2d, memory_format_of, memory_format_of_input
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
@@ -66,10 +69,76 @@ class OREPAConv2d(ReparameterizableConv2d):
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, **shape)
 
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced') -> 'OREPAConv2d':
+        """The layer that computes what ``conv`` computes, to rounding.
+
+        Device, dtype, memory format, ``requires_grad`` and mode are those of ``conv``. The other branches' weights that are not zero at the
+        start are drawn at random, so that training moves them.
+
+        Args:
+            conv: A plain convolution with a square odd kernel.
+            start: As for :func:`orepa_mm.expand`.
+
+        Raises:
+            LayerError: For a kernel that is not square and odd, and for one of 7x7 or larger with fewer output channels than
+                :func:`.shifts_and_kernel` needs.
+        """
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+        )
+        layer.kernel.represent(conv.weight, start)
+        layer.kernel.requires_grad_(conv.weight.requires_grad)
+        if conv.bias is not None:
+            layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
+        return layer.to(memory_format=memory_format_of(conv)).train(conv.training)
+
     def reset_parameters(self) -> None:
         self.kernel.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Turn a plain kernel into the branches that add up to it, in place: stock weights, and re-parameterized ones.
+
+        Raises:
+            PlainKernelError: For a kernel of another shape, one with a bias where the layer has none, and a large one that the stem's
+                stages cannot represent.
+        """
+        if not self.holds_plain_kernel(state, prefix):
+            return
+        weight = state[f'{prefix}weight']
+        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        if tuple(weight.shape) != expected:
+            raise PlainKernelError(
+                f'the plain kernel "{prefix}weight" of the checkpoint is {tuple(weight.shape)}, and the layer\'s is {expected}'
+            )
+        if self.bias is None and f'{prefix}bias' in state:
+            raise PlainKernelError(
+                f'the plain kernel "{prefix}weight" of the checkpoint has a bias, and the layer has none: the checkpoint was deployed with '
+                'its norms folded, and they are gone. Load the checkpoint it was made from.'
+            )
+        kernel = copy.deepcopy(self.kernel)
+        try:
+            kernel.represent(weight)
+        except LayerError as error:
+            raise PlainKernelError(f'"{prefix}weight": {error}; set plain_stem=True of the backbone, which keeps it plain') from None
+        del state[f'{prefix}weight']
+        state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.adapt_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -36,7 +36,7 @@ def plan_swaps(model: nn.Module) -> list[Swap]:
     Raises:
         FuseError: When the norms inside a block are in training mode or have no running statistics, or when the model is sharded.
     """
-    _check_whole(model)
+    check_whole(model)
     swaps, plain, merged = [], {}, ()
     for path, module in model.named_modules(remove_duplicate=False):
         if not path or path.startswith(merged):
@@ -50,7 +50,8 @@ def plan_swaps(model: nn.Module) -> list[Swap]:
     return swaps
 
 
-def _check_whole(model: nn.Module) -> None:
+def check_whole(model: nn.Module) -> None:
+    """Raise :class:`FuseError` for a sharded model."""
     if not torch.distributed.is_available():
         return
     from torch.distributed.fsdp import FullyShardedDataParallel

@@ -50,9 +50,13 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
             return None
     else:
         return None
-    for name in HOOKS:
-        setattr(plain, name, getattr(module, name))
+    share_hooks(module, plain)
     return plain
+
+
+def share_hooks(old: nn.Module, new: nn.Module) -> None:
+    for name in HOOKS:
+        setattr(new, name, getattr(old, name))
 
 
 def _check_norms(module: nn.Module, path: str) -> None:

@@ -1,0 +1,3 @@
+_base_ = ['./faster-rcnn_none-r50_fpn_1x_coco.py', '../_base_/stock_init_r50.py']
+
+model = dict(backbone=_base_.backbone)

@@ -1,0 +1,23 @@
+"""Plain kernels in a checkpoint for layers with branches, which loading expands."""
+
+from torch import Tensor, nn
+
+from ..layers import ReparameterizableConv2d
+
+
+def plain_kernels(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Paths of the layers with branches that a state dict has a plain kernel for, which loading expands."""
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d))
+    return [name for name, layer in layers if layer.holds_plain_kernel(state, f'{name}.' if name else '')]
+
+
+class LogsPlainKernels:
+    """Put before a backbone's class: loading logs how many plain kernels were expanded."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        count = len(plain_kernels(self, {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}))
+        if count:
+            from mmengine.logging import print_log
+
+            print_log(f'{type(self).__name__}: {count} plain convolutions of the checkpoint are expanded into branches.', logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,110 @@
+"""Training-time branches for the plain convolutions of any trained model, without changing what it computes."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from ..errors import ExpandError, LayerError
+from ..layers import OREPAConv2d
+from ..layers.kernels import STARTS
+from .convert import Swap, check_whole
+from .plain import share_hooks
+
+logger = logging.getLogger(__name__)
+
+
+def expand(
+    model: nn.Module,
+    *,
+    kernel_sizes: Iterable[int] | None = None,
+    pattern: str | None = None,
+    where: Callable[[str, nn.Conv2d], bool] | None = None,
+    first_layer: bool = True,
+    start: str = 'balanced',
+) -> nn.Module:
+    """Turn the plain convolutions of ``model`` into :class:`.OREPAConv2d`, in place: the inverse of :func:`.reparameterize`.
+
+    The outputs stay what they were up to rounding, in train and eval mode, as do device, dtype, memory format, ``requires_grad``, mode,
+    biases and hooks. Norms are untouched; shared layers stay shared. What stays plain, and why, is logged.
+
+    Args:
+        model: Any module.
+        kernel_sizes: Expand convolutions of these sizes only, such as ``(3,)``.
+        pattern: Expand convolutions only whose path in the model this regular expression is found in.
+        where: Expand convolutions only for which this returns True; called with path and convolution.
+        first_layer: Whether to expand the first convolution.
+        start: How the branches start: ``'balanced'`` (default) gives the plain branch the kernel and all others zero, with scales by which
+            the first steps at a plain layer's learning rate are as long as the plain layer's; ``'zeros'`` the same with the published
+            scales; ``'shared'`` shares the kernel out over the branches.
+
+    Returns:
+        ``model``; an :class:`.OREPAConv2d` where ``model`` itself is a convolution.
+
+    Raises:
+        ExpandError: For an unknown ``start``, a sharded model, and when there is nothing to expand. Nothing is changed then.
+
+    Example:
+        >>> model = orepa_mm.expand(torchvision.models.resnet50(weights='DEFAULT'), kernel_sizes=(3,))
+    """
+    if start not in STARTS:
+        raise ExpandError(f'start={start!r} is unknown; choose from {", ".join(STARTS)}')
+    check_whole(model)
+    if isinstance(model, nn.Conv2d):
+        reason = _reason_to_stay_plain(model, Counter())
+        if reason:
+            raise ExpandError(f'the convolution {reason}')
+        return OREPAConv2d.from_conv(model, start)
+    owners = Counter(id(module.weight) for module in model.modules() if isinstance(getattr(module, 'weight', None), nn.Parameter))
+    swaps, expanded, plain = [], {}, {}
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    for path, conv in model.named_modules(remove_duplicate=False):
+        if not isinstance(conv, nn.Conv2d):
+            plain |= {path: 'is transposed'} if isinstance(conv, nn.ConvTranspose2d) else {}
+            continue
+        if conv is first and not first_layer:
+            continue
+        if kernel_sizes is not None and conv.kernel_size not in [(size, size) for size in kernel_sizes]:
+            continue
+        if (pattern is not None and not re.search(pattern, path)) or (where is not None and not where(path, conv)):
+            continue
+        if id(conv) not in expanded:
+            reason = _reason_to_stay_plain(conv, owners)
+            if not reason:
+                try:
+                    expanded[id(conv)] = OREPAConv2d.from_conv(conv, start)
+                    share_hooks(conv, expanded[id(conv)])
+                except LayerError as error:
+                    reason = f'stays plain: {error}'
+            if reason:
+                plain[path] = reason
+                continue
+        parent, _, name = path.rpartition('.')
+        swaps.append(Swap(model.get_submodule(parent), name, path, conv, expanded[id(conv)]))
+    if not swaps:
+        left = '; '.join(f'"{path}" {reason}' for path, reason in list(plain.items())[:3]) or 'no convolution was chosen'
+        raise ExpandError(f'the model has nothing to expand: {left}')
+    for swap in swaps:
+        swap.apply()
+    logger.info('Expanded %d convolutions into OREPA layers.', len(expanded))
+    for path, reason in plain.items():
+        logger.info('Left plain: "%s" %s.', path, reason)
+    return model
+
+
+def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter) -> str:
+    """Why ``conv`` cannot be expanded; '' where it can."""
+    if nn.utils.parametrize.is_parametrized(conv) or 'weight' not in dict(conv.named_parameters(recurse=False)):
+        return 'has a weight that is computed from others (a parametrization, weight norm, spectral norm or pruning)'
+    if type(conv) is not nn.Conv2d:
+        return f'is a {type(conv).__name__}, which does something else than nn.Conv2d'
+    height, width = conv.kernel_size
+    if height != width or height % 2 == 0:
+        return f'has a kernel of {height} x {width}, and branches are centred on a square odd one'
+    if owners[id(conv.weight)] > 1:
+        return 'shares its weight with another module'
+    if not conv.weight.is_floating_point():
+        return f'has a weight of {conv.weight.dtype}'
+    return ''

@@ -1,0 +1,429 @@
+"""Branches on trained plain networks: what they compute stays, and training goes on."""
+
+import copy
+import importlib
+import importlib.util
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from test_properties import quick
+from test_reparameterize import settle
+from torch import nn
+
+import orepa_mm
+from orepa_mm import OREPAConv2d, expand, reparameterize
+from orepa_mm.errors import ExpandError, LayerError, PlainKernelError
+from orepa_mm.reparam.comparison import largest_difference
+
+STARTS = ('balanced', 'zeros', 'shared')
+
+
+def relative(actual, expected):
+    return largest_difference(expected, actual)
+
+
+def branches(model: nn.Module) -> int:
+    return sum(isinstance(module, OREPAConv2d) for module in model.modules())
+
+
+def plain_net() -> nn.Module:
+    return settle(
+        nn.Sequential(
+            nn.Conv2d(3, 32, 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 8, 1),
+            nn.Conv2d(8, 8, 3, padding=1, groups=2, padding_mode='reflect'),
+            nn.BatchNorm2d(8),
+        )
+    )
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('start', STARTS)
+def test_there_and_back_again(start, training):
+    model = plain_net().double().train(training)
+    reference = copy.deepcopy(model)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert expand(model, start=start) is model and branches(model) == 3
+    expected, actual = reference(x), model(x)
+    assert relative(actual, expected) < 1e-10
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (expected, actual)]
+    assert relative(gradients[1], gradients[0]) < 1e-10
+    reparameterize(model)
+    assert not branches(model) and model.state_dict().keys() == reference.state_dict().keys()
+    for key, value in model.state_dict().items():
+        if not key.endswith(('running_mean', 'running_var', 'num_batches_tracked')):
+            assert relative(value, reference.state_dict()[key]) < 1e-10
+
+
+def test_expanding_what_was_reparameterized():
+    model = nn.Sequential(OREPAConv2d(4, 8, 3), OREPAConv2d(8, 4, 1)).double()
+    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    expected = model(x)
+    assert relative(expand(reparameterize(model))(x), expected) < 1e-10 and branches(model) == 2
+
+
+@settings(max_examples=100, **quick)
+@given(
+    size=st.sampled_from([1, 3, 5, 7, 9]),
+    groups=st.sampled_from([1, 2, 4, 8]),
+    inputs=st.integers(1, 2),
+    outputs=st.integers(1, 12),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    padding=st.sampled_from([0, 2, 'same', 'valid']),
+    padding_mode=st.sampled_from(['zeros', 'reflect', 'circular']),
+    bias=st.booleans(),
+    start=st.sampled_from(STARTS),
+    channels_last=st.booleans(),
+)
+def test_layer_arguments(size, groups, inputs, outputs, stride, dilation, padding, padding_mode, bias, start, channels_last):
+    stride = 1 if padding == 'same' else stride
+    arguments = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias, padding_mode=padding_mode)
+    conv = nn.Conv2d(groups * inputs, groups * outputs, size, **arguments).double().eval()
+    conv = conv.to(memory_format=torch.channels_last) if channels_last else conv
+    if size >= 7 and outputs < 9 * inputs:
+        with pytest.raises(LayerError, match='output channels'):
+            OREPAConv2d.from_conv(conv, start)
+        return
+    layer = OREPAConv2d.from_conv(conv, start)
+    x = torch.randn(1, groups * inputs, 20, 20, dtype=torch.float64)
+    assert relative(layer(x), conv(x)) < 1e-10
+    assert not layer.training
+    plain = reparameterize(layer)
+    assert plain.weight.is_contiguous(memory_format=torch.channels_last) or not channels_last or size == 1
+    for name in ('stride', 'padding', 'dilation', 'groups', 'padding_mode'):
+        assert getattr(plain, name) == getattr(conv, name)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('start', STARTS)
+def test_half_precision_keeps_its_digits(start, dtype):
+    """With the kernel in the plain branch it comes back bit for bit; shared out, to a rounding of the largest weight."""
+    for conv in (nn.Conv2d(8, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(3, 27, 7)):
+        conv = conv.to(dtype)
+        layer = OREPAConv2d.from_conv(conv, start)
+        assert layer.weight.dtype == dtype
+        if start == 'shared':
+            assert relative(layer.weight, conv.weight) < 2 * torch.finfo(dtype).eps
+        else:
+            assert torch.equal(layer.weight, conv.weight)
+
+
+def test_what_stays():
+    model = plain_net()
+    model[0].weight.requires_grad_(False)
+    model[3].bias.requires_grad_(False)
+    calls = []
+    handle = model[3].register_forward_hook(lambda *_: calls.append(1))
+    model = nn.Sequential(model, nn.Sequential(model[1]), model[0])
+    shared = model[0][0]
+    expand(model)
+    assert model[0][0] is model[2] and isinstance(model[2], OREPAConv2d) and model[2] is not shared
+    assert not any(p.requires_grad for p in model[2].parameters())
+    conv = model[0][3]
+    assert not conv.bias.requires_grad and all(p.requires_grad for p in conv.kernel.parameters())
+    model[0](torch.randn(1, 3, 8, 8))
+    handle.remove()
+    model[0](torch.randn(1, 3, 8, 8))
+    assert len(calls) == 1 and type(model[0][1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(
+    ('options', 'expanded'),
+    [
+        (dict(kernel_sizes=(3,)), {'4'}),
+        (dict(pattern=r'^[03]$'), {'0', '3'}),
+        (dict(where=lambda path, conv: conv.groups == 1), {'0', '3'}),
+        (dict(first_layer=False), {'3', '4'}),
+        (dict(kernel_sizes=(1, 3), pattern='4'), {'4'}),
+    ],
+)
+def test_which_layers(options, expanded):
+    model = expand(plain_net(), **options)
+    assert {name for name, module in model.named_modules() if isinstance(module, OREPAConv2d)} == expanded
+
+
+class Samepad(nn.Conv2d):
+    pass
+
+
+def test_layers_that_stay_plain_are_listed(caplog):
+    tied = nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 2),
+        nn.Conv2d(4, 4, (1, 3)),
+        nn.ConvTranspose2d(4, 4, 3),
+        Samepad(4, 4, 3),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+        nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
+        tied,
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 8, 7),
+        nn.Conv2d(8, 8, 3),
+    )
+    model[7].weight = tied.weight
+    with caplog.at_level(logging.INFO, logger='orepa_mm'):
+        expand(model)
+    assert branches(model) == 1 and isinstance(model[9], OREPAConv2d)
+    assert 'Expanded 1 convolutions' in caplog.text
+    for path, reason in {
+        '0': '2 x 2', '1': '1 x 3', '2': 'transposed', '3': 'is a Samepad', '4': 'computed', '5': 'computed', '6': 'shares its weight',
+        '7': 'shares its weight', '8': 'at least 36 output channels',
+    }.items():  # fmt: skip
+        assert any(f'"{path}"' in line and reason in line for line in caplog.text.splitlines()), (path, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ('model', 'options', 'message'),
+    [
+        (lambda: nn.Linear(2, 2), {}, 'nothing to expand: no convolution'),
+        (lambda: nn.Sequential(nn.Conv2d(2, 2, 2)), {}, 'nothing to expand: "0" has a kernel of 2 x 2'),
+        (plain_net, dict(pattern='xyz'), 'nothing to expand: no convolution was chosen'),
+        (plain_net, dict(start='random'), "start='random' is unknown; choose from balanced, zeros, shared"),
+        (lambda: nn.Conv2d(2, 2, (3, 1)), {}, 'a kernel of 3 x 1'),
+        (lambda: expand(plain_net()), {}, 'nothing to expand'),
+    ],
+)
+def test_bad_input(model, options, message):
+    with pytest.raises(ExpandError, match=message):
+        expand(model(), **options)
+
+
+@pytest.mark.parametrize('start', STARTS)
+def test_a_hundred_steps(start):
+    torch.manual_seed(0)
+    model = nn.Sequential(plain_net(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).train()
+    expand(model, start=start)
+    x, y = torch.randn(32, 3, 16, 16), torch.randint(4, (32,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(100):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(torch.isfinite(torch.tensor(losses))) and losses[-1] < 0.7 * losses[0]
+    kernel = model[0][4].kernel
+    assert all(p.abs().max() > 0 for p in kernel.parameters())  # every branch takes part by now
+
+
+def test_balanced_steps_are_as_long_as_a_plain_layers():
+    torch.manual_seed(0)
+    for shape in ((16, 16, 3), (16, 32, 1), (32, 16, 1)):
+        conv = nn.Conv2d(*shape, bias=False)
+        layer = OREPAConv2d.from_conv(conv)
+        gradient = torch.randn_like(conv.weight)
+        moved = []
+        for module in (conv, layer):
+            before = module.weight.detach().clone()
+            module.weight.backward(gradient)
+            torch.optim.SGD(module.parameters(), 1e-3).step()
+            moved.append((module.weight - before).norm())
+        assert 0.8 < moved[1] / moved[0] < 1.25, shape
+
+
+# Whole stock models.
+
+TORCHVISION = (
+    'resnet18',
+    'resnext50_32x4d',
+    'mobilenet_v2',
+    'densenet121',
+    'regnet_y_400mf',
+    'efficientnet_b0',
+    'squeezenet1_1',
+)
+TIMM = ('resnet26', 'mobilenetv3_small_050', 'repvgg_a0', 'ghostnet_050', 'dla34', 'resnest14d')
+MM = (
+    'mmdet/retinanet/retinanet_r18_fpn_1x_coco',
+    'mmdet/fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+    'mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco',
+    'mmdet/yolox/yolox_tiny_8xb8-300e_coco',
+    'mmseg/pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024',
+    'mmseg/deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024',
+    'mmseg/bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024',
+    'mmpretrain/mobilenet_v2/mobilenet-v2_8xb32_in1k',
+    'mmpretrain/shufflenet_v2/shufflenet-v2-1x_16xb64_in1k',
+    'mmpretrain/repvgg/repvgg-A0_8xb32_in1k',
+    'mmpretrain/vgg/vgg11bn_8xb32_in1k',
+)
+
+
+def build(name: str) -> tuple[nn.Module, callable]:
+    """A stock model in eval mode and a function that runs it."""
+    library, _, path = name.partition('/')
+    if library in ('torchvision', 'timm'):
+        if library == 'torchvision':
+            from torchvision import models
+
+            model = getattr(models, path)()
+        else:
+            import timm
+
+            model = timm.create_model(path)
+        return settle(model), lambda model, x: model(x)
+    package = Path(importlib.util.find_spec(library).origin).parent
+    cfg = Config.fromfile(package / '.mim' / 'configs' / f'{path}.py')
+    init_default_scope(library)
+    cfg.model.pop('data_preprocessor', None)
+    from mmengine.model import revert_sync_batchnorm
+
+    model = revert_sync_batchnorm(importlib.import_module(f'{library}.registry').MODELS.build(cfg.model))
+    return settle(model), lambda model, x: model(x, mode='tensor')
+
+
+@pytest.mark.parametrize('name', [*(f'torchvision/{n}' for n in TORCHVISION), *(f'timm/{n}' for n in TIMM), *MM])
+def test_stock_models(name):
+    model, run = build(name)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        # Norms as trained ones: the statistics of what they see.
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+        model.train()
+        run(model, torch.randn(2, 3, 64, 64))
+        model.eval()
+        expected = run(model, x)
+        expand(model)
+        assert branches(model) > 3
+        assert relative(run(model, x), expected) < 1e-5
+        double = copy.deepcopy(model).double()
+        reparameterize(double) if branches(double) else double
+        expected = run(double, x.double())
+        assert relative(run(expand(double), x.double()), expected) < 1e-10
+
+
+# Loading.
+
+
+def random_resnet50() -> dict[str, torch.Tensor]:
+    """A state dict in torchvision's format."""
+    from torchvision.models import resnet50
+
+    generator = torch.Generator().manual_seed(0)
+    state = resnet50().state_dict()
+    for value in state.values():
+        if value.dim() == 4:
+            value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
+        elif value.is_floating_point():
+            value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+    return state
+
+
+@pytest.fixture(scope='module')
+def resnet50(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('weights') / 'resnet50.pth'
+    torch.save(random_resnet50(), path)
+    return path
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_stock_weights_by_init_cfg(scope, resnet50, caplog):
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    options = dict(depth=50, out_indices=(0, 1, 2, 3), init_cfg=dict(type='Pretrained', checkpoint=str(resnet50)))
+    outputs = []
+    for kind in ('ResNet', 'OREPAResNet'):
+        net = registry.build(dict(type=kind, **options))
+        net.init_weights()
+        net.eval()
+        with torch.no_grad():
+            outputs.append(net(torch.ones(1, 3, 64, 64).cumsum(2) / 64))
+    assert branches(net) == 53
+    assert relative(outputs[1], outputs[0]) < 1e-5
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_stock_weights_by_mmengines_loader(strict, resnet50, tmp_path, capsys):
+    from mmdet.registry import MODELS
+
+    state = {key: value for key, value in torch.load(resnet50, weights_only=True).items() if not key.startswith('fc.')}
+    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in state.items()}), tmp_path / 'detector.pth')
+    model = nn.ModuleDict(dict(backbone=MODELS.build(dict(type='OREPAResNet', depth=50))))
+    load_checkpoint(model, str(tmp_path / 'detector.pth'), strict=strict)
+    plain = orepa_mm.reparameterize(model).backbone.state_dict()
+    assert all(relative(plain[key], value) < 1e-6 for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: state.update({'conv.weight': torch.zeros(8, 4, 5, 5)}), r'\(8, 4, 5, 5\), and the layer.s is \(8, 4, 3, 3\)'),
+        (lambda state: state.update({'conv.bias': torch.zeros(8)}), 'deployed with its norms folded'),
+    ],
+)
+def test_plain_kernels_that_do_not_fit(change, message):
+    net = nn.ModuleDict(dict(conv=OREPAConv2d(4, 8, 3, bias=False)))
+    state = {'conv.weight': torch.zeros(8, 4, 3, 3)}
+    change(state)
+    with pytest.raises(PlainKernelError, match=message):
+        net.load_state_dict(state, strict=False)
+
+
+def test_a_stem_with_too_few_channels_says_what_to_do():
+    net = nn.ModuleDict(dict(conv=OREPAConv2d(3, 16, 7, bias=False)))
+    with pytest.raises(PlainKernelError, match='at least 27 output channels; set plain_stem=True'):
+        net.load_state_dict({'conv.weight': torch.zeros(16, 3, 7, 7)})
+
+
+# Runs of the tools.
+
+EXPAND = 'tools/model_converters/expand_checkpoint'
+STOCK = {'model.backbone.type': 'ResNet'}  # the mini detector without branches
+
+
+def stock_detector(tools, work_dir: Path, *options) -> Path:
+    """A stock Mask R-CNN, trained for a moment; its stem is a plain one of 27 channels, as many as an exact stem of branches needs."""
+    status, error = tools.train('coco', work_dir, '--no-validate', options=WIDTH | STOCK | {'custom_hooks': '[]'} | dict(options))
+    assert status == 0, error
+    return work_dir / 'last.pth'
+
+
+WIDTH = {'model.backbone.stem_channels': 27}
+
+
+def test_a_stock_detector_goes_on_with_branches(tools, tmp_path):
+    """load_from a stock checkpoint: the first validation gives the stock detector's metrics, and training goes on."""
+    import json
+
+    stock = stock_detector(tools, tmp_path / 'stock')
+    metrics = []
+    for form, options in (('--no-reparameterize', STOCK), ('--reparameterize', {}), ('--no-reparameterize', {})):
+        path = tmp_path / f'{len(metrics)}.json'
+        status, error = tools.test('coco', stock, tmp_path / path.stem, form, '--metrics', path, options=WIDTH | options)
+        assert status == 0, error
+        metrics.append({key: value for key, value in json.loads(path.read_text()).items() if 'time' not in key})
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-3) and metrics[2] == pytest.approx(metrics[0], abs=1e-3)
+    status, error = tools.train('coco', tmp_path / 'run', '--no-validate', options=WIDTH | {'load_from': str(stock)})
+    assert status == 0, error
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert 'OREPAResNet: 17 plain convolutions of the checkpoint are expanded' in log
+    # Its optimizer's state belongs to the plain parameters.
+    status, error = tools.train('coco', tmp_path / 'again', '--resume', stock, options=WIDTH)
+    assert status == 2 and 'cannot be resumed' in error and 'load_from instead' in error
+
+
+def test_expanding_a_file(tools, tmp_path, resnet50):
+    status, error = tools.run(EXPAND, 'none', resnet50, tmp_path / 'out.pth')
+    assert status == 0, error
+    expanded = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
+    assert 'backbone.layer1.0.conv2.kernel.origin' in expanded and expanded['head.fc.weight'].shape == (1000, 2048)
+    for arguments, message in (
+        (('none', resnet50, tmp_path / 'out.pth'), '--force'),
+        (('none', tmp_path / 'out.pth', tmp_path / 'twice.pth'), 'nothing to expand'),
+        (('none', tmp_path / 'absent.pth', tmp_path / 'x.pth'), 'no such checkpoint'),
+        ((tools.CONFIGS['imagenet'], resnet50, tmp_path / 'x.pth'), 'nothing to expand'),
+    ):
+        status, error = tools.run(EXPAND, *arguments)
+        assert status == 2 and message in error.splitlines()[-1], error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out.pth']
