@@ -37,9 +37,8 @@ def test_depths_build_on_the_toolboxes_own_class(scope, depth):
     orepa_mm.reparameterize(net)
     for actual, expected in zip(net(x), outputs, strict=True):
         assert relative(actual, expected) < 1e-5
-    # Deployed it is the stock network, its norms folded; a basic-block net keeps its plain shortcuts' norms.
-    convs = {name: m.weight.shape for name, m in net.named_modules() if type(m) is torch.nn.Conv2d}
-    assert convs == {name: m.weight.shape for name, m in plain.named_modules() if type(m) is torch.nn.Conv2d}
+    # Deployed it is the stock network, norms included.
+    assert {key: value.shape for key, value in net.state_dict().items()} == {key: value.shape for key, value in plain.state_dict().items()}
 
 
 @pytest.mark.parametrize('scope', SCOPES)
