@@ -233,6 +233,7 @@ def test_compiled_equals_eager(form):
     expected.square().sum().backward()
     gradients = {name: p.grad.clone() for name, p in conv.named_parameters()}
     conv.zero_grad()
+    torch.compiler.reset()  # one limit of recompilations holds for all layers of a process
     # aot_eager traces forward and backward as the default backend does, without calling a C++ compiler.
     actual = torch.compile(conv, backend='aot_eager', fullgraph=True)(x)
     actual.square().sum().backward()

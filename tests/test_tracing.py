@@ -68,6 +68,7 @@ def exported(model, x):
 
 
 def compiled(model, x):
+    torch.compiler.reset()  # one limit of recompilations holds for all layers of a process
     return torch.compile(model, backend='aot_eager', fullgraph=True)
 
 
