@@ -255,7 +255,7 @@ MM = (
     'mmpretrain/mobilenet_v2/mobilenet-v2_8xb32_in1k',
     'mmpretrain/shufflenet_v2/shufflenet-v2-1x_16xb64_in1k',
     'mmpretrain/repvgg/repvgg-A0_8xb32_in1k',
-    'mmpretrain/vgg/vgg11bn_8xb32_in1k',
+    'mmpretrain/seresnet/seresnet50_8xb32_in1k',
 )
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
-from orepa_mm.checkpoints.reading import read_checkpoint
 from orepa_mm.errors import OREPAError, UsageError
 
 
@@ -57,14 +56,6 @@ def keep_freed_memory() -> None:
 def _fail(message: str) -> int:
     print(f'error: {message}', file=sys.stderr)
     return 2
-
-
-def load_from_local(filename: str, map_location=None) -> dict:
-    return read_checkpoint(Path(filename).expanduser(), map_location)
-
-
-# What a Runner of these tools loads runs no code. mmengine's own loaders refuse the log history in its checkpoints or are not safe.
-CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
