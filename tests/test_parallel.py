@@ -57,10 +57,12 @@ SCRIPTS = {
 
 @pytest.mark.parametrize(('kind', 'use_orig_params'), [('fsdp', False), ('fsdp', True), ('fully_shard', None)])
 def test_sharded_models_train_alike_and_are_not_reparameterized(kind, use_orig_params, tmp_path):
+    if kind == 'fully_shard' and torch.__version__.startswith('2.6'):
+        pytest.skip('FSDP2 of torch 2.6 has no path for CPUs')
     script = tmp_path / 'run.py'
     script.write_text(
         textwrap.dedent("""
-        import copy, sys, torch
+        import copy, os, torch
         from torch import nn
         from torch.distributed.device_mesh import init_device_mesh
         import orepa_mm
@@ -100,7 +102,9 @@ def test_sharded_models_train_alike_and_are_not_reparameterized(kind, use_orig_p
             assert 'sharded' in str(error)
         else:
             raise AssertionError('it was re-parameterized')
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()
+        print('done', flush=True)
+        os._exit(0)  # threads of a backend can abort an interpreter that ends in its own time
         """)
     )
     result = subprocess.run(
@@ -110,7 +114,7 @@ def test_sharded_models_train_alike_and_are_not_reparameterized(kind, use_orig_p
         env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT)),
         cwd=ROOT,
     )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    assert result.returncode == 0 and result.stdout.count('done') == 2, result.stdout[-2000:] + result.stderr[-3000:]
 
 
 def test_data_parallel_on_a_cpu_is_the_model_itself():

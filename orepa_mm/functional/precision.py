@@ -6,12 +6,17 @@ import torch
 from torch import Tensor, nn
 
 
+@torch.compiler.assume_constant_result  # the compiler of older torch stops at the call
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """Switches autocast off on the device of ``tensor``: half precision would round every branch, and squeezing is cheap."""
     if not isinstance(tensor, Tensor):  # a stand-in while torch.fx traces
         return nullcontext()
     kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
 
 
 def is_plain_eager(*tensors: Tensor | None) -> bool:
