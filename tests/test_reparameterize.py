@@ -305,6 +305,21 @@ def test_stock_blocks_that_deploy_themselves_take_part(name):
     assert deployed == {key: id(module) for key, module in holder.named_modules()}
 
 
+def test_blocks_with_norms_they_do_not_know():
+    from mmpretrain.models.backbones.mobileone import MobileOneBlock
+
+    synchronised = nn.Sequential(MobileOneBlock(4, 4, 3, num_convs=1, padding=1, norm_cfg=dict(type='SyncBN'))).eval()
+    with pytest.raises(FuseError, match='MobileOneBlock "0" does not deploy itself.*BN'):
+        reparameterize(synchronised)
+    activated = settle(nn.Sequential(MobileOneBlock(4, 4, 3, num_convs=1, padding=1)))
+    norm = ActivatedNorm(4)
+    norm.load_state_dict(activated[0].branch_norm.state_dict())
+    activated[0].branch_norm = norm.eval()
+    x = torch.randn(1, 4, 8, 8)
+    expected = activated(x)
+    assert relative(reparameterize(activated)(x), expected) == 0 and activated[0].branch_norm is norm
+
+
 def test_a_subclass_that_computes_something_else_is_left_alone():
     from mmpretrain.models.backbones.mobileone import MobileOneBlock
     from mmpretrain.models.backbones.repvgg import RepVGGBlock

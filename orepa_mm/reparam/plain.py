@@ -45,7 +45,7 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
         plain = _merged_repvgg_block(module)
     elif _deploys_itself(module):
         _check_norms(module, path)
-        plain = _deployed_copy(module)
+        plain = _deployed_copy(module, path)
         if plain is None:
             return None
     else:
@@ -154,10 +154,12 @@ def _deploys_itself(module: nn.Module) -> bool:
     defines = {name: next(cls for cls in classes if name in vars(cls)) for name in ('forward', 'switch_to_deploy')}
     if classes.index(defines['forward']) < classes.index(defines['switch_to_deploy']):
         return False  # a subclass computes something that the method does not know of
+    if not all(_is_stock_norm(norm) for norm in module.modules() if isinstance(norm, _BatchNorm)):
+        return False
     return not any(hasattr(part, 'switch_to_deploy') for part in module.modules() if part is not module)
 
 
-def _deployed_copy(module: nn.Module) -> nn.Module | None:
+def _deployed_copy(module: nn.Module, path: str) -> nn.Module | None:
     """A deployed copy; None where deploying changes nothing."""
     plain = copy.deepcopy(module)
     for part in list(plain.modules()):
@@ -167,7 +169,10 @@ def _deployed_copy(module: nn.Module) -> nn.Module | None:
             if isinstance(child, ReparameterizableConv2d):
                 setattr(part, name, plain_conv(child, *child.equivalent_conv(), child))
     with _made_like(next(module.parameters())):
-        plain.switch_to_deploy()
+        try:
+            plain.switch_to_deploy()
+        except AssertionError as error:  # how the stock blocks refuse norms they do not know
+            raise FuseError(f'the {type(module).__name__} "{path}" does not deploy itself: {error}') from None
     if plain.state_dict().keys() == module.state_dict().keys():
         return None
     if not any(p.requires_grad for p in module.parameters()):
