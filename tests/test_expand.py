@@ -282,7 +282,11 @@ def build(name: str) -> tuple[nn.Module, callable]:
     return settle(model), lambda model, x: model(x, mode='tensor')
 
 
-@pytest.mark.parametrize('name', [*(f'torchvision/{n}' for n in TORCHVISION), *(f'timm/{n}' for n in TIMM), *MM])
+STOCK_MODELS = [*(f'torchvision/{n}' for n in TORCHVISION), *(f'timm/{n}' for n in TIMM), *MM]
+
+
+# Every second one in `make test`, all in `make test-all`.
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if i % 2 else n for i, n in enumerate(STOCK_MODELS)])
 def test_stock_models(name):
     model, run = build(name)
     x = torch.randn(1, 3, 64, 64)
