@@ -5,17 +5,17 @@ from torch import Tensor, nn
 from ..layers import ReparameterizableConv2d
 
 
-def plain_kernels(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Paths of the layers with branches that a state dict has a plain kernel for, which loading expands."""
+def plain_kernels(model: nn.Module, state: dict[str, Tensor], prefix: str = '') -> list[str]:
+    """Paths of the layers with branches that a state dict has a plain kernel for under ``prefix``, which loading expands."""
     layers = ((name, m) for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d))
-    return [name for name, layer in layers if layer.holds_plain_kernel(state, f'{name}.' if name else '')]
+    return [name for name, layer in layers if layer.holds_plain_kernel(state, f'{prefix}{name}.' if name else prefix)]
 
 
 class LogsPlainKernels:
     """Put before a backbone's class: loading logs how many plain kernels were expanded."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        count = len(plain_kernels(self, {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}))
+        count = len(plain_kernels(self, state_dict, prefix))
         if count:
             from mmengine.logging import print_log
 
