@@ -14,7 +14,7 @@ def _some(keys: list[str]) -> str:
     return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
 
 
-def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Path, partial: bool = False) -> None:
+def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Path, *, partial: bool = False, strict: bool = False) -> None:
     """Refuse weights that loaders which are not strict would drop in silence.
 
     Args:
@@ -22,11 +22,12 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
         state: Its state dict from the checkpoint.
         path: Where it is from, for the message.
         partial: Accept keys that are missing or of another shape (fine-tuning) as long as half of the model's weights fit.
+        strict: Refuse weights as well that the model has no place for.
 
     Raises:
         CheckpointError: When the form (with branches, or plain) or the architecture is another one, or when the stem does not fit.
     """
-    state = dict(state)
+    given, state = state, dict(state)
     for name, module in model.named_modules():
         # Parents first: a backbone may turn what its layers would have to.
         if hasattr(module, 'adapt_state_dict'):
@@ -51,6 +52,12 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     missing = [key for key in expected if key not in state]
     reshaped = [f'{key} {tuple(state[key].shape)} for {tuple(v.shape)}' for key, v in expected.items()
                 if key in state and state[key].shape != v.shape]  # fmt: skip
+    folded = [key for key in state if key.endswith('.bias') and key not in expected and f'{key.removesuffix("bias")}weight' in given]
+    if folded and missing and not partial:
+        raise CheckpointError(
+            f'{path}: its norms are folded into the convolutions, which have biases ({_some(folded)}) that those of the config have not. '
+            'Give the checkpoint from before the folding; exporters and inference compilers fold norms by themselves.'
+        )
     wrong = len(missing) + len(reshaped)
     if wrong and not (partial and wrong <= len(expected) / 2):
         details = [f'{len(missing)} of {len(expected)} keys missing ({_some(missing)})'] if missing else []
@@ -58,6 +65,12 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
         raise CheckpointError(
             f'{path}: does not fit the model of the config: {"; ".join(details)}. It is of another architecture, width or '
             'number of classes: change the config or the checkpoint.'
+        )
+    left = [key for key in state if key not in expected and not key.startswith('data_preprocessor.') and 'num_batches_tracked' not in key]
+    if strict and left:
+        raise CheckpointError(
+            f'{path}: holds {len(left)} weights that the model of the config has no place for ({_some(left)}): it is of another model, '
+            'give the config it was trained with.'
         )
 
 

@@ -1,0 +1,81 @@
+"""The model of a config with a checkpoint's weights, nothing dropped in silence."""
+
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..checkpoints.checking import check_state_dict
+from ..checkpoints.reading import read_checkpoint, state_dict_of
+from ..errors import CheckpointError, UsageError
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config of mmdet, mmseg or mmpretrain as its toolbox builds it: on the CPU, with random weights, in training mode.
+
+    Raises:
+        UsageError: When the config names no model or no toolbox.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in ('mmdet', 'mmseg', 'mmpretrain') or cfg.get('model') is None:
+        raise UsageError(f'{cfg.filename}: is no config of a model of mmdet, mmseg or mmpretrain (model and default_scope say so).')
+    init_default_scope(scope)
+    model = deepcopy(cfg.model)
+    if scope == 'mmpretrain' and cfg.get('data_preprocessor') and 'data_preprocessor' not in model:
+        model.data_preprocessor = dict(type='ClsDataPreprocessor', **cfg.data_preprocessor)
+    return import_module(f'{scope}.registry').MODELS.build(model)
+
+
+def weights_of(checkpoint: dict, path: str | Path, ema: bool | None = None) -> dict[str, Tensor]:
+    """The state dict of a checkpoint.
+
+    Args:
+        checkpoint: As :func:`.read_checkpoint` gives it.
+        path: Where it is from, for messages.
+        ema: True for the averaged weights of mmengine's ``EMAHook``, False for those that were trained. The hook saves the averaged ones as
+            ``state_dict`` and the others as ``ema_state_dict``. Default: ``state_dict``, whatever it holds.
+
+    Raises:
+        CheckpointError: When ``ema`` is given and the run had no ``EMAHook``.
+    """
+    state = state_dict_of(checkpoint)
+    if ema is None:
+        return state
+    if 'ema_state_dict' not in checkpoint:
+        raise CheckpointError(f'{path}: holds no averaged weights, since its run had no EMAHook; leave --ema and --no-ema out.')
+    if ema:
+        return state
+    trained = {key: value for key, value in state_dict_of(checkpoint['ema_state_dict']).items() if key in state}
+    return state | trained
+
+
+def load_model(cfg: Config, path: str | Path, ema: bool | None = None) -> nn.Module:
+    """The model of a config with all weights of a checkpoint, in evaluation mode on the CPU.
+
+    Both must be of one model: nothing is missing, nothing left over. Plain kernels become branches where the config has layers with
+    branches.
+
+    Args:
+        cfg: Of mmdet, mmseg or mmpretrain; with our layers or without.
+        path: A local checkpoint; no code is run from it.
+        ema: As for :func:`weights_of`.
+
+    Returns:
+        The model, with ``dataset_meta`` (classes, palette) where the checkpoint holds it.
+
+    Raises:
+        CheckpointError: When the file cannot be read or does not fit the config.
+        UsageError: As :func:`build_model`.
+    """
+    checkpoint = read_checkpoint(path)
+    state = weights_of(checkpoint, path, ema)
+    model = build_model(cfg)
+    check_state_dict(model, state, path, strict=True)
+    model.load_state_dict(state, strict=False)  # what is left over are counts of batches and the like
+    meta = checkpoint.get('meta') or {}
+    if isinstance(meta, dict) and meta.get('dataset_meta'):
+        model.dataset_meta = dict(meta['dataset_meta'])
+    return model.eval()
