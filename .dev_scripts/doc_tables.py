@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 from common import UsageError, run  # noqa: E402
-from files import replacing  # noqa: E402
+
+from orepa_mm.files import replacing  # noqa: E402
 
 
 def insert(text: str, name: str, table: str) -> str:

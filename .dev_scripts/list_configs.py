@@ -13,7 +13,6 @@ import functools
 import logging
 import re
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -22,13 +21,13 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
-from files import replacing  # noqa: E402
 from mmengine.analysis import FlopAnalyzer  # noqa: E402
 from mmengine.config import Config  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
 
 import orepa_mm  # noqa: E402
 from orepa_mm import OREPAConv2d  # noqa: E402
+from orepa_mm.deploy.loading import build_model  # noqa: E402
+from orepa_mm.files import replacing  # noqa: E402
 
 DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
@@ -160,20 +159,13 @@ def description(name: str) -> tuple[str, ...]:
     return network_name(cfg), method_of(cfg), data, schedule(cfg, name), f'{height} x {width}', f'`{command}`'
 
 
-def build(cfg: Config) -> nn.Module:
-    init_default_scope(cfg.default_scope)
-    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
-        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
-    return import_module(f'{cfg.default_scope}.registry').MODELS.build(cfg.model).eval()
-
-
 def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
     """Parameters and FLOPs of a config's model in training form and re-parameterized."""
     cfg = Config.fromfile(ROOT / name)
     height, width = input_size(cfg)
     divisor = cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
     x = torch.zeros(1, 3, *(-(-side // divisor) * divisor for side in (height, width)))
-    model = build(cfg)
+    model = build_model(cfg).eval()
     parameters, flops = [], []
     for reparameterized in (False, True):
         if reparameterized:

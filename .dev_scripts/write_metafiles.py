@@ -15,9 +15,10 @@ import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 from common import UsageError, run  # noqa: E402
-from files import replacing  # noqa: E402
 from list_configs import FAMILIES, ROOT, configs, description, read  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+
+from orepa_mm.files import replacing  # noqa: E402
 
 PAPER = dict(Title='Online Convolutional Re-parameterization', URL='https://arxiv.org/abs/2204.00826')
 # Tables 2, 4 and 5 of the paper: the metric and the training memory in GB.

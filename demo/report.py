@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
-from files import replacing  # noqa: E402
+from orepa_mm.files import replacing  # noqa: E402
 
 CLASSIFIER = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
 DETECTOR = 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py'
@@ -83,29 +83,18 @@ class Steps:
 def measure(config: Path, checkpoint: Path, runs: int = 30) -> dict:
     """Parameters, largest output difference and latency of the two forms on one test picture, timed in turn in one process."""
     import statistics
-    from importlib import import_module
 
     import torch
     from common import load_config
-    from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
     import orepa_mm
-    from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of
+    from orepa_mm.deploy.loading import load_model
     from orepa_mm.reparam import plan_swaps
     from orepa_mm.reparam.comparison import LayerComparison
 
     cfg = load_config(argparse.Namespace(config=str(config), cfg_options=None, work_dir=None, launcher='none', local_rank=0))
-    init_default_scope(cfg.default_scope)
-    registry = import_module(f'{cfg.default_scope}.registry').MODELS
-    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
-        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
-    models = []
-    state = state_dict_of(read_checkpoint(checkpoint))
-    for _ in range(2):
-        model = registry.build(cfg.model)
-        model.load_state_dict(state)
-        models.append(model.eval())
+    models = [load_model(cfg, checkpoint) for _ in FORMS]
     orepa_mm.reparameterize(models[1])
     cfg.test_dataloader.update(num_workers=0, persistent_workers=False, batch_size=1)
     batch = next(iter(Runner.build_dataloader(cfg.test_dataloader)))

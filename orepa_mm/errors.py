@@ -21,6 +21,10 @@ class ExpandError(OREPAError, ValueError):
     """A model or layer cannot be given branches."""
 
 
+class DeployError(OREPAError, ValueError):
+    """A model cannot be written in the form asked for."""
+
+
 class ReparameterizeError(OREPAError, RuntimeError):
     """Testing in deployed form makes no sense."""
 

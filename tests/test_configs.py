@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import orepa_mm
+from orepa_mm.deploy.loading import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py') if '_base_' not in path.parts)
@@ -122,13 +123,6 @@ def check_stem(model: torch.nn.Module, optimizer: torch.optim.Optimizer, cfg: Co
         assert p.requires_grad or name not in stem, name
         if p.requires_grad:
             assert rates[id(p)] == pytest.approx(expected), name
-
-
-def build_model(cfg: Config) -> torch.nn.Module:
-    init_default_scope(cfg.default_scope)
-    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
-        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
-    return importlib.import_module(f'{cfg.default_scope}.registry').MODELS.build(cfg.model)
 
 
 STOCK = {  # the toolbox's own config of the same network, and what makes it that

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_outputs import dense_outputs
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
+from orepa_mm.deploy.outputs import dense_outputs
 from orepa_mm.reparam.comparison import largest_difference
 
 OREPA = dict(type='OREPAConv2d')

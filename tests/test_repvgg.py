@@ -5,13 +5,13 @@ import importlib
 
 import pytest
 import torch
-from dense_outputs import dense_outputs
 from mmpretrain.models.backbones import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
+from orepa_mm.deploy.outputs import dense_outputs
 from orepa_mm.errors import FuseError
 from orepa_mm.reparam import reparameterized
 from orepa_mm.reparam.comparison import largest_difference

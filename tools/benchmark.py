@@ -26,10 +26,10 @@ from pathlib import Path
 
 import torch
 from common import UsageError, keep_freed_memory, run
-from files import replacing
 from torch import nn
 
 import orepa_mm
+from orepa_mm.files import replacing
 from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from common import UsageError, add_common_options, build_runner, load_config, run
-from files import replacing
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from preflight import check_data
+
+from orepa_mm.files import replacing
 
 HOOK = 'ReparameterizeHook'
 MERGED = dict(  # how each toolbox merges the predictions of augmented pictures, where the config does not say
@@ -143,7 +144,6 @@ def main() -> None:
         add_dump(runner, cfg.default_scope, args.out)
     metrics = runner.test()
     if args.metrics and is_main_process():
-        args.metrics.parent.mkdir(parents=True, exist_ok=True)
         with replacing(args.metrics) as partial:
             partial.write_text(json.dumps(plain(metrics), indent=2) + '\n')
 

@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..checkpoints.checking import check_state_dict
+from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import read_checkpoint, state_dict_of
 from ..errors import CheckpointError, UsageError
 
@@ -52,16 +53,16 @@ def weights_of(checkpoint: dict, path: str | Path, ema: bool | None = None) -> d
     return state | trained
 
 
-def load_model(cfg: Config, path: str | Path, ema: bool | None = None) -> nn.Module:
+def load_model(cfg: Config, path: str | Path, ema: bool | None = None, *, expand: bool = True) -> nn.Module:
     """The model of a config with all weights of a checkpoint, in evaluation mode on the CPU.
 
-    Both must be of one model: nothing is missing, nothing left over. Plain kernels become branches where the config has layers with
-    branches.
+    Both must be of one model: nothing is missing, nothing left over.
 
     Args:
         cfg: Of mmdet, mmseg or mmpretrain; with our layers or without.
         path: A local checkpoint; no code is run from it.
         ema: As for :func:`weights_of`.
+        expand: Turn plain kernels into branches where the config has layers with branches; otherwise they are refused.
 
     Returns:
         The model, with ``dataset_meta`` (classes, palette) where the checkpoint holds it.
@@ -73,6 +74,12 @@ def load_model(cfg: Config, path: str | Path, ema: bool | None = None) -> nn.Mod
     checkpoint = read_checkpoint(path)
     state = weights_of(checkpoint, path, ema)
     model = build_model(cfg)
+    plain = [] if expand else plain_kernels(model, state)
+    if plain:
+        raise CheckpointError(
+            f'{path}: is re-parameterized already, or of a stock model: it holds plain kernels ({plain[0]}.weight) where the config builds '
+            'layers with branches. Use it with the stock config, or give the training-form checkpoint.'
+        )
     check_state_dict(model, state, path, strict=True)
     model.load_state_dict(state, strict=False)  # what is left over are counts of batches and the like
     meta = checkpoint.get('meta') or {}

@@ -19,8 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
-from files import replacing  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+
+from orepa_mm.files import replacing  # noqa: E402
 
 STEM = ('backbone.conv1', 'backbone.bn1')
 MULTIPLIERS = (0.0, 0.03, 0.1, 0.3, 1.0)

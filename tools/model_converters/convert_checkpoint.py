@@ -13,14 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, run  # noqa: E402
-from files import replacing  # noqa: E402
 
 from orepa_mm.checkpoints.conversion import export_checkpoint, import_checkpoint, not_finite  # noqa: E402
 from orepa_mm.checkpoints.reading import read_checkpoint  # noqa: E402
+from orepa_mm.files import save  # noqa: E402
 
 METHODS = ('OREPA', 'DBB', 'RepVGG', 'none')
 
@@ -51,9 +49,7 @@ def main() -> None:
         broken = not_finite(result['state_dict'])
         if broken:
             print(f'warning: {len(broken)} tensors are not finite: {", ".join(broken[:5])}', file=sys.stderr)
-    args.destination.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(args.destination) as partial:
-        torch.save(result, partial)
+    save(result, args.destination)
     print(f'wrote {args.destination}: {len(result["state_dict"])} tensors')
     for key, value in result.get('meta', {}).items():
         if key not in ('backbone', 'published'):

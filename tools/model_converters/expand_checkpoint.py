@@ -10,29 +10,20 @@ Not needed to train: init_cfg and load_from expand plain kernels as they are loa
 
 import argparse
 import sys
-from importlib import import_module
 from pathlib import Path
 
-import torch
 from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, add_common_options, load_config, run  # noqa: E402
-from files import replacing  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
 
 from orepa_mm.checkpoints.architecture import name_of, output_channels, recognise  # noqa: E402
 from orepa_mm.checkpoints.checking import check_state_dict  # noqa: E402
 from orepa_mm.checkpoints.plain_kernels import plain_kernels  # noqa: E402
 from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of  # noqa: E402
+from orepa_mm.deploy.loading import build_model  # noqa: E402
 from orepa_mm.errors import LayoutError  # noqa: E402
-
-
-def model_of_config(args: argparse.Namespace) -> nn.Module:
-    cfg = load_config(args)
-    init_default_scope(cfg.default_scope)
-    cfg.model.pop('data_preprocessor', None)
-    return import_module(f'{cfg.default_scope}.registry').MODELS.build(cfg.model)
+from orepa_mm.files import save  # noqa: E402
 
 
 def classifier_of_state(state: dict, source: Path) -> tuple[nn.Module, dict]:
@@ -65,16 +56,14 @@ def main() -> None:
     if args.config == 'none':
         model, state = classifier_of_state(state, args.checkpoint)
     else:
-        model = model_of_config(args)
+        model = build_model(load_config(args))
     plain = plain_kernels(model, state)
     if not plain:
         raise UsageError(f'{args.checkpoint}: has nothing to expand: no plain kernel where {args.config} builds layers with branches.')
     check_state_dict(model, state, args.checkpoint)
     model.load_state_dict(state, strict=False)  # what is left over, such as num_batches_tracked, is as the loaders of MM leave it
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(checkpoint.get('meta') or {}, expanded_from=args.checkpoint.name)
-    with replacing(args.out) as partial:
-        torch.save(dict(meta=meta, state_dict=model.state_dict()), partial)
+    save(dict(meta=meta, state_dict=model.state_dict()), args.out)
     print(f'wrote {args.out}: {len(plain)} convolutions expanded into branches')
 
 

@@ -1,0 +1,119 @@
+"""The config of a re-parameterized network under the stock class names."""
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from ..errors import DeployError
+from ..registry import TOOLBOXES
+
+BACKBONES = {'OREPAResNet': 'ResNet', 'OREPAResNeXt': 'ResNeXt', 'OREPASEResNet': 'SEResNet', 'OREPASEResNeXt': 'SEResNeXt'}
+LAYERS = ('OREPAConv2d', 'DBBConv2d')
+HOOKS = ('ReparameterizeHook', 'CheckHook')
+CONSTRUCTOR = 'OREPAOptimWrapperConstructor'
+# How the stock classes that deploy themselves are told to build their deployed form.
+DEPLOYED = ('deploy', 'small_kernel_merged')
+
+
+def stock_config(cfg: Config) -> Config:
+    """The config of what :func:`.reparameterize` makes of a config's model; it needs nothing of this package.
+
+    Data, schedule and all else stay. Gone are our layers, hooks, optimizer constructor and imports, the weights a training would start
+    from (``init_cfg`` of type Pretrained, ``load_from``) and the folder of the run.
+
+    Args:
+        cfg: Of mmdet, mmseg or mmpretrain. Not changed.
+
+    Raises:
+        DeployError: When the config has something that no stock class can do.
+    """
+    scope = cfg.default_scope
+    init_default_scope(scope)
+    result = _stock(cfg.to_dict(), scope)
+    for key in ('load_from', 'resume', 'work_dir', 'launcher', 'stem_paramwise_cfg'):
+        result.pop(key, None)
+    imports = (result.pop('custom_imports', None) or {}).get('imports') or []
+    imports = [name for name in ([imports] if isinstance(imports, str) else imports) if name.split('.')[0] != 'orepa_mm']
+    if scope != 'mmpretrain' and _has(result, lambda value: str(value).startswith('mmpretrain.')) and 'mmpretrain.models' not in imports:
+        imports.append('mmpretrain.models')  # our own import did that
+    if imports:
+        result['custom_imports'] = dict(imports=imports, allow_failed_imports=False)
+    if 'custom_hooks' in result:
+        result['custom_hooks'] = [hook for hook in result['custom_hooks'] or [] if _name(hook.get('type')) not in HOOKS]
+    optim_wrapper = result.get('optim_wrapper') or {}
+    if _name(optim_wrapper.get('constructor')) == CONSTRUCTOR:
+        del optim_wrapper['constructor']
+        (optim_wrapper.get('paramwise_cfg') or {}).pop('custom_l2', None)
+    if _has(result, lambda value: str(value).startswith('orepa_mm.')):
+        raise DeployError('the config names a class of orepa_mm in another place than the model, hooks and optimizer: take it out.')
+    return Config(result)
+
+
+def _name(kind: Any) -> str:
+    """The bare name of a type as configs have it: a name, one with a scope or a module before it, or a class."""
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def _has(node: Any, found) -> bool:
+    if isinstance(node, dict):
+        return any(_has(value, found) for value in node.values())
+    return any(_has(value, found) for value in node) if isinstance(node, list | tuple) else found(node)
+
+
+def _stock(node: Any, scope: str) -> Any:
+    if isinstance(node, list | tuple):
+        return type(node)(_stock(item, scope) for item in node)
+    if not isinstance(node, dict):
+        return node
+    node = {key: _stock(value, scope) for key, value in node.items() if not _is_pretrained(key, value)}
+    if isinstance(node.get('conv_cfg'), dict) and _name(node['conv_cfg'].get('type')) in LAYERS:
+        del node['conv_cfg']
+    name = _name(node.get('type'))
+    if name in BACKBONES:
+        node = _stock_resnet(node, name)
+    elif name == 'OREPARepVGG':
+        if node.get('arch') == 'D2se' or (isinstance(node.get('arch'), dict) and node['arch'].get('se_cfg')):
+            raise DeployError(
+                "a RepVGG with squeeze and excitation (D2se) has no stock class: in deployed form mmpretrain's leaves these layers out. "
+                'Export it to ONNX instead.'
+            )
+        node = {key: value for key, value in node.items() if key not in ('method', 'conv_cfg')}
+        node.update(type='RepVGG' if scope == 'mmpretrain' else 'mmpretrain.RepVGG', deploy=True)
+    return node
+
+
+def _is_pretrained(key: str, value: Any) -> bool:
+    """Whether a setting says which weights a training starts from."""
+    if key == 'init_cfg' and isinstance(value, dict):
+        return _name(value.get('type')) == 'Pretrained' or 'checkpoint' in value
+    return key == 'pretrained' and isinstance(value, str)
+
+
+def _stock_resnet(node: dict, name: str) -> dict:
+    if 'groups' not in node and 'ResNeXt' in name:
+        node['groups'] = 32  # the default of some of the stock classes is another one
+    node = {key: value for key, value in node.items() if key not in ('method', 'plain_stem')}
+    prefix = node['type'].rpartition('.')[0] if isinstance(node['type'], str) else ''  # another toolbox's scope
+    return dict(node, type=f'{prefix}.{BACKBONES[name]}' if prefix in TOOLBOXES else BACKBONES[name])
+
+
+def deploy_stock_blocks(cfg: Config) -> Config:
+    """``cfg`` with every part of the model that can be built in its deployed form built so (RepVGG, MobileOne, RepLKNet, ...)."""
+    registry = import_module(f'{cfg.default_scope}.registry').MODELS
+
+    def deployed(node: Any) -> Any:
+        if isinstance(node, list | tuple):
+            return type(node)(deployed(item) for item in node)
+        if not isinstance(node, dict):
+            return node
+        node = {key: deployed(value) for key, value in node.items()}
+        if 'type' in node:
+            kind = node['type'] if inspect.isclass(node['type']) else registry.get(node['type'])
+            parameters = inspect.signature(kind).parameters if kind is not None else ()
+            node |= {key: True for key in DEPLOYED if key in parameters}
+        return node
+
+    return Config(dict(cfg.to_dict(), model=deployed(cfg.model.to_dict())))

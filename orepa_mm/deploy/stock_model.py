@@ -1,0 +1,94 @@
+"""The stock model that a trained network with branches becomes, proved to compute the same."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ..errors import DeployError
+from ..reparam import plan_swaps, reparameterize
+from ..reparam.comparison import largest_difference
+from .loading import build_model
+from .outputs import dense_outputs
+from .stock_config import deploy_stock_blocks, stock_config
+from .stock_state import stock_state
+
+# Relative to the outputs' scale: rounding through a hundred layers, but no error in a kernel, a bias or a key.
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+class StockModel(NamedTuple):
+    """What :func:`to_stock_model` gives.
+
+    Attributes:
+        cfg: Config of the stock model, without anything of this package.
+        model: The stock model with its weights, in evaluation mode.
+        differences: Dtype -> largest difference of its outputs from the training form's, relative to their scale.
+    """
+
+    cfg: Config
+    model: nn.Module
+    differences: dict[torch.dtype, float]
+
+
+def to_stock_model(cfg: Config, model: nn.Module, batches: Iterable[Any]) -> StockModel:
+    """The stock model that computes what ``model`` computes.
+
+    Norms are kept, so the result can be trained on. Both are run side by side, in float32 and in float64; in float64 both forms are made
+    from the same weights anew, so that an error in the arithmetic cannot hide behind rounding.
+
+    Args:
+        cfg: The config of ``model``.
+        model: In training form and evaluation mode; not changed.
+        batches: What to run them on, each as for ``model.test_step``; at least one.
+
+    Raises:
+        DeployError: When the model has nothing to re-parameterize, when there is no stock class for it, and when the outputs differ.
+    """
+    if not plan_swaps(model):
+        raise DeployError('the model has no layer with training-time branches: it is the stock model already.')
+    stock_cfg = stock_config(cfg)
+    stock_cfg, stock = _stock_of(stock_cfg, reparameterize(deepcopy(model)))
+    double = deepcopy(model).double()
+    pairs = {torch.float32: (model, stock), torch.float64: (double, _stock_of(stock_cfg, reparameterize(deepcopy(double)))[1])}
+    differences = dict.fromkeys(pairs, 0.0)
+    for batch in batches:
+        run = dense_outputs(model, batch)
+        for dtype, (trained, deployed) in pairs.items():
+            differences[dtype] = max(differences[dtype], largest_difference(run(trained), run(deployed)))
+    for dtype, difference in differences.items():
+        if not difference <= TOLERANCES[dtype]:
+            raise DeployError(
+                f"the outputs of the stock model differ from the training form's by {difference:.1e} of their scale in {dtype}, more than "
+                f'{TOLERANCES[dtype]:.0e}; nothing was written. Usual cause: weights or norm statistics that are not finite or far out '
+                'of range.'
+            )
+    return StockModel(stock_cfg, stock, differences)
+
+
+def _stock_of(cfg: Config, plain: nn.Module) -> tuple[Config, nn.Module]:
+    dtype = next(plain.parameters()).dtype
+    try:
+        stock = build_model(cfg)
+        state = stock_state(plain, stock.to(dtype))
+    except DeployError as error:
+        cfg = deploy_stock_blocks(cfg)
+        stock = build_model(cfg)
+        try:
+            state = stock_state(plain, stock.to(dtype))
+        except DeployError:
+            raise error from None
+    _check_stock(stock)
+    stock.load_state_dict(state, strict=True)
+    if hasattr(plain, 'dataset_meta'):
+        stock.dataset_meta = plain.dataset_meta
+    return cfg, stock.eval()
+
+
+def _check_stock(model: nn.Module) -> None:
+    ours = [name for name, module in model.named_modules() if type(module).__module__.split('.')[0] == __package__.split('.')[0]]
+    if ours:
+        raise DeployError(f'"{ours[0]}" is built by orepa_mm even with the stock config: a setting of it is not known here.')

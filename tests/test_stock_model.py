@@ -1,0 +1,234 @@
+"""What reparameterize_model.py writes: the stock model, in a process that cannot import this package."""
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from orepa_mm.deploy.batches import random_batch
+from orepa_mm.deploy.loading import build_model
+from orepa_mm.deploy.stock_files import write_stock_model
+from orepa_mm.deploy.stock_model import to_stock_model
+from orepa_mm.errors import DeployError
+
+ROOT = Path(__file__).resolve().parent.parent
+NARROW = dict(stem_channels=8, base_channels=8, frozen_stages=-1, init_cfg=None)
+CONVS = (dict(type='OREPAConv2d'), dict(type='DBBConv2d'))
+RESNET = {f'model.backbone.{key}': value for key, value in NARROW.items()}
+SMALL = RESNET | {'model.backbone.depth': 18}
+REPVGG = dict(num_blocks=(1, 1, 1, 1), width_factor=(0.125,) * 4, group_layer_map=None, se_cfg=None)
+MASKS = {f'model.roi_head.{head}.in_channels': 16 for head in ('bbox_head', 'mask_head')} | {
+    'model.roi_head.bbox_head.fc_out_channels': 32,
+    'model.roi_head.bbox_roi_extractor.out_channels': 16,
+    'model.rpn_head.in_channels': 16,
+    'model.rpn_head.feat_channels': 16,
+}
+DENSE = {'model.bbox_head.in_channels': 16, 'model.bbox_head.feat_channels': 16}
+FPN = {'model.neck.in_channels': [8, 16, 32, 64], 'model.neck.out_channels': 16}
+MODELS = {  # name -> config, what is narrowed in it
+    **{f'resnet18-{method}': (f'imagenet/{method}-resnet18_4xb64-120e_in1k', RESNET | {'model.head.in_channels': 64})
+       for method in ('orepa', 'dbb')},
+    **{f'resnet50-{method}': (f'imagenet/{method}-resnet50_4xb64-120e_in1k', RESNET | {'model.head.in_channels': 256})
+       for method in ('orepa', 'dbb')},
+    'wideresnet18': ('imagenet/orepa-wideresnet18-x2_4xb64-120e_in1k', RESNET | {'model.head.in_channels': 64}),
+    'resnext50': ('imagenet/orepa-resnext50-32x4d_4xb64-120e_in1k',
+                  RESNET | {'model.backbone.groups': 4, 'model.backbone.width_per_group': 4, 'model.head.in_channels': 256}),
+    'resnext50-dbb': ('imagenet/orepa-resnext50-32x4d_4xb64-120e_in1k',
+                      RESNET | {'model.backbone.groups': 4, 'model.backbone.method': 'DBB', 'model.head.in_channels': 256}),
+    'seresnet50': ('imagenet/orepa-resnet50_4xb64-120e_in1k',
+                   RESNET | {'model.backbone.type': 'OREPASEResNet', 'model.head.in_channels': 256}),
+    'plain-stem': ('imagenet/orepa-resnet18_4xb64-120e_in1k',
+                   RESNET | {'model.backbone.plain_stem': True, 'model.head.in_channels': 64}),
+    **{f'repvgg-{method}': ('imagenet/orepa-repvgg-A0_4xb64-120e_in1k', {
+        'model.backbone.arch': dict(REPVGG, _delete_=True), 'model.backbone.method': method, 'model.head.in_channels': 64})
+       for method in ('OREPA', 'RepVGG')},
+    'faster-rcnn': ('coco/faster-rcnn_orepa-r50_fpn_1x_coco',
+                    SMALL | FPN | {key: value for key, value in MASKS.items() if 'mask_head' not in key}),
+    'mask-rcnn': ('coco/mask-rcnn_orepa-r50_fpn_1x_coco', SMALL | FPN | MASKS | {'model.roi_head.mask_roi_extractor.out_channels': 16}),
+    'mask-rcnn-dbb': ('coco/mask-rcnn_dbb-r50_fpn_1x_coco', SMALL | FPN | MASKS | {'model.roi_head.mask_roi_extractor.out_channels': 16}),
+    'retinanet': ('coco/retinanet_orepa-r50_fpn_1x_coco', SMALL | FPN | DENSE),
+    'retinanet-convs': ('coco/retinanet_orepa-r50_fpn_1x_coco', SMALL | FPN | DENSE | {
+        'model.bbox_head.conv_cfg': CONVS[0], 'model.neck.conv_cfg': CONVS[1], 'model.neck.norm_cfg': dict(type='BN')}),
+    'rtmdet-ins': ('coco/rtmdet-ins_orepa-r50_8xb32-300e_coco', SMALL | {
+        'model.neck.in_channels': [16, 32, 64], 'model.neck.out_channels': 16, 'model.bbox_head.in_channels': 16,
+        'model.bbox_head.feat_channels': 16}),
+    'retinanet-repvgg': ('coco/retinanet_orepa-r50_fpn_1x_coco', FPN | DENSE | {
+        'model.backbone': dict(_delete_=True, type='OREPARepVGG', arch=REPVGG, out_indices=(0, 1, 2, 3))}),
+    'pspnet': ('cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024', SMALL | {
+        'model.decode_head.in_channels': 64, 'model.decode_head.channels': 16,
+        'model.auxiliary_head.in_channels': 32, 'model.auxiliary_head.channels': 16}),
+    **{f'deeplabv3plus-{method}': (f'cityscapes/deeplabv3plus_{method}-r50-d8_4xb2-40k_cityscapes-512x1024', SMALL | {
+        'model.decode_head.in_channels': 64, 'model.decode_head.c1_in_channels': 8, 'model.decode_head.channels': 16,
+        'model.decode_head.c1_channels': 8, 'model.auxiliary_head.in_channels': 32, 'model.auxiliary_head.channels': 16})
+       for method in ('orepa', 'dbb')},
+}  # fmt: skip
+
+
+def config_of(name: str) -> Config:
+    path, options = MODELS[name]
+    cfg = Config.fromfile(ROOT / 'configs' / f'{path}.py')
+    cfg.merge_from_dict(deepcopy(options))
+    return cfg
+
+
+def trained(cfg: Config) -> nn.Module:
+    """A model away from its initial values, in evaluation mode."""
+    model = build_model(cfg)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith('scale'):
+                parameter.add_(0.05 + 0.05 * torch.rand_like(parameter))
+    return model.eval()
+
+
+READER = """
+import importlib, sys
+from importlib.abc import MetaPathFinder
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == 'orepa_mm':
+            raise ImportError('orepa_mm is not to be imported here')
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, init_default_scope
+sys.path.insert(0, sys.argv[1])
+from stock_outputs import outputs
+torch.set_num_threads(1)
+for folder in sys.argv[2:]:
+    cfg = Config.fromfile(folder + '/config.py')
+    init_default_scope(cfg.default_scope)
+    model = cfg.model
+    if cfg.default_scope == 'mmpretrain':
+        model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    model = importlib.import_module(cfg.default_scope + '.registry').MODELS.build(model)
+    checkpoint = torch.load(folder + '/model.pth', weights_only=True)
+    model.load_state_dict(checkpoint['state_dict'], strict=True)
+    assert cfg.load_from == folder + '/model.pth', cfg.load_from
+    expected = torch.load(folder + '/expected.pt', weights_only=True)
+    found = outputs(model.eval(), torch.load(folder + '/inputs.pt', weights_only=True))
+    assert len(found) == len(expected)
+    print(max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found)))
+assert 'orepa_mm' not in sys.modules
+"""
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory) -> dict[str, tuple[Path, dict]]:
+    """Folder and differences of each model, all written before the one process that reads them starts."""
+    from stock_outputs import outputs
+
+    found = {}
+    for name in MODELS:
+        torch.manual_seed(0)
+        cfg, folder = config_of(name), tmp_path_factory.mktemp('written') / name
+        model = trained(cfg)
+        model.dataset_meta = dict(classes=('a', 'b'))
+        batch = random_batch(cfg, count=1)
+        stock = to_stock_model(cfg, model, [batch])
+        torch.save(model.state_dict(), folder.parent / 'trained.pth')
+        write_stock_model(folder, stock, folder.parent / 'trained.pth')
+        inputs = model.data_preprocessor(batch, False)['inputs']
+        torch.save(inputs, folder / 'inputs.pt')
+        torch.save(outputs(model, inputs), folder / 'expected.pt')
+        found[name] = folder, stock.differences
+    return found
+
+
+@pytest.fixture(scope='module')
+def read(written) -> dict[str, float]:
+    """The largest difference each model has in a process in which importing this package fails."""
+    folders = [str(folder) for folder, _ in written.values()]
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', READER, str(ROOT / 'tests'), *folders], cwd='/', capture_output=True, text=True
+    )
+    assert not result.returncode, result.stderr[-3000:]
+    numbers = [line for line in result.stdout.splitlines() if line[:1].isdigit()]
+    return dict(zip(written, map(float, numbers), strict=True))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_both_dtypes(written, name):
+    differences = written[name][1]
+    assert differences[torch.float64] <= 1e-10  # rounding, through up to a hundred layers
+    assert differences[torch.float32] <= 1e-5
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_without_this_package(read, name):
+    assert read[name] <= 1e-5  # float32 rounding through a hundred layers
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_nothing_of_this_package_is_left(written, name):
+    folder = written[name][0]
+    text = (folder / 'config.py').read_text()
+    assert 'orepa' not in text.lower() and 'Pretrained' not in text and 'Reparameterize' not in text
+    checkpoint = torch.load(folder / 'model.pth', weights_only=True)
+    assert set(checkpoint) == {'meta', 'state_dict'}
+    meta = checkpoint['meta']
+    assert meta['source'] == 'trained.pth' and len(meta['source_sha256']) == 64 and meta['dataset_meta'] == dict(classes=('a', 'b'))
+    assert set(meta['largest_difference']) == {'float32', 'float64'} and json.dumps(meta['largest_difference'])
+    assert Config.fromstring(meta['cfg'], file_format='.py').model == Config.fromfile(folder / 'config.py').model
+
+
+def test_stock_blocks_that_deploy_themselves_are_built_deployed(tmp_path):
+    cfg = config_of('resnet18-orepa')
+    arch = dict(num_blocks=[1] * 4, width_factor=[0.25] * 4, num_conv_branches=[2] * 4, num_se_blocks=[0, 0, 0, 1])
+    cfg.model.backbone = dict(type='MobileOne', arch=arch)
+    cfg.model.head.in_channels = 128
+    stock = to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
+    assert stock.cfg.model.backbone.deploy and stock.differences[torch.float64] <= 1e-10
+
+
+def test_squeeze_and_excitation_of_repvgg_has_no_stock_class():
+    cfg = config_of('repvgg-OREPA')
+    cfg.model.backbone.arch = dict(REPVGG, se_cfg=dict(ratio=4))
+    with pytest.raises(DeployError, match='squeeze and excitation'):
+        to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
+
+
+def test_a_bias_without_a_norm_is_refused():
+    cfg = config_of('pspnet')
+    cfg.merge_from_dict({'model.decode_head.conv_cfg': CONVS[1], 'model.decode_head.norm_cfg': dict(type='GN', num_groups=4)})
+    with pytest.raises(DeployError, match='adds a bias'):
+        to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
+
+
+def test_another_result_is_refused(monkeypatch):
+    from orepa_mm.deploy import stock_model
+
+    cfg = config_of('resnet18-orepa')
+    model = trained(cfg)
+
+    def wrong(plain, stock):
+        state = dict(plain.state_dict())
+        key = next(key for key in state if key.endswith('conv2.weight'))
+        state[key] = state[key].clone()
+        state[key].view(-1)[0] += 0.1
+        return state
+
+    monkeypatch.setattr(stock_model, 'stock_state', wrong)
+    with pytest.raises(DeployError, match='differ from the training form'):
+        to_stock_model(cfg, model, [random_batch(cfg, count=1)])
+
+
+def test_a_stock_model_is_refused():
+    cfg = config_of('resnet18-orepa')
+    cfg.model.backbone.method = 'none'
+    with pytest.raises(DeployError, match='no layer with training-time branches'):
+        to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
