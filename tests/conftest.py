@@ -114,3 +114,19 @@ class Tools:
 @pytest.fixture
 def tools(mini_data, monkeypatch, capsys) -> Tools:
     return Tools(mini_data, monkeypatch, capsys)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    """The checkpoint of a short training run for each toolbox; made on first use."""
+    made = {}
+
+    def get(name: str, tools: Tools) -> Path:
+        if name not in made:
+            work_dir = tmp_path_factory.mktemp(name)
+            status, error = tools.train(name, work_dir)
+            assert status == 0, error
+            made[name] = work_dir / 'last.pth'
+        return made[name]
+
+    return get

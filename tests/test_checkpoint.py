@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import HistoryBuffer
 
 from orepa_mm.checkpoints.checking import check_state_dict
@@ -75,3 +76,35 @@ def test_fine_tuning_may_replace_a_head_but_not_most_of_the_model():
         check_state_dict(model, other, 'a.pth')
     with pytest.raises(CheckpointError, match='4 of 6 keys missing'):
         check_state_dict(model, {key: state[key] for key in ('0.weight', '0.bias')}, 'a.pth', partial=True)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_loaders_that_are_not_strict_refuse_weights_of_another_network(scope):
+    """What the stock inferencers do: mmengine's loader, with nothing of ours around it."""
+    import importlib
+
+    from mmengine.runner.checkpoint import load_state_dict
+
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+
+    def build(**options):
+        return registry.build(dict(dict(type='OREPAResNet', depth=18, stem_channels=32, base_channels=8), **options))
+
+    folded = build(method='none')
+    folded.eval()  # returns nothing
+    folded = fuse_conv_bn(folded)
+    orepa, dbb, none, deep = build(), build(method='DBB'), build(method='none'), build(depth=50)
+    wrong = [
+        (none, orepa, 'training-time branches'),
+        (dbb, orepa, 'training-time branches'),
+        (orepa, dbb, 'does not fit'),
+        (dbb, none, 'Diverse Branch Blocks, which cannot start from them'),
+        (deep, orepa, 'of the checkpoint is'),
+        (none, folded, 'norms (are )?folded'),
+        (orepa, folded, 'norms (are )?folded'),
+    ]
+    for model, source, message in wrong:
+        with pytest.raises(CheckpointError, match=message):
+            load_state_dict(model, dict(source.state_dict()), strict=False)
+    load_state_dict(orepa, dict(none.state_dict()), strict=False)  # expanded
+    load_state_dict(orepa, dict(build().state_dict()), strict=False)

@@ -18,22 +18,6 @@ SCOPES = dict(imagenet='mmpretrain', coco='mmdet', cityscapes='mmseg')
 METRIC = dict(imagenet='accuracy/top1', coco='coco/segm_mAP', cityscapes='mIoU')
 
 
-@pytest.fixture(scope='module')
-def trained(mini_data, tmp_path_factory):
-    """The checkpoint of a short training run for each toolbox; made on first use."""
-    made = {}
-
-    def get(name: str, tools) -> Path:
-        if name not in made:
-            work_dir = tmp_path_factory.mktemp(name)
-            status, error = tools.train(name, work_dir)
-            assert status == 0, error
-            made[name] = work_dir / 'last.pth'
-        return made[name]
-
-    return get
-
-
 @pytest.mark.parametrize('name', SCOPES)
 def test_train_then_test_in_both_forms(name, trained, tools, tmp_path):
     checkpoint = trained(name, tools)

@@ -6,7 +6,7 @@ from mmpretrain.models.backbones import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from torch import nn
 
-from ..checkpoints.plain_kernels import LogsPlainKernels
+from ..checkpoints.checks_weights import ChecksWeights
 from ..reparam import reparameterize
 
 CONV_CFGS = {
@@ -16,7 +16,7 @@ CONV_CFGS = {
 }
 
 
-class OREPARepVGG(LogsPlainKernels, RepVGG):
+class OREPARepVGG(ChecksWeights, RepVGG):
     """mmpretrain's RepVGG with OREPA 3x3 convolutions in its blocks (paper, section 4.1, OREPA-RepVGG).
 
     Args:

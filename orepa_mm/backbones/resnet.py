@@ -3,7 +3,7 @@
 from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 
-from ..checkpoints.plain_kernels import LogsPlainKernels
+from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
 from ..layers import DBBConv2d
 
@@ -46,7 +46,7 @@ def _drop_norms_after_dbb(resnet: nn.Module) -> None:
         before = module
 
 
-class OREPAResNetMixin(LogsPlainKernels):
+class OREPAResNetMixin(ChecksWeights):
     """Builds a toolbox's own ResNet with OREPA convolutions, or with a baseline's.
 
     Put before the stock class. The 7x7 stem of OREPA is a deep linear one (paper, section 4.1).

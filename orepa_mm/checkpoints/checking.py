@@ -52,8 +52,8 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     missing = [key for key in expected if key not in state]
     reshaped = [f'{key} {tuple(state[key].shape)} for {tuple(v.shape)}' for key, v in expected.items()
                 if key in state and state[key].shape != v.shape]  # fmt: skip
-    folded = [key for key in state if key.endswith('.bias') and key not in expected and f'{key.removesuffix("bias")}weight' in given]
-    if folded and missing and not partial:
+    folded = [key for key in state if key.endswith('.bias') and key not in expected and _lacks_norm(key, given, missing)]
+    if folded:
         raise CheckpointError(
             f'{path}: its norms are folded into the convolutions, which have biases ({_some(folded)}) that those of the config have not. '
             'Give the checkpoint from before the folding; exporters and inference compilers fold norms by themselves.'
@@ -72,6 +72,13 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
             f'{path}: holds {len(left)} weights that the model of the config has no place for ({_some(left)}): it is of another model, '
             'give the config it was trained with.'
         )
+
+
+def _lacks_norm(bias: str, given: dict[str, Tensor], missing: list[str]) -> bool:
+    """Whether the bias of a convolution is there where its kernel is and a norm beside it is not."""
+    conv = bias.removesuffix('.bias')
+    parent = conv.rpartition('.')[0]
+    return f'{conv}.weight' in given and any(key.startswith(parent) and key.endswith('.running_mean') for key in missing)
 
 
 def _stem_of(keys: Iterable[str], prefix: str) -> dict[str, str]:

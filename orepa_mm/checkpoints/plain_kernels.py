@@ -9,15 +9,3 @@ def plain_kernels(model: nn.Module, state: dict[str, Tensor], prefix: str = '') 
     """Paths of the layers with branches that a state dict has a plain kernel for under ``prefix``, which loading expands."""
     layers = ((name, m) for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d))
     return [name for name, layer in layers if layer.holds_plain_kernel(state, f'{prefix}{name}.' if name else prefix)]
-
-
-class LogsPlainKernels:
-    """Put before a backbone's class: loading logs how many plain kernels were expanded."""
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        count = len(plain_kernels(self, state_dict, prefix))
-        if count:
-            from mmengine.logging import print_log
-
-            print_log(f'{type(self).__name__}: {count} plain convolutions of the checkpoint are expanded into branches.', logger='current')
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -10,7 +10,8 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..checkpoints.checking import check_pretrained, check_state_dict
-from ..checkpoints.plain_kernels import LogsPlainKernels, plain_kernels
+from ..checkpoints.checks_weights import ChecksWeights
+from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import read_checkpoint, state_dict_of
 from ..errors import CheckpointError
 
@@ -51,7 +52,7 @@ class CheckHook(Hook):
                 'other parameters; start a new run from its weights, with load_from instead of resume.'
             )
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
-        backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, LogsPlainKernels))
+        backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
         others = [name for name in plain if not name.startswith(backbones)]
         if others:
             runner.logger.info(f'{len(others)} plain convolutions of the checkpoint outside the backbone are expanded into branches.')

@@ -1,0 +1,22 @@
+"""What the backbones do with weights that are loaded into them, whoever loads them."""
+
+from .checking import check_state_dict
+from .plain_kernels import plain_kernels
+
+
+class ChecksWeights:
+    """Put before a backbone's class: loading refuses weights of another network, and logs how many plain kernels are expanded.
+
+    Loaders that are not strict, as those of the inferencers, would drop them and run a network with random weights.
+    """
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if weights:
+            check_state_dict(self, weights, 'the checkpoint', partial=True)
+        count = len(plain_kernels(self, state_dict, prefix))
+        if count:
+            from mmengine.logging import print_log
+
+            print_log(f'{type(self).__name__}: {count} plain convolutions of the checkpoint are expanded into branches.', logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
