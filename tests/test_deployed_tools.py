@@ -34,9 +34,14 @@ torch.set_num_threads(1)
 scope, folder, picture, out = sys.argv[2:]
 config, weights = folder + '/config.py', folder + '/model.pth'
 found = predictions(scope, config, weights, picture)
-script = Path(find_spec(scope).origin).parent / '.mim' / 'tools' / 'test.py'
-sys.argv = [str(script), config, weights, '--work-dir', out]
-runpy.run_path(str(script), run_name='__main__')
+scripts = Path(find_spec(scope).origin).parent / '.mim' / 'tools'
+sys.argv = [str(scripts / 'test.py'), config, weights, '--work-dir', out]
+runpy.run_path(sys.argv[0], run_name='__main__')
+if scope == 'mmpretrain':  # and goes on training from there
+    sys.argv = [str(scripts / 'train.py'), config, '--work-dir', out + '/finetuned', '--no-validate']
+    runpy.run_path(sys.argv[0], run_name='__main__')
+    log = next(Path(out, 'finetuned').glob('*/*.log')).read_text()
+    assert 'Load checkpoint from ' + weights in log and 'Epoch(train) [1]' in log, log[-1000:]
 assert 'orepa_mm' not in sys.modules
 Path(out, 'predictions.json').write_text(json.dumps(found))
 """

@@ -232,3 +232,36 @@ def test_a_stock_model_is_refused():
     cfg.model.backbone.method = 'none'
     with pytest.raises(DeployError, match='no layer with training-time branches'):
         to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
+
+
+NEW_STYLE = """
+from mmengine.hooks import EMAHook
+from mmpretrain.models.classifiers import ImageClassifier
+from mmpretrain.models.heads import LinearClsHead
+from mmpretrain.models.necks import GlobalAveragePooling
+
+from orepa_mm.backbones.mmpretrain_backbones import OREPAResNet
+from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
+
+default_scope = 'mmpretrain'
+custom_hooks = [dict(type=ReparameterizeHook), dict(type=EMAHook)]
+data_preprocessor = dict(num_classes=10, mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=OREPAResNet, depth=18, stem_channels=8, base_channels=8),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=10, in_channels=64),
+)
+"""
+
+
+def test_configs_with_classes_for_types(tmp_path):
+    (tmp_path / 'new_style.py').write_text(NEW_STYLE)
+    cfg = Config.fromfile(tmp_path / 'new_style.py')
+    stock = to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
+    (tmp_path / 'trained.pth').touch()
+    write_stock_model(tmp_path / 'out', stock, tmp_path / 'trained.pth')
+    assert 'orepa' not in (tmp_path / 'out' / 'config.py').read_text().lower()
+    written = Config.fromfile(tmp_path / 'out' / 'config.py')
+    assert [hook.type for hook in written.custom_hooks] == ['mmengine.hooks.EMAHook'] and written.model.backbone.type == 'ResNet'
+    build_model(written).load_state_dict(torch.load(tmp_path / 'out' / 'model.pth', weights_only=True)['state_dict'], strict=True)
