@@ -41,7 +41,8 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     if plain:
         raise CheckpointError(
             f'{path}: holds plain kernels ({_some(plain)}) where the config builds Diverse Branch Blocks, which cannot start from them: it '
-            'is re-parameterized, or of a stock model. Give the training-form checkpoint, or a config of the plain model.'
+            'is re-parameterized, or of a stock model. Give the training-form checkpoint, or '
+            'the stock config (tools/model_converters/reparameterize_model.py writes one).'
         )
     branches = [key for key in state if '.kernel.' in key and key not in expected and f'{key.split(".kernel.")[0]}.weight' in expected]
     if branches:
