@@ -108,3 +108,36 @@ def test_loaders_that_are_not_strict_refuse_weights_of_another_network(scope):
             load_state_dict(model, dict(source.state_dict()), strict=False)
     load_state_dict(orepa, dict(none.state_dict()), strict=False)  # expanded
     load_state_dict(orepa, dict(build().state_dict()), strict=False)
+
+
+def test_damage_is_seen(tmp_path):
+    """torch ignores the checksums in the files it writes."""
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=dict(w=torch.zeros(4096))), path)
+    data = bytearray(path.read_bytes())
+    middle = data.index(bytes(1000)) + 500
+    data[middle : middle + 16] = b'x' * 16
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)['state_dict']['w'].any()
+    with pytest.raises(CheckpointError, match='checksum'):
+        read_checkpoint(path)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match='cut short or damaged'):
+        read_checkpoint(path)
+
+
+def test_the_old_format_of_torch_is_read(tmp_path):
+    torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+    assert read_checkpoint(tmp_path / 'a.pth')['state_dict']['w'].tolist() == [1, 1]
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    model = torch.nn.Linear(4, 4)
+    weight = torch.eye(4)
+    for other in (weight.int(), weight.to_sparse(), torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)):
+        with pytest.raises(CheckpointError, match='no plain floating-point tensors'):
+            check_state_dict(model, dict(weight=other, bias=torch.zeros(4)), 'a.pth')
+    check_state_dict(model, dict(weight=weight.half(), bias=torch.zeros(4)), 'a.pth')
+    torch.save(dict(state_dict=dict(weight=torch.empty(4, 4, device='meta'))), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='without numbers'):
+        read_checkpoint(tmp_path / 'a.pth')

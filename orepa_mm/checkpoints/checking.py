@@ -50,6 +50,13 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
             f'{path}: holds training-time branches ({_some(branches)}) where the config builds plain convolutions. Use the config '
             "with the OREPA backbone or conv_cfg=dict(type='OREPAConv2d'), which also tests in deployed form."
         )
+    odd = [key for key, value in expected.items() if key in state and not _is_like(state[key], value)]
+    if odd:
+        value = state[odd[0]]
+        raise CheckpointError(
+            f'{path}: {len(odd)} weights are no plain floating-point tensors ({odd[0]} is {value.dtype}, {value.layout}): it is quantized, '
+            'sparse or of something else. Give the checkpoint of the training.'
+        )
     missing = [key for key in expected if key not in state]
     reshaped = [f'{key} {tuple(state[key].shape)} for {tuple(v.shape)}' for key, v in expected.items()
                 if key in state and state[key].shape != v.shape]  # fmt: skip
@@ -73,6 +80,11 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
             f'{path}: holds {len(left)} weights that the model of the config has no place for ({_some(left)}): it is of another model, '
             'give the config it was trained with.'
         )
+
+
+def _is_like(value: Tensor, expected: Tensor) -> bool:
+    """Whether a value can be copied into a weight without a change of its meaning."""
+    return value.layout == expected.layout and value.is_floating_point() == expected.is_floating_point()
 
 
 def _lacks_norm(bias: str, given: dict[str, Tensor], missing: list[str]) -> bool:

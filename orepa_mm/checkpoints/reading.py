@@ -1,7 +1,9 @@
 """Reading checkpoints without running code from them."""
 
 import pickle
+import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -44,22 +46,23 @@ def _name(entry) -> str:
     return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
 
 
-def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu') -> dict:
+def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu', file: BinaryIO | None = None) -> dict:
     """Load a checkpoint without running code from it.
 
     Args:
         path: A local file.
         map_location: As for ``torch.load``.
+        file: What ``path`` holds, where it is no local file.
 
     Raises:
         CheckpointError: When the file does not exist, is cut short, is no checkpoint, or holds more than weights and log numbers.
     """
-    path = Path(path)
-    if not path.is_file():
+    if file is None and not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
+    _check_sums(path if file is None else file, path)
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path if file is None else file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split('GLOBAL ')[-1].split(' was not')[0].split('\n')[0]
         if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
@@ -73,7 +76,26 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
         raise CheckpointError(f'{path}: cut short or damaged ({first}); download or copy it again.') from None
     if not isinstance(checkpoint, dict) or not state_dict_of(checkpoint):
         raise CheckpointError(f'{path}: holds no weights; a checkpoint is a dict with a "state_dict", or a state dict itself.')
+    empty = [key for key, value in state_dict_of(checkpoint).items() if value.is_meta]
+    if empty:
+        raise CheckpointError(f'{path}: holds names without numbers ({empty[0]} is on the meta device); save it from a model with weights.')
     return checkpoint
+
+
+def _check_sums(file: str | Path | BinaryIO, path: str | Path) -> None:
+    """Compare the checksums in the file, which torch writes and does not look at."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        if zipfile.is_zipfile(file):
+            raise CheckpointError(f'{path}: cut short or damaged ({error}); download or copy it again.') from None
+        damaged = None  # torch's format before 1.6 is no archive
+    finally:
+        if not isinstance(file, str | Path):
+            file.seek(0)
+    if damaged is not None:
+        raise CheckpointError(f'{path}: damaged, the checksum of {damaged} is wrong; download or copy it again.')
 
 
 def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:

@@ -1,18 +1,16 @@
 """Checks before a run."""
 
-from pathlib import Path
-
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..checkpoints.checking import check_pretrained, check_state_dict
 from ..checkpoints.checks_weights import ChecksWeights
+from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
-from ..checkpoints.reading import read_checkpoint, state_dict_of
+from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError
 
 
@@ -21,8 +19,8 @@ class CheckHook(Hook):
     """Refuse weights that loaders would drop in silence, and warn of learning-rate multipliers that do nothing.
 
     mmengine loads without strictness: a checkpoint in another form or of another architecture leaves layers at random, and only the log
-    says so. Fine-tuning may replace heads, resuming and testing must find every key. Local files are read without running code
-    from them, whichever distribution of mmengine runs.
+    says so. Fine-tuning may replace heads, resuming and testing must find every key. Files are read without running code from them,
+    downloaded ones too, whichever distribution of mmengine runs.
 
     Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
 
@@ -35,8 +33,7 @@ class CheckHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_run(self, runner) -> None:
-        # mmengine's own loaders refuse the log history in its checkpoints, or fall back to running what a file says.
-        CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
+        use_safe_loaders()
         if _is_training(runner):
             check_pretrained(_network(runner))
             _check_multipliers(runner)
@@ -56,11 +53,6 @@ class CheckHook(Hook):
         others = [name for name in plain if not name.startswith(backbones)]
         if others:
             runner.logger.info(f'{len(others)} plain convolutions of the checkpoint outside the backbone are expanded into branches.')
-
-
-def load_from_local(filename: str, map_location=None) -> dict:
-    """:func:`.read_checkpoint` as mmengine's ``CheckpointLoader`` calls it."""
-    return read_checkpoint(Path(filename).expanduser(), map_location)
 
 
 def _is_training(runner) -> bool:

@@ -118,7 +118,7 @@ class ReparameterizableConv2d(nn.Module):
             raise PlainKernelError(
                 f'the checkpoint holds a plain kernel "{prefix}weight" where the model has a {type(self).__name__} with its training-time '
                 'branches, and it cannot start from a plain kernel: it is a re-parameterized checkpoint, or one of a stock model. Load the '
-                'training-form checkpoint, or use the stock config for this one, as tools/model_converters/reparameterize_model.py writes it.'
+                'training-form checkpoint, or use the stock config for this one (tools/model_converters/reparameterize_model.py writes it).'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
