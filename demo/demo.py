@@ -9,7 +9,6 @@ command that the report lists, so each can be run again by hand.
 import argparse
 import html
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from report import (
     pictures,
     plot_losses,
     print_rows,
+    replace_folder,
     table,
     table_rows,
     write_page,
@@ -41,7 +41,8 @@ def coco_summary(data: Path) -> tuple[list[str], int]:
     try:
         content = json.loads(path.read_text())
         categories = sorted(content['categories'], key=lambda category: category['id'])
-        return [category['name'] for category in categories], len(content['images'])
+        names = [str(category['name']) for category in categories]
+        pictures = len(content['images'])
     except FileNotFoundError:
         raise StepError(
             f'{path}: no such file. DATA is a folder in the layout of COCO: annotations/instances_{{train,val}}2017.json, '
@@ -49,29 +50,42 @@ def coco_summary(data: Path) -> tuple[list[str], int]:
         ) from None
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise StepError(f'{path}: not a COCO annotation file ({type(error).__name__}: {error}).') from None
+    odd = [name for name in names if not name.strip() or not name.isprintable()]
+    if odd:
+        raise StepError(f'{path}: the category name {odd[0]!r} is empty or has characters that cannot be printed; rename it.')
+    if not pictures or not names:
+        raise StepError(f'{path}: lists no pictures or no categories.')
+    if '{{' in str(data.resolve()):
+        raise StepError(f'{data}: a path with {{{{ in it cannot stand in a config; rename the folder.')
+    return names, pictures
 
 
-def config_text(data: Path | None, classifier: Path) -> str:
-    """The demo's config: the mini config with the paths, and for another dataset its classes, schedule and scale."""
+def config_text(classifier: Path, data: Path | None, names: Path, classes: int, pictures: int) -> str:
+    """The demo's config: the mini config with the paths, and for another dataset its classes, schedule and scale.
+
+    Args:
+        classifier: Checkpoint the backbone starts from.
+        data: The dataset, or None for the drawn one.
+        names: File of its classes' names, one in a line. Not in the config: mmengine substitutes what is in braces in a config's text.
+        classes: How many there are.
+        pictures: How many there are to train on.
+    """
     lines = [f"_base_ = '../../{DETECTOR}'", '', f'model = dict(backbone=dict(init_cfg=dict(checkpoint={str(classifier)!r})))']
     if data is None:
         return '\n'.join(lines) + '\n'
-    classes, pictures = coco_summary(data)
-    if not pictures or not classes:
-        raise StepError(f'{data}: the training set lists no pictures or no categories.')
     epochs = max(2, round(TRAIN_PICTURES / pictures))
     root = str(data.resolve()) + '/'
     scale = (320, 320)
     return f"""_base_ = '../../{DETECTOR}'
 
 data_root = {root!r}
-metainfo = dict(classes={tuple(classes)!r})
+metainfo = dict(classes={str(names)!r})
 scale = {scale}
 max_epochs = {epochs}
 
 model = dict(
     backbone=dict(init_cfg=dict(checkpoint={str(classifier)!r})),
-    roi_head=dict(bbox_head=dict(num_classes={len(classes)}), mask_head=dict(num_classes={len(classes)})),
+    roi_head=dict(bbox_head=dict(num_classes={classes}), mask_head=dict(num_classes={classes})),
 )
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[2].update(scale=scale)
@@ -125,9 +139,10 @@ def main() -> None:
     config, checkpoint = out / 'config.py', detector_dir / 'last.pth'
     if args.data and args.data.resolve().is_relative_to(folder):
         raise StepError(f'{args.data}: lies in {out}, which is written anew; move it somewhere else.')
-    text = config_text(args.data, classifier_dir / 'last.pth')  # a wrong dataset ends it here, before anything is written
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    names, pictures = coco_summary(args.data) if args.data else ([], 0)  # a wrong dataset ends it here, before anything is written
+    replace_folder(folder)
+    (folder / 'classes.txt').write_text('\n'.join(names))
+    text = config_text(classifier_dir / 'last.pth', args.data, out / 'classes.txt', len(names), pictures)
     (ROOT / config).write_text(text)
 
     steps = Steps('demo', folder)

@@ -12,8 +12,8 @@ with the same classes.
 
 import argparse
 import json
-import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +168,11 @@ def progress(items: range, title: str) -> Iterator[int]:
             print(f'\r{title}: {i + 1} of {len(items)} pictures', end='\n' if i == items[-1] else '', flush=True)
 
 
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())  # cv2.imwrite says nothing of a full disk
+
+
 def write_imagenet(root: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
     """``<split>/<class>/*.jpg``: one large shape a picture, two small ones as clutter."""
     for i in progress(range(count), f'imagenet {split}'):
@@ -178,8 +183,7 @@ def write_imagenet(root: Path, split: str, count: int, size: int, rng: np.random
         image = scene.image.astype(np.float32)
         paint(image, mask, texture(rng, size, size, usual_hue(rng, shape)))
         path = root / split / shape / f'{split}_{i:05d}.jpg'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
+        write_picture(path, image.clip(0, 255).astype(np.uint8))
 
 
 def annotation(number: int, image_id: int, category_id: int, mask: np.ndarray) -> dict:
@@ -223,12 +227,11 @@ def write_coco(root: Path, split: str, count: int, size: int, rng: np.random.Gen
     ids = {category['name']: category['id'] for category in categories}
     images, annotations = [], []
     folder = root / f'{split}2017'
-    folder.mkdir(parents=True, exist_ok=True)
     for i in progress(range(count), f'coco {split}'):
         height, width = (int(size * factor) for factor in rng.choice([(0.75, 1.0), (1.0, 1.0), (1.0, 0.75)]))
         scene = draw_scene(rng, height, width, crowd(rng), (0.08, 0.3))
         name = f'{i + 1:012d}.jpg'
-        cv2.imwrite(str(folder / name), scene.image)
+        write_picture(folder / name, scene.image)
         images.append(dict(id=i + 1, file_name=name, height=height, width=width))
         for instance in scene.instances:
             category = ids[SHAPES[instance.shape][0]]
@@ -272,13 +275,15 @@ def write_cityscapes(root: Path, split: str, count: int, size: int, rng: np.rand
                 annotations.append(annotation(len(annotations) + 1, i + 1, ids[train_id], instance.mask))
         for kind, suffix, picture in (('leftImg8bit', 'leftImg8bit', scene.image), ('gtFine', 'gtFine_labelTrainIds', labels)):
             path = root / kind / split / f'{name}_{suffix}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), picture)
+            write_picture(path, picture)
     categories = [dict(id=i, name=name) for name, (i, _) in CITYSCAPES_THINGS.items()]
     path = root / 'annotations' / f'instancesonly_filtered_gtFine_{split}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
+
+MARKER = 'DRAWN.txt'
+SMALLEST = 32  # pixels, below which shapes have no room
 
 # writer, pictures to train on, pictures to validate on, longer side in pixels
 DATASETS: dict[str, tuple[Callable, int, int, int]] = {
@@ -289,16 +294,29 @@ DATASETS: dict[str, tuple[Callable, int, int, int]] = {
 
 
 def make(name: str, root: Path, train: int | None = None, val: int | None = None, size: int | None = None, seed: int = 0) -> None:
-    """Draw dataset ``name`` into ``root``, which appears, or is replaced, only once all is drawn."""
+    """Draw dataset ``name`` into ``root``, which appears, or is replaced, only once all is drawn.
+
+    Raises:
+        FileExistsError: When ``root`` is something that was not drawn here.
+    """
     write, default_train, default_val, default_size = DATASETS[name]
-    partial = root.with_name(root.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    for offset, (split, count) in enumerate((('train', train or default_train), ('val', val or default_val))):
-        rng = np.random.default_rng([seed, list(DATASETS).index(name), offset])
-        write(partial, split, count, size or default_size, rng)
-    if root.exists():
-        shutil.rmtree(root)
-    partial.replace(root)
+    _check_ours(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as folder:
+        drawn, old = Path(folder) / 'drawn', Path(folder) / 'old'
+        for offset, (split, count) in enumerate((('train', train or default_train), ('val', val or default_val))):
+            rng = np.random.default_rng([seed, list(DATASETS).index(name), offset])
+            write(drawn, split, count, size or default_size, rng)
+        (drawn / MARKER).write_text('Drawn by demo/make_mini_data.py, which may draw it again.\n')
+        _check_ours(root)
+        if root.exists():
+            root.rename(old)
+        drawn.rename(root)
+
+
+def _check_ours(root: Path) -> None:
+    if root.exists() and not (root / MARKER).is_file():
+        raise FileExistsError(f'{root} was not drawn by this script, so it is left alone: move it away, or give another --out')
 
 
 def main() -> None:
@@ -317,12 +335,17 @@ def main() -> None:
     for option in ('train', 'val', 'size'):
         if getattr(args, option) is not None and getattr(args, option) < 1:
             parser.error(f'--{option} must be positive')
+    if args.size is not None and args.size < SMALLEST:
+        parser.error(f'--size must be {SMALLEST} or more')
     for name in args.datasets or DATASETS:
         root = args.out / f'{name}-mini'
         if root.exists() and not args.force:
             print(f'{root} is there already (--force draws it again)')
             continue
-        make(name, root, args.train, args.val, args.size, args.seed)
+        try:
+            make(name, root, args.train, args.val, args.size, args.seed)
+        except OSError as error:
+            parser.exit(1, f'error: {root}: cannot be written: {error.strerror or error}\n')
         print(f'wrote {root}')
 
 

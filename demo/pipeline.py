@@ -6,7 +6,6 @@ command that the report lists. ``--short`` trains for a few iterations only, to 
 """
 
 import argparse
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from report import (
     pictures,
     plot_losses,
     print_rows,
+    replace_folder,
     table,
     table_rows,
     write_page,
@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     start = time.monotonic()
     if args.out is None:
-        shutil.rmtree(ROOT / 'work_dirs' / 'pipeline', ignore_errors=True)
+        replace_folder(ROOT / 'work_dirs' / 'pipeline')
     elif args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise StepError(f'{args.out}: is not empty; give a new folder.')
     folder = (args.out or ROOT / 'work_dirs' / 'pipeline').resolve()

@@ -4,6 +4,7 @@ import argparse
 import html
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from orepa_mm.files import replacing  # noqa: E402
 CLASSIFIER = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
 DETECTOR = 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py'
 SEGMENTOR = 'configs/cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini.py'
+LOGS = 'logs'  # made by the first step of every run
 FORMS = ('training form', 're-parameterized')
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -29,6 +31,14 @@ td:first-child, th:first-child { text-align: left } pre { background: #f4f4f4; p
 
 class StepError(RuntimeError):
     """A step failed; the message says which, and where its output is."""
+
+
+def replace_folder(folder: Path) -> None:
+    """An empty folder in place of what an earlier run left there; anything else there is an error."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LOGS).is_dir():
+        raise StepError(f'{folder}: holds files of somebody else; move them away.')
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 @dataclass
@@ -45,7 +55,7 @@ class Steps:
         shown = shlex.join(['python', *command])
         print(f'\n[{self.name}] step {number}: {title}\n[{self.name}] $ {shown}', flush=True)
         start = time.monotonic()
-        log_path = self.folder / 'logs' / f'{number}.log'
+        log_path = self.folder / LOGS / f'{number}.log'
         log_path.parent.mkdir(parents=True, exist_ok=True)
         last = ''
         with log_path.open('w') as log:

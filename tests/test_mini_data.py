@@ -10,7 +10,11 @@ from pycocotools.coco import COCO
 
 
 def digest(root):
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob('*.*'))}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob('*.*'))
+        if path.name != 'DRAWN.txt'
+    }
 
 
 def test_same_seed_same_files(tmp_path):
@@ -77,3 +81,53 @@ def test_what_is_there_is_kept_unless_forced(tmp_path, tools):
     assert tools.run(*arguments, '--seed', '5')[0] == 0 and digest(tmp_path) == before
     assert tools.run(*arguments, '--seed', '5', '--force')[0] == 0 and digest(tmp_path) != before
     assert tools.run('demo/make_mini_data', 'kitti')[0] == 2 and tools.run('demo/make_mini_data', '--train', '0')[0] == 2
+
+
+def test_what_is_not_drawn_here_is_left_alone(tmp_path, tools):
+    mine = [tmp_path / 'coco-mini' / 'mine.txt', tmp_path / 'coco-mini.partial' / 'mine.txt']
+    for path in mine:
+        path.parent.mkdir()
+        path.write_text('mine')
+    status, error = tools.run('demo/make_mini_data', 'coco', '--out', tmp_path, '--force', '--train', '1', '--val', '1', '--size', '64')
+    assert status == 1 and 'was not drawn by this script' in str(error)
+    assert all(path.read_text() == 'mine' for path in mine) and len(list(tmp_path.iterdir())) == 2
+    assert tools.run('demo/make_mini_data', 'coco', '--size', '1')[0] == 2
+
+
+def test_a_full_disk_ends_it_and_leaves_nothing_half_drawn(tmp_path, monkeypatch):
+    import pytest
+
+    written = []
+
+    def full(path, data):
+        written.append(path)
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(type(tmp_path), 'write_bytes', full)
+    with pytest.raises(OSError, match='No space left'):
+        make_mini_data.make('imagenet', tmp_path / 'imagenet-mini', 2, 1, 64)
+    assert written and not list(tmp_path.iterdir())
+
+
+def test_two_at_once_leave_a_whole_set(tmp_path):
+    import subprocess
+    import sys
+
+    command = [
+        sys.executable,
+        make_mini_data.__file__,
+        'imagenet',
+        '--out',
+        str(tmp_path),
+        '--train',
+        '5',
+        '--val',
+        '5',
+        '--size',
+        '64',
+        '--force',
+    ]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate()[1] for process in running]
+    assert 0 in [process.returncode for process in running], errors
+    assert len(list((tmp_path / 'imagenet-mini').rglob('*.jpg'))) == 10 and len(list(tmp_path.iterdir())) == 1

@@ -408,6 +408,41 @@ def test_stem_sweep_needs_a_multiplier_in_the_config(tools, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
+def test_demo_takes_names_as_names(tmp_path, monkeypatch):
+    from mmengine.config import Config
+
+    import demo
+
+    names = ['{{ fileDirname }}', "it's", '$(touch x)']
+    (tmp_path / 'annotations').mkdir()
+    content = dict(images=[{}], categories=[dict(id=i, name=name) for i, name in enumerate(names)])
+    (tmp_path / 'annotations' / 'instances_train2017.json').write_text(json.dumps(content))
+    found, pictures = demo.coco_summary(tmp_path)
+    assert (found, pictures) == (names, 1)
+    text = demo.config_text(Path('a.pth'), tmp_path, Path('classes.txt'), len(names), pictures)
+    folder = tmp_path / 'a' / 'b'
+    folder.mkdir(parents=True)
+    (folder / 'config.py').write_text(text.replace('../../', f'{ROOT}/'))
+    cfg = Config.fromfile(folder / 'config.py')
+    assert cfg.train_dataloader.dataset.metainfo.classes == 'classes.txt' and cfg.model.roi_head.bbox_head.num_classes == 3
+    content['categories'][0]['name'] = 'a\nb'
+    (tmp_path / 'annotations' / 'instances_train2017.json').write_text(json.dumps(content))
+    with pytest.raises(demo.StepError, match='cannot be printed'):
+        demo.coco_summary(tmp_path)
+
+
+def test_only_what_a_demo_wrote_is_replaced(tmp_path):
+    from report import StepError, replace_folder
+
+    (tmp_path / 'mine.txt').write_text('mine')
+    with pytest.raises(StepError, match='somebody else'):
+        replace_folder(tmp_path)
+    assert (tmp_path / 'mine.txt').read_text() == 'mine'
+    (tmp_path / 'logs').mkdir()
+    replace_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
     marker = ROOT / 'work_dirs' / 'demo'
     before = sorted(marker.rglob('*')) if marker.exists() else None
