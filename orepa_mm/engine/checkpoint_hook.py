@@ -1,0 +1,123 @@
+"""Checkpoints that survive a kill at any moment."""
+
+import os
+from pathlib import Path
+
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from ..checkpoints.reading import read_checkpoint
+from ..errors import CheckpointError
+from ..files import replacing
+
+BACKEND = 'atomic'
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, with files that are whole or not there.
+
+    A checkpoint is written beside its place, flushed to the disk and renamed. Older ones (``max_keep_ckpts``, ``save_best``) are removed
+    after the new one is in its place. Before resuming, ``last_checkpoint`` is made to name the newest checkpoint that is whole, and those
+    that are not are named in the log. On remote storage it is the stock hook.
+
+    Fires as the stock hook, and before a run::
+
+        default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1))
+
+    Args:
+        kwargs: As for the stock hook.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.backend_args is None and self.file_client_args is None and '://' not in str(self.out_dir):
+            self.backend_args = dict(backend=BACKEND)
+
+    def before_run(self, runner) -> None:
+        if runner.cfg.get('resume') and not runner.cfg.get('load_from') and self.backend_args == dict(backend=BACKEND):
+            if is_main_process():
+                repair_last_checkpoint(Path(runner.work_dir), self.out_dir, runner.logger)
+            barrier()
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if isinstance(self.file_backend, AtomicBackend):
+            self.file_backend.flush()
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        super().after_train_iter(runner, *args, **kwargs)
+        self._flush()
+
+    def after_train_epoch(self, runner) -> None:
+        super().after_train_epoch(runner)
+        self._flush()
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        super().after_val_epoch(runner, metrics)
+        self._flush()
+
+    def _flush(self) -> None:
+        if isinstance(self.file_backend, AtomicBackend):
+            self.file_backend.flush()
+
+
+@register_backend(BACKEND, force=True)
+class AtomicBackend(LocalBackend):
+    """Local files, replaced as a whole; what is to be removed stays until :meth:`flush`."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._unwanted: dict[str, tuple[int, int]] = {}
+
+    def put(self, obj, filepath) -> None:
+        with replacing(filepath) as partial, open(partial, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self, filepath) -> None:
+        self._unwanted[os.fspath(filepath)] = _identity(filepath)
+
+    def flush(self) -> None:
+        """Remove the files whose removal was asked for, but not what has taken the place of one since."""
+        for path, identity in self._unwanted.items():
+            if os.path.isfile(path) and _identity(path) == identity:
+                os.remove(path)
+        self._unwanted.clear()
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns  # the number of a file that is gone may be given to another
+
+
+def repair_last_checkpoint(work_dir: Path, out_dir: str | Path | None, logger) -> None:
+    """Let ``last_checkpoint`` in ``work_dir`` name the newest checkpoint of a training that is whole; no file where there is none."""
+    record = work_dir / 'last_checkpoint'
+    named = Path(record.read_text(errors='replace').strip()) if record.is_file() else None
+    folder = work_dir if out_dir is None else Path(out_dir) / work_dir.name
+    found = [path for path in folder.glob('*.pth') if path.is_file() and not path.is_symlink()]
+    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    if named in found:
+        found.remove(named)
+        found.insert(0, named)
+    elif named is not None and str(named) != '.':
+        found.insert(0, named)
+    for path in found:
+        try:
+            checkpoint = read_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning(f'Not resumed from: {error}')
+            continue
+        if 'optimizer' in checkpoint:
+            if path != named:
+                logger.warning(f'Resuming from {path}, the newest checkpoint that is whole.')
+                with replacing(record) as partial:
+                    partial.write_text(str(path))
+            return
+    if record.is_file():
+        logger.warning(f'{work_dir} has no whole checkpoint to resume from.')
+        record.rename(record.with_name('last_checkpoint.broken'))

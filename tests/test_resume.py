@@ -1,0 +1,106 @@
+"""A run that is stopped and resumed ends as one that is not, and a kill at any moment leaves a whole checkpoint."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.fileio import get_file_backend
+
+from orepa_mm.engine.checkpoint_hook import BACKEND, repair_last_checkpoint
+from orepa_mm.errors import UsageError
+
+CONFIG = """
+_base_ = '{base}'
+default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', filename_tmpl='{template}', max_keep_ckpts=2), seed=dict(type='SeedHook'))
+custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook'), dict(type='EMAHook')]
+"""
+
+
+def states(path: Path) -> dict:
+    checkpoint = torch.load(path, weights_only=False)
+    return {'model': checkpoint['state_dict'], 'averages': checkpoint['ema_state_dict'], 'momenta': checkpoint['optimizer']['state']}
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize('name', ['imagenet', 'coco', 'cityscapes'])
+def test_resumed_equals_undisturbed(name, tools, tmp_path):
+    """With the recipes' augmentation, momentum, averaged weights, validation in deployed form and workers."""
+    from conftest import ROOT
+
+    by_iterations = name == 'cityscapes'
+    template = 'iter_{}.pth' if by_iterations else 'epoch_{}.pth'
+    (tmp_path / 'config.py').write_text(CONFIG.format(base=ROOT / tools.CONFIGS[name], template=template))
+    options = tools.options(name) | {'train_dataloader.num_workers': 2}
+    length, whole, half = ('train_cfg.max_iters', 4, 2) if by_iterations else ('train_cfg.max_epochs', 2, 1)
+
+    def train(work_dir: str, until: int, *args: str) -> Path:
+        steps = {length: until, 'train_cfg.val_interval': half, 'default_hooks.checkpoint.interval': half}
+        result = tools.run('tools/train', tmp_path / 'config.py', '--work-dir', tmp_path / work_dir, *args, options=options | steps)
+        assert result[0] == 0, result[1]
+        return tmp_path / work_dir / template.format(until)
+
+    undisturbed = states(train('undisturbed', whole))
+    stopped = states(train('resumed', half))
+    resumed = states(train('resumed', whole, '--resume'))
+    assert not equal(stopped['model'], resumed['model'])
+    assert equal(undisturbed, resumed)
+
+
+def test_backend_replaces_whole_files_and_removes_late(tmp_path):
+    backend = get_file_backend(str(tmp_path), backend_args=dict(backend=BACKEND))
+    old, same = tmp_path / 'old.pth', tmp_path / 'same.pth'
+    for path in (old, same):
+        backend.put(b'1', str(path))
+        backend.remove(str(path))
+    assert old.read_bytes() == same.read_bytes() == b'1'
+    backend.put(b'2', str(same))
+    backend.put(b'3', str(same))  # may get the number of the first file
+    backend.flush()
+    assert not old.exists() and same.read_bytes() == b'3' and os.listdir(tmp_path) == ['same.pth']
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    backend = get_file_backend(str(tmp_path), backend_args=dict(backend=BACKEND))
+    backend.put(b'1', str(tmp_path / 'a.pth'))
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(UsageError, match='a.pth: cannot be written: No space left on device'):
+        backend.put(b'22', str(tmp_path / 'a.pth'))
+    assert (tmp_path / 'a.pth').read_bytes() == b'1' and os.listdir(tmp_path) == ['a.pth']
+
+
+def test_last_checkpoint_names_the_newest_that_is_whole(tmp_path, caplog):
+    logger = logging.getLogger('resume')
+    record = tmp_path / 'last_checkpoint'
+    for number in (1, 2, 3):
+        path = tmp_path / f'epoch_{number}.pth'
+        torch.save(dict(state_dict=dict(w=torch.ones(999)), optimizer=dict(state={})), path)
+        os.utime(path, (number, number))
+    torch.save(dict(state_dict=dict(w=torch.ones(1))), tmp_path / 'best_accuracy.pth')  # cannot be resumed
+    data = (tmp_path / 'epoch_3.pth').read_bytes()
+    (tmp_path / 'epoch_3.pth').write_bytes(data[:-200])
+    os.utime(tmp_path / 'epoch_3.pth', (3, 3))
+    for text in (str(tmp_path / 'epoch_3.pth'), '', str(tmp_path / 'epo')):
+        record.write_text(text)
+        caplog.clear()
+        repair_last_checkpoint(tmp_path, None, logger)
+        assert record.read_text() == str(tmp_path / 'epoch_2.pth')
+        assert 'epoch_3.pth: cut short or damaged' in caplog.text and 'Resuming from' in caplog.text
+    caplog.clear()
+    record.write_text(str(tmp_path / 'epoch_1.pth'))  # whole, and what somebody wants
+    repair_last_checkpoint(tmp_path, None, logger)
+    assert record.read_text() == str(tmp_path / 'epoch_1.pth') and not caplog.text
+    for number in (1, 2):
+        (tmp_path / f'epoch_{number}.pth').unlink()
+    repair_last_checkpoint(tmp_path, None, logger)
+    assert not record.exists() and 'no whole checkpoint' in caplog.text
