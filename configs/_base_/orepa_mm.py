@@ -2,3 +2,5 @@
 __import__('orepa_mm')
 
 custom_imports = dict(imports=['orepa_mm'], allow_failed_imports=False)
+# For every config: checkpoints that are whole whatever happens, and runs that go on after a stop as if there had been none.
+safe_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'), seed=dict(type='SeedHook'))

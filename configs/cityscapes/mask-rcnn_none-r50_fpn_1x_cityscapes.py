@@ -4,3 +4,4 @@ model = dict(backbone=dict(frozen_stages=-1))  # the stock config freezes the st
 optim_wrapper = dict(constructor='OREPAOptimWrapperConstructor', optimizer=dict(fused=True), paramwise_cfg=_base_.stem_paramwise_cfg)
 auto_scale_lr = dict(base_batch_size=8)
 load_from = 'work_dirs/mask-rcnn_none-r50_fpn_1x_coco/epoch_12.pth'
+default_hooks = _base_.safe_hooks

@@ -7,3 +7,4 @@ model = dict(
     )
 )
 optim_wrapper = dict(constructor='OREPAOptimWrapperConstructor', optimizer=dict(fused=True), paramwise_cfg=_base_.stem_paramwise_cfg)
+default_hooks = _base_.safe_hooks

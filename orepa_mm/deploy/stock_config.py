@@ -12,7 +12,9 @@ from ..registry import TOOLBOXES
 
 BACKBONES = {'OREPAResNet': 'ResNet', 'OREPAResNeXt': 'ResNeXt', 'OREPASEResNet': 'SEResNet', 'OREPASEResNeXt': 'SEResNeXt'}
 LAYERS = ('OREPAConv2d', 'DBBConv2d')
-HOOKS = ('ReparameterizeHook', 'CheckHook')
+HOOKS = ('ReparameterizeHook', 'CheckHook', 'SeedHook')
+CHECKPOINT_HOOK = 'AtomicCheckpointHook'
+VARIABLES = ('stem_paramwise_cfg', 'safe_hooks')  # of our configs, which their settings were taken from
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'
 # How the stock classes that deploy themselves are told to build their deployed form.
 DEPLOYED = ('deploy', 'small_kernel_merged')
@@ -33,7 +35,7 @@ def stock_config(cfg: Config) -> Config:
     scope = cfg.default_scope
     init_default_scope(scope)
     result = _stock(cfg.to_dict(), scope)
-    for key in ('load_from', 'resume', 'work_dir', 'launcher', 'stem_paramwise_cfg'):
+    for key in ('load_from', 'resume', 'work_dir', 'launcher', *VARIABLES):
         result.pop(key, None)
     imports = (result.pop('custom_imports', None) or {}).get('imports') or []
     imports = [name for name in ([imports] if isinstance(imports, str) else imports) if name.split('.')[0] != 'orepa_mm']
@@ -41,8 +43,6 @@ def stock_config(cfg: Config) -> Config:
         imports.append('mmpretrain.models')  # our own import did that
     if imports:
         result['custom_imports'] = dict(imports=imports, allow_failed_imports=False)
-    if 'custom_hooks' in result:
-        result['custom_hooks'] = [hook for hook in result['custom_hooks'] or [] if _name(hook.get('type')) not in HOOKS]
     optim_wrapper = result.get('optim_wrapper') or {}
     if _name(optim_wrapper.get('constructor')) == CONSTRUCTOR:
         del optim_wrapper['constructor']
@@ -65,13 +65,15 @@ def _has(node: Any, found) -> bool:
 
 def _stock(node: Any, scope: str) -> Any:
     if isinstance(node, list | tuple):
-        return type(node)(_stock(item, scope) for item in node)
+        return type(node)(_stock(item, scope) for item in node if not _is_hook(item))
     if not isinstance(node, dict):
         return node
-    node = {key: _stock(value, scope) for key, value in node.items() if not _is_pretrained(key, value)}
+    node = {key: _stock(value, scope) for key, value in node.items() if not _is_pretrained(key, value) and not _is_hook(value)}
     if isinstance(node.get('conv_cfg'), dict) and _name(node['conv_cfg'].get('type')) in LAYERS:
         del node['conv_cfg']
     name = _name(node.get('type'))
+    if name == CHECKPOINT_HOOK:
+        node['type'] = 'CheckpointHook'
     if name in BACKBONES:
         node = _stock_resnet(node, name)
     elif name == 'OREPARepVGG':
@@ -83,6 +85,10 @@ def _stock(node: Any, scope: str) -> Any:
         node = {key: value for key, value in node.items() if key not in ('method', 'conv_cfg')}
         node.update(type='RepVGG' if scope == 'mmpretrain' else 'mmpretrain.RepVGG', deploy=True)
     return node
+
+
+def _is_hook(value: Any) -> bool:
+    return isinstance(value, dict) and _name(value.get('type')) in HOOKS
 
 
 def _is_pretrained(key: str, value: Any) -> bool:
