@@ -8,7 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error."""
+    """A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block ends, and is gone after an error."""
     partial = path.with_name(path.name + '.partial')
-    yield partial
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
