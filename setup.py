@@ -25,7 +25,7 @@ setup(
     # The MM packages exist in two distributions with the same import names, so neither is a hard requirement: see the extras.
     # torch 2.6 is the first whose safe_globals() takes (function, name) pairs, with which checkpoints are read.
     install_requires=['torch>=2.6', 'numpy'],
-    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'test')},
+    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'deploy', 'test')},
     classifiers=[
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.10',

@@ -33,5 +33,9 @@ class LayoutError(OREPAError, ValueError):
     """Keys or shapes of a state dict are not those of the network it should be of."""
 
 
+class ExportError(OREPAError, ValueError):
+    """A model cannot be exported, or what was written differs from it."""
+
+
 class UsageError(OREPAError, ValueError):
     """A config, option or dataset is wrong."""

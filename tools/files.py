@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block ends, and is gone after an error."""
+    """A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block ends, and goes when that fails."""
     partial = path.with_name(path.name + '.partial')
     try:
         yield partial

@@ -455,8 +455,8 @@ def main() -> None:
         )
     env.step(
         'package',
-        key + (ROOT / 'setup.py').read_text() + (REQUIREMENTS / 'test.txt').read_text(),
-        lambda: env.pip('--no-build-isolation', '-e', '.[test]', title='installing orepa_mm'),
+        key + ''.join(path.read_text() for path in (ROOT / 'setup.py', REQUIREMENTS / 'deploy.txt', REQUIREMENTS / 'test.txt')),
+        lambda: env.pip('--no-build-isolation', '-e', '.[deploy,test]', title='installing orepa_mm'),
     )
     env.step('check', env.installed(), lambda: env.check(CHECKS, 'checking that everything imports', machine))
     if machine['gpus']:

@@ -1,0 +1,126 @@
+"""Whether an exported network predicts what the training form does, on real pictures."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from ..reparam.comparison import largest_difference
+from .formats import Run
+from .networks import DeployNetwork
+
+TOLERANCE = 1e-4  # of an output's scale: float32 through other kernels
+
+
+@dataclass
+class Agreement:
+    """Of one call.
+
+    Attributes:
+        found: What the outputs are, in words.
+        largest: The largest difference, of the output's scale; None where labels are all there is.
+        problem: Why the predictions are not the same; '' where they are.
+    """
+
+    found: str
+    largest: float | None
+    problem: str = ''
+
+
+@torch.no_grad()
+def stock_predictions(model: nn.Module, pictures: Tensor) -> list:
+    """What the toolbox's own ``test_step`` predicts.
+
+    Args:
+        model: Of mmdet, mmseg or mmpretrain, in evaluation mode.
+        pictures: uint8 [N, 3, H, W], RGB.
+
+    Returns:
+        The toolbox's data samples, boxes and label maps in pixels of ``pictures``.
+    """
+    return model.test_step(stock_batch(model, pictures))
+
+
+def stock_batch(model: nn.Module, pictures: Tensor) -> dict:
+    """The batch a dataloader of the model's toolbox makes of pictures that need no resizing."""
+    scope = type(model).__module__.partition('.')[0]
+    sample = getattr(import_module(f'{scope}.structures'), dict(mmdet='DetDataSample', mmseg='SegDataSample').get(scope, 'DataSample'))
+    shape = tuple(pictures.shape[2:])
+    meta = dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
+    return dict(inputs=[picture.flip(0) for picture in pictures], data_samples=[sample(metainfo=dict(meta)) for _ in pictures])
+
+
+def median_ms(run: Callable[[], object], count: int = 3) -> float:
+    """Milliseconds of the median of ``count`` calls."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+@torch.no_grad()
+def compare(reference: nn.Module, network: DeployNetwork, run: Run, pictures: Tensor) -> Agreement:
+    """Compare what an exported network and the training form's stock code predict.
+
+    Args:
+        reference: The model in training form.
+        network: What was exported, for what its outputs are.
+        run: Runs the exported network.
+        pictures: uint8 [N, 3, H, W], RGB.
+    """
+    return COMPARISONS[network.task](reference, network, run(pictures), pictures)
+
+
+def _compare_scores(reference: nn.Module, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
+    batch = reference.data_preprocessor(stock_batch(reference, pictures), False)
+    expected = reference(**batch, mode='tensor')
+    expected = expected.softmax(1) if network.softmax else expected
+    (scores,) = outputs
+    labels = scores.argmax(1)
+    _, wrong = differing_labels(expected, labels)
+    problem = f'{wrong} of {len(labels)} labels differ' if wrong else ''
+    return _agreement(f'label {", ".join(map(str, labels.tolist()))}', largest_difference(expected, scores), problem)
+
+
+def _compare_maps(reference: nn.Module, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
+    expected = torch.stack([sample.seg_logits.data for sample in stock_predictions(reference, pictures)])
+    (found,) = outputs
+    if expected.shape[1] == 1:  # one class: the stock code gives probabilities
+        threshold = reference.decode_head.threshold
+        expected = torch.cat([torch.full_like(expected, threshold), expected], 1)
+        found = found if network.labels else torch.cat([torch.full_like(found, threshold), found.sigmoid()], 1)
+    if network.labels:
+        labels, largest = found, None
+    else:
+        labels, largest = found.argmax(1), largest_difference(expected, found)
+    differing, wrong = differing_labels(expected, labels)
+    problem = f'{wrong} of {labels.numel()} pixels have another label' if wrong else ''
+    return _agreement(f'{len(labels.unique())} labels, {differing / labels.numel():.4%} of the pixels tie', largest, problem)
+
+
+def differing_labels(expected: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many labels are not the best of ``expected``, and how many of these not even within the tolerance.
+
+    Args:
+        expected: Scores [N, classes, ...].
+        labels: [N, ...].
+    """
+    best, chosen = expected.max(1), expected.gather(1, labels.unsqueeze(1)).squeeze(1)
+    differing = best.indices != labels
+    wrong = differing & (best.values - chosen > TOLERANCE * expected.abs().max())
+    return int(differing.sum()), int(wrong.sum())
+
+
+def _agreement(found: str, largest: float | None, problem: str = '') -> Agreement:
+    if not problem and largest is not None and not largest <= TOLERANCE:  # NaN is more as well
+        problem = f'the largest difference is {largest:.1e} of the scale, more than {TOLERANCE:.0e}'
+    return Agreement(found, largest, problem)
+
+
+COMPARISONS = dict(classification=_compare_scores, segmentation=_compare_maps)

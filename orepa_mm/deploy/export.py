@@ -1,0 +1,143 @@
+"""From a config and a checkpoint to a file that runs anywhere, compared with the training form before it is kept."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from mmengine.config import Config
+
+from ..errors import ExportError, UsageError
+from . import formats
+from .agreement import TOLERANCE, Agreement, compare, median_ms, stock_predictions
+from .loading import load_model
+from .metadata import fixed_preparation, metadata, preparation, usual_size
+from .networks import deploy_network
+from .pictures import find_pictures, read_picture
+
+SCALES = ((1, 1), (0.7, 0.9), (1.25, 1.5), (1.6, 1.15))  # of the size that is asked for: what a dynamic graph is tried at
+
+
+@dataclass
+class Row:
+    """One call of the check.
+
+    Attributes:
+        size: Height and width.
+        pictures: Names of the files.
+        agreement: What came out.
+        milliseconds: Of the training form with its stock code, the network in eager mode, and what runs the file (and ONNX beside it).
+    """
+
+    size: tuple[int, int]
+    pictures: list[str]
+    agreement: Agreement
+    milliseconds: dict[str, float]
+
+
+def export(
+    cfg: Config,
+    checkpoint: str | Path,
+    path: Path,
+    *,
+    file_format: str = 'onnx',
+    size: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    softmax: bool = False,
+    labels: bool = False,
+    opset: int | None = None,
+    pictures: str | Path | None = None,
+    ema: bool | None = None,
+) -> Iterator[Row]:
+    """Write ``path`` and compare it with the training form's stock predictions; the file is there when the first row comes.
+
+    Args:
+        cfg: Of mmdet, mmseg or mmpretrain.
+        checkpoint: Of that config, in training form.
+        path: The file to write; on an error it may be left, with what does not agree.
+        file_format: 'onnx', or 'pt2' for a package of AOTInductor.
+        size: Height and width of the pictures; default: of the config's test pipeline. A dynamic graph is checked around it.
+        dynamic: Whether the file takes pictures of any size.
+        softmax: As for :class:`.Classifier`.
+        labels: As for :class:`.Segmentor`.
+        opset: As for :func:`.write_onnx`.
+        pictures: As for :func:`.find_pictures`.
+        ema: As for :func:`.load_model`.
+
+    Yields:
+        A row for each of four sizes, or of four pictures where the size is fixed.
+
+    Raises:
+        ExportError: When the model cannot be exported, or what was written predicts something else.
+        CheckpointError: When the checkpoint is not of the config.
+        UsageError: When a setting is wrong.
+    """
+    size = size or usual_size(cfg)
+    if size is None:
+        raise UsageError("the config's test pipeline does not say the size of the pictures; give --size H W.")
+    if min(size) < 1 or max(size) > formats.LARGEST:
+        raise UsageError(f'--size {size[0]} {size[1]}: sides of 1 to {formats.LARGEST} pixels are possible.')
+    if file_format == 'onnx':
+        formats.require_packages()
+        formats.check_opset(opset)
+    files = find_pictures(cfg, pictures)
+    reference = load_model(cfg, checkpoint, ema)
+    network = deploy_network(deepcopy(reference), softmax, labels)
+    program = formats.export_program(network, size, dynamic)
+    steps, others = preparation(cfg)
+    facts = metadata(cfg, network, checkpoint, steps if dynamic else fixed_preparation(steps, size, network), others)
+    if file_format == 'onnx':
+        formats.write_onnx(program, network, facts, path, opset)
+        runners = {'onnxruntime': formats.load_onnx(path)}
+    else:
+        formats.write_package(program, facts, path)
+        runners = {'AOTInductor': formats.load_package(path)} | _onnx_beside(program, network)
+    run = next(iter(runners.values()))
+    lowest = formats.lowest_side(network)
+    for index, scales in enumerate(SCALES):
+        here = tuple(min(max(int(side * scale), lowest), formats.LARGEST) for side, scale in zip(size, scales, strict=True))
+        here = here if dynamic else size
+        names = [files[(index + shift) % len(files)] for shift in range(2 if dynamic and network.batched else 1)]
+        picture = torch.cat([read_picture(name, here) for name in names])
+        agreement = compare(reference, network, run, picture)
+        if agreement.problem:
+            where = f'{here[0]} x {here[1]}, {", ".join(name.name for name in names)}'
+            raise ExportError(f'what was written does not predict what the training form does ({where}): {agreement.problem}.')
+        with torch.no_grad():
+            times = {'training form': median_ms(lambda picture=picture: stock_predictions(reference, picture))}
+            times['eager'] = median_ms(lambda picture=picture: network(picture))
+            for name, runner in runners.items():
+                times[name] = median_ms(lambda runner=runner, picture=picture: runner(picture))
+        yield Row(here, [name.name for name in names], agreement, times)
+
+
+def _onnx_beside(program, network) -> dict[str, formats.Run]:
+    """onnxruntime to time beside a compiled package, where it is installed."""
+    try:
+        formats.require_packages()
+    except UsageError:
+        return {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / 'model.onnx'
+        formats.write_onnx(program, network, {}, path)
+        return {'onnxruntime': formats.load_onnx(path)}
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text."""
+    if not rows:
+        return ''
+    head = ['size', 'pictures', 'outputs', 'largest difference', *(f'{name} ms' for name in rows[0].milliseconds)]
+    lines = [head]
+    for row in rows:
+        numbers = [f'{value:.1f}' for value in row.milliseconds.values()]
+        names = row.pictures[0] + (f' + {len(row.pictures) - 1}' if row.pictures[1:] else '')
+        largest = '-' if row.agreement.largest is None else f'{row.agreement.largest:.1e}'
+        lines.append([f'{row.size[0]} x {row.size[1]}', names, row.agreement.found, largest, *numbers])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return (
+        f"{text}\n(differences of the output's scale, tolerance {TOLERANCE:.0e}; medians of 3 calls, {torch.get_num_threads()} thread(s))"
+    )

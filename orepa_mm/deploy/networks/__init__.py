@@ -1,0 +1,37 @@
+"""Networks around the stock layers of a model: a plain RGB picture in, named outputs out, nothing an exporter trips over inside."""
+
+from torch import nn
+
+from ...errors import ExportError
+from ...reparam.convert import reparameterize
+from .base import DeployNetwork
+
+
+def deploy_network(model: nn.Module, softmax: bool = False, labels: bool = False) -> DeployNetwork:
+    """The network of a model of mmdet, mmseg or mmpretrain that leaves this package.
+
+    Args:
+        model: As :func:`.load_model` gives it; it is re-parameterized in place. Norms stay: what runs the result folds them.
+        softmax: As for :class:`.Classifier`.
+        labels: As for :class:`.Segmentor`.
+
+    Raises:
+        ExportError: When the model is of a kind that cannot be exported.
+    """
+    scope = type(model).__module__.partition('.')[0]
+    if hasattr(model, 'decode_head'):
+        from .segmentor import Segmentor
+
+        network = Segmentor(model, labels)
+    elif hasattr(model, 'head'):
+        from .classifier import Classifier
+
+        network = Classifier(model, softmax)
+    else:
+        raise ExportError(f'{type(model).__name__} of {scope}: no classifier, segmentor or detector of a kind that can be exported.')
+    if softmax and network.task != 'classification':
+        raise ExportError('--softmax is for classifiers.')
+    if labels and network.task != 'segmentation':
+        raise ExportError('--labels is for segmentors.')
+    reparameterize(model)
+    return network.eval()

@@ -1,0 +1,43 @@
+"""From a plain picture to what a network takes."""
+
+import torch
+import torch.nn.functional as F
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+
+class PictureInput(nn.Module):
+    """What a model's data preprocessor does in testing, on a plain RGB picture: channel order, mean and deviation, padding.
+
+    Input: uint8 [N, 3, H, W], RGB. Output: float32 [N, 3, H', W'], padded at the right and at the bottom to a multiple of ``divisor``.
+
+    The order of the channels, the divisor and the padding's value are asked of the preprocessor by giving it pictures of one pixel, so
+    it may be of any class.
+
+    Args:
+        preprocessor: The model's ``data_preprocessor``, which takes the pictures of the toolbox's loader: BGR.
+    """
+
+    def __init__(self, preprocessor: nn.Module) -> None:
+        super().__init__()
+        black, blue = (self._ask(preprocessor, first) for first in (0, 255))
+        self.rgb = int((black - blue)[:, 0, 0].abs().argmax()) == 2
+        self.divisor = black.shape[-1]
+        self.padding = float(black[0, -1, -1]) if self.divisor > 1 else 0.0
+        for name, default in (('mean', 0.0), ('std', 1.0)):
+            value = getattr(preprocessor, name, None)
+            self.register_buffer(name, torch.full((3, 1, 1), default) if value is None else value.detach().clone().float(), False)
+
+    @staticmethod
+    def _ask(preprocessor: nn.Module, first: int) -> Tensor:
+        """What it makes of one pixel with this value in the first channel."""
+        pixel = torch.tensor([first, 0, 0], dtype=torch.uint8).view(3, 1, 1)
+        return preprocessor(dict(inputs=[pixel], data_samples=[BaseDataElement()]), False)['inputs'][0]
+
+    def forward(self, picture: Tensor) -> Tensor:
+        x = picture if self.rgb else picture.flip(1)
+        x = (x.float() - self.mean) / self.std
+        if self.divisor == 1:
+            return x
+        down, right = (-size % self.divisor for size in picture.shape[2:])
+        return F.pad(x, (0, right, 0, down), value=self.padding)

@@ -1,0 +1,66 @@
+"""Real pictures for checking and calibrating: from a folder or from a config's test dataset."""
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import UsageError
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
+
+
+def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4) -> list[Path]:
+    """Paths of up to ``count`` pictures.
+
+    Args:
+        cfg: The config whose test dataset is looked into where no folder is given.
+        folder: A folder, with what is below it.
+        count: How many to find.
+
+    Raises:
+        UsageError: When there is none.
+    """
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise UsageError(f'--pictures {folder}: no such folder.')
+        found = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UsageError(f'--pictures {folder}: no picture in it ({", ".join(SUFFIXES)}).')
+        return [found[index * len(found) // count] for index in range(count)] if len(found) > count else found
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    try:
+        init_default_scope(cfg.default_scope)
+        built = import_module(f'{cfg.default_scope}.registry').DATASETS.build(dataset)
+        count = min(count, len(built))
+        paths = [Path(built.get_data_info(index * len(built) // count)['img_path']) for index in range(count)]
+        found = [path for path in paths if path.is_file()]
+    except Exception as error:  # a dataset class may raise anything where its files are not there
+        raise UsageError(f"the config's test dataset cannot be read ({str(error)[:200]}): {_GIVE}") from None
+    if not found:
+        raise UsageError(f"the config's test dataset has no pictures: {_GIVE}")
+    return found
+
+
+_GIVE = 'give pictures the model was made for with --pictures FOLDER.'
+
+
+def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """A picture as uint8 [1, 3, H, W], RGB, resized to ``size`` (height, width) where that is given.
+
+    Raises:
+        UsageError: When the file is no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert('RGB')
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f'{path}: cannot be read as a picture ({error}).') from None
+    if size is not None:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).contiguous()

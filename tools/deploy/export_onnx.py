@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Write a trained model as an ONNX file that runs with onnxruntime alone, and compare it with the training form.
+
+    python tools/deploy/export_onnx.py CONFIG CHECKPOINT model.onnx --dynamic
+    python tools/deploy/run_onnx.py model.onnx pictures/*.jpg
+
+The file takes plain RGB pictures: mean, deviation, padding, non-maximum suppression are part of the graph. Its metadata says how
+pictures are resized, the classes and the rest. The result is run on real pictures beside the training form's own predictions, and kept
+only when both agree.
+
+With --format pt2 it becomes a package compiled for this processor, read by torch._inductor.aoti_load_package; this needs a C++ compiler.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+from common import UsageError, load_config, run  # noqa: E402
+from files import replacing  # noqa: E402
+
+from orepa_mm.deploy.export import export, table  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', type=Path, help='training-form checkpoint of this config')
+    parser.add_argument('out', type=Path, metavar='OUT', help='the file to write')
+    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help="pictures' size (default: of the config's test pipeline)")
+    parser.add_argument('--dynamic', action='store_true', help='take pictures of any size; checked at four sizes around --size')
+    parser.add_argument('--softmax', action='store_true', help='of a classifier: probabilities instead of logits')
+    parser.add_argument('--labels', action='store_true', help="of a segmentor: the label map instead of the classes' logits")
+    parser.add_argument('--format', choices=('onnx', 'pt2'), default='onnx', help='pt2: a package of AOTInductor')
+    parser.add_argument('--opset', type=int, help="version of ONNX's operators, from 18 on (default: torch's)")
+    parser.add_argument('--pictures', type=Path, metavar='FOLDER', help="pictures for the check (default: of the config's test dataset)")
+    parser.add_argument('--ema', action=argparse.BooleanOptionalAction, help='averaged weights of an EMAHook, or those that were trained')
+    parser.add_argument('--force', action='store_true', help='overwrite OUT')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    return parser.parse_args()
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Refuse early what could not be written after minutes."""
+    if out.is_dir():
+        raise UsageError(f'{out}: is a folder; name the file to write.')
+    if out.exists() and not force:
+        raise UsageError(f'{out}: exists; --force overwrites it.')
+    if not out.parent.is_dir():
+        raise UsageError(f'{out.parent}: no such folder; make it first.')
+    if not os.access(out.parent, os.W_OK):
+        raise UsageError(f'{out.parent}: cannot be written to; choose another folder.')
+
+
+def check_compiler() -> None:
+    compiler = os.environ.get('CXX', 'g++')
+    if not any(map(shutil.which, (compiler, 'g++', 'clang++'))):
+        raise UsageError('--format pt2 needs a C++ compiler and none was found: install one (Debian: apt-get install g++) or set CXX.')
+
+
+def main() -> None:
+    args = parse_args()
+    check_out(args.out, args.force)
+    if args.format == 'pt2':
+        check_compiler()
+        if args.opset is not None:
+            raise UsageError('--opset is for ONNX; leave it out with --format pt2.')
+    cfg = load_config(args)
+    try:
+        with replacing(args.out) as partial:
+            rows = list(
+                export(
+                    cfg,
+                    args.checkpoint,
+                    partial,
+                    file_format=args.format,
+                    size=args.size and tuple(args.size),
+                    dynamic=args.dynamic,
+                    softmax=args.softmax,
+                    labels=args.labels,
+                    opset=args.opset,
+                    pictures=args.pictures,
+                    ema=args.ema,
+                )
+            )
+    except OSError as error:
+        raise UsageError(f'{args.out}: cannot be written ({error.strerror or error}).') from None
+    print(table(rows))
+    print(f'wrote {args.out}: {args.out.stat().st_size / 2**20:.1f} MiB')
+
+
+if __name__ == '__main__':
+    run(main)
