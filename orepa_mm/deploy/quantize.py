@@ -1,11 +1,12 @@
 """Eight-bit networks for onnxruntime, calibrated with real pictures."""
 
-import importlib.util
 import json
 import logging
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from .formats import require_packages
 
 Array = np.ndarray
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
+PACKAGES = ('onnx', 'onnxruntime')
 OUTPUTS = dict(classification='scores', segmentation='logits')  # task -> what is compared
 NOISE = 0.3  # correlation of neighbouring pixels; that of noise is 0, also after JPEG, that of photographs above 0.8
-
-
-def require_packages() -> None:
-    """Raise :class:`.UsageError` unless what ONNX files are quantized and run with is installed."""
-    missing = [name for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"{' and '.join(missing)} missing: pip install 'orepa_mm[deploy]'.")
 
 
 class OnnxNetwork:
@@ -43,7 +38,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, model: Path | bytes, threads: int = 1) -> None:
-        require_packages()
+        require_packages(PACKAGES)
         import onnxruntime
 
         name = 'the model' if isinstance(model, bytes) else str(model)
@@ -113,9 +108,8 @@ def _resize(picture: Array, step: dict) -> Array:
         return resize(picture, tuple(step['scale']), **how)
     sides = dict(short_side=min(height, width), long_side=max(height, width), width_side=width, height_side=height)
     (name,) = sides.keys() & step.keys()
-    ratio = step[name] / sides[name]
-    scaled = (step[name] if side == sides[name] else round(side * ratio) for side in (width, height))
-    return mmcv.imresize(picture, tuple(scaled), **how)
+    scaled = tuple(int(step[name] * side / sides[name]) for side in (width, height))
+    return mmcv.imresize(picture, scaled, **how)
 
 
 def _crop(picture: Array, step: dict) -> Array:
@@ -132,35 +126,6 @@ def _pad(picture: Array, step: dict) -> Array:
 
 
 _STEPS = dict(resize=_resize, crop=_crop, pad=_pad)
-
-
-def find_pictures(folder: Path, count: int) -> list[Path]:
-    """Up to ``count`` pictures in a folder and below, evenly spaced in the order of their paths: of all classes.
-
-    Raises:
-        UsageError: When there is no folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise UsageError(f'{folder}: no such folder.')
-    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise UsageError(f'{folder}: no picture in it ({", ".join(SUFFIXES)}).')
-    return [found[i * len(found) // count] for i in range(count)] if len(found) > count else found
-
-
-def read_picture(path: Path) -> Array:
-    """A picture as uint8 [H, W, 3], RGB.
-
-    Raises:
-        UsageError: When the file cannot be read as one.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            return np.array(ImageOps.exif_transpose(file).convert('RGB'))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f'{path}: cannot be read as a picture ({error}).') from None
 
 
 def neighbour_correlation(picture: Array) -> float:
@@ -205,7 +170,7 @@ def quantize(model: Path, pictures: list[Array], per_channel: bool = True) -> by
     Raises:
         UsageError: When ``model`` is quantized already.
     """
-    require_packages()
+    require_packages(PACKAGES)
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -240,15 +205,15 @@ def quantize(model: Path, pictures: list[Array], per_channel: bool = True) -> by
     return quantized.SerializeToString()
 
 
-class _quiet:
-    """onnxruntime's quantization gives advice that is followed here already, on the root logger."""
-
-    def __enter__(self) -> None:
-        self.before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_) -> None:
-        logging.disable(self.before)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's quantization gives advice on the root logger, which is followed here already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @dataclass

@@ -20,16 +20,16 @@ from files import replacing  # noqa: E402
 from preflight import check_data  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
+from orepa_mm.deploy.formats import require_packages  # noqa: E402
+from orepa_mm.deploy.pictures import pictures_in, read_pixels  # noqa: E402
 from orepa_mm.deploy.quantize import (  # noqa: E402
+    PACKAGES,
     Array,
     OnnxNetwork,
     change,
     check_pictures,
-    find_pictures,
     latencies,
     quantize,
-    read_picture,
-    require_packages,
 )
 
 
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
 
 def pictures_of(args: argparse.Namespace, network: OnnxNetwork) -> tuple[list[Array], list[Array], str]:
     """Pictures to calibrate with, pictures to compare on, and which the latter are: others where the folder has enough, else all of it."""
-    read = [read_picture(path) for path in find_pictures(args.pictures, 2 * args.count)]
+    read = [read_pixels(path) for path in pictures_in(args.pictures, 2 * args.count)]
     check_pictures(read, args.pictures)
     ready = [network.prepare(picture, args.size) for picture in read]
     if len(ready) == 2 * args.count:
@@ -95,7 +95,7 @@ def zip_metrics(expected: dict, actual: dict) -> list[tuple[str, float, float]]:
 
 def main() -> None:
     args = parse_args()
-    require_packages()
+    require_packages(PACKAGES)
     check_out(args)
     if args.count < 1 or args.threads < 1:
         raise UsageError('--count and --threads are at least 1.')
