@@ -29,7 +29,7 @@ def evaluate(cfg: Config, network: OnnxNetwork) -> dict[str, float]:
         network: Exported from this config's model.
 
     Returns:
-        Metric by name, as ``Runner.test`` gives it.
+        Metric by name, those of a single number, as ``Runner.test`` gives them.
 
     Raises:
         UsageError: When the config is of another task than the network, or has no test set, or one with another number of classes.
@@ -54,7 +54,7 @@ def evaluate(cfg: Config, network: OnnxNetwork) -> dict[str, float]:
             )
         samples = [answer(output, sample) for output, sample in zip(outputs, batch['data_samples'], strict=True)]
         evaluator.process(data_samples=samples, data_batch=batch)
-    return evaluator.evaluate(len(loader.dataset))
+    return {name: float(value) for name, value in evaluator.evaluate(len(loader.dataset)).items() if np.ndim(value) == 0}
 
 
 def _classified(cfg: Config, network: OnnxNetwork) -> Callable[[Tensor, Any], Any]:
