@@ -274,6 +274,11 @@ def test_plain_stem_with_a_deep_stem():
     ('mini', 'real'),
     [
         ('coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini', 'coco/mask-rcnn_orepa-r50_fpn_1x_coco'),
+        ('coco/retinanet_orepa-r18-w16_fpn_coco-mini', 'coco/retinanet_orepa-r50_fpn_1x_coco'),
+        (
+            'cityscapes/deeplabv3plus_orepa-r18-w16-d8_cityscapes-mini',
+            'cityscapes/deeplabv3plus_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
+        ),
         ('cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini', 'cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024'),
         ('imagenet/orepa-resnet18-w16_imagenet-mini', 'imagenet/orepa-resnet18_4xb64-120e_in1k'),
     ],

@@ -123,4 +123,65 @@ def _agreement(found: str, largest: float | None, problem: str = '') -> Agreemen
     return Agreement(found, largest, problem)
 
 
-COMPARISONS = dict(classification=_compare_scores, segmentation=_compare_maps)
+def _compare_detections(reference: nn.Module, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
+    expected = stock_predictions(reference, pictures)[0].pred_instances
+    boxes, scores, labels, *masks = outputs
+    pairs = match(expected.bboxes, expected.labels, boxes, labels)
+    side = max(pictures.shape[2:])
+    differences = torch.maximum(
+        (expected.bboxes[pairs[:, 0]] - boxes[pairs[:, 1]]).abs().amax(1) / side,
+        (expected.scores[pairs[:, 0]] - scores[pairs[:, 1]]).abs(),
+    )
+    if masks:
+        probabilities = _mask_probabilities(reference, pictures, expected.bboxes, expected.labels)
+        same = (probabilities[pairs[:, 0]] - masks[0][pairs[:, 1]]).abs()
+        differences = torch.maximum(differences, same.flatten(1).amax(1) if len(same) else differences)
+    good = differences <= TOLERANCE
+    ties, missing = 0, []
+    for values, matched in ((expected.scores, pairs[good, 0]), (scores, pairs[good, 1])):
+        alone = torch.ones(len(values), dtype=torch.bool)
+        alone[matched] = False
+        # A box may be on one side only where its score ties with the threshold, or with the last of the boxes that are kept.
+        tied = (values - network.score_threshold).abs() <= TOLERANCE
+        if len(values) == network.most:
+            tied |= values - values.min() <= TOLERANCE
+        ties += int((alone & tied).sum())
+        missing.append(int((alone & ~tied).sum()))
+    found = f'{len(boxes)} boxes, {int(good.sum())} of {len(expected.bboxes)} matched' + (f', {ties} tie' if ties else '')
+    if any(missing):
+        return Agreement(found, float('inf'), f'{missing[0]} of {len(expected.bboxes)} boxes are missing and {missing[1]} are added')
+    return _agreement(found, float(differences[good].max()) if good.any() else 0.0)
+
+
+def match(expected: Tensor, expected_labels: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """Pairs [P, 2] of indices: each expected box in turn with the nearest box of its label that is still free.
+
+    Args:
+        expected: [M, 4].
+        expected_labels: [M].
+        boxes: [K, 4].
+        labels: [K].
+    """
+    distances = (expected[:, None] - boxes[None]).abs().amax(2)
+    distances[expected_labels[:, None] != labels[None]] = float('inf')
+    pairs = []
+    for index in range(len(expected) if len(boxes) else 0):
+        distance, nearest = distances[index].min(0)
+        if distance.isfinite():
+            pairs.append((index, int(nearest)))
+            distances[:, nearest] = float('inf')
+    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+
+
+def _mask_probabilities(model: nn.Module, pictures: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """What the stock mask head gives for boxes; its predictions hold the masks only after pasting and thresholding."""
+    head = model.roi_head
+    if not len(boxes):
+        return boxes.new_zeros(0, 1, 1)
+    features = model.extract_feat(model.data_preprocessor(stock_batch(model, pictures), False)['inputs'])
+    regions = head.mask_roi_extractor(features[: head.mask_roi_extractor.num_inputs], torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1))
+    masks = head.mask_head(head.shared_head(regions) if head.with_shared_head else regions).sigmoid()
+    return masks[:, 0] if head.mask_head.class_agnostic else masks[torch.arange(len(labels)), labels]
+
+
+COMPARISONS = dict(classification=_compare_scores, segmentation=_compare_maps, detection=_compare_detections)

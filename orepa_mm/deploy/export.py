@@ -86,8 +86,11 @@ def export(
     reference = load_model(cfg, checkpoint, ema)
     network = deploy_network(deepcopy(reference), softmax, labels)
     program = formats.export_program(network, size, dynamic)
+    lowest = formats.lowest_side(network)
     steps, others = preparation(cfg)
     facts = metadata(cfg, network, checkpoint, steps if dynamic else fixed_preparation(steps, size, network), others)
+    if dynamic:
+        facts['sides'] = f'[{lowest}, {formats.LARGEST}]'
     if file_format == 'onnx':
         formats.write_onnx(program, network, facts, path, opset)
         runners = {'onnxruntime': formats.load_onnx(path)}
@@ -95,7 +98,6 @@ def export(
         formats.write_package(program, facts, path)
         runners = {'AOTInductor': formats.load_package(path)} | _onnx_beside(program, network)
     run = next(iter(runners.values()))
-    lowest = formats.lowest_side(network)
     for index, scales in enumerate(SCALES):
         here = tuple(min(max(int(side * scale), lowest), formats.LARGEST) for side, scale in zip(size, scales, strict=True))
         here = here if dynamic else size

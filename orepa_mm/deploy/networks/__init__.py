@@ -18,7 +18,6 @@ def deploy_network(model: nn.Module, softmax: bool = False, labels: bool = False
     Raises:
         ExportError: When the model is of a kind that cannot be exported.
     """
-    scope = type(model).__module__.partition('.')[0]
     if hasattr(model, 'decode_head'):
         from .segmentor import Segmentor
 
@@ -27,8 +26,16 @@ def deploy_network(model: nn.Module, softmax: bool = False, labels: bool = False
         from .classifier import Classifier
 
         network = Classifier(model, softmax)
+    elif hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
+        from .two_stage import TwoStageDetector
+
+        network = TwoStageDetector(model)
+    elif hasattr(model, 'bbox_head') and not hasattr(model, 'mask_head'):
+        from .single_stage import SingleStageDetector
+
+        network = SingleStageDetector(model)
     else:
-        raise ExportError(f'{type(model).__name__} of {scope}: no classifier, segmentor or detector of a kind that can be exported.')
+        raise ExportError(f'{type(model).__name__}: is no classifier, segmentor or detector of a kind that can be exported.')
     if softmax and network.task != 'classification':
         raise ExportError('--softmax is for classifiers.')
     if labels and network.task != 'segmentation':

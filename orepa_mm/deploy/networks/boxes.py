@@ -1,0 +1,105 @@
+"""Boxes without branches on how many there are: what mmdet's heads do after their last layer, in operators a graph can hold.
+
+The arithmetic is the stock layers' own (priors, box coders, activations); only sorting, thresholding and suppression are written here.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from ...errors import ExportError
+
+NMS_SETTINGS = {'type', 'iou_threshold', 'iou_thr', 'class_agnostic', 'split_thr'}  # of mmcv's batched_nms; the last is for memory only
+
+
+class Candidates(NamedTuple):
+    """Boxes before suppression: ``boxes`` [K, 4] xyxy, ``scores``, ``labels``, ``levels`` of the pyramid and ``factors`` [K] of scores."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    levels: Tensor
+    factors: Tensor
+
+
+class Suppression:
+    """Non-maximum suppression within groups, as mmcv's ``batched_nms`` does it.
+
+    Args:
+        settings: ``nms`` of a test config.
+        most: How many boxes are kept.
+
+    Raises:
+        ExportError: For another suppression than the plain one.
+    """
+
+    def __init__(self, settings: dict | None, most: int) -> None:
+        settings = dict(settings or {})
+        others = settings.keys() - NMS_SETTINGS
+        if settings.get('type', 'nms') != 'nms' or others:
+            what = settings.get('type') if settings.get('type') != 'nms' else ', '.join(sorted(others))
+            raise ExportError(
+                f"test_cfg.nms: ONNX has plain non-maximum suppression only, not {what}; set type='nms' and its iou_threshold."
+            )
+        self.threshold = float(settings.get('iou_threshold', settings.get('iou_thr', 0.5)))
+        self.agnostic = bool(settings.get('class_agnostic'))
+        self.most = most
+
+    def __call__(self, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+        """Indices of the boxes that stay, the best first; K may be 0."""
+        if not self.agnostic:
+            # Each group is moved to a place of its own. A zero more, as nothing has no maximum.
+            span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
+            boxes = boxes + (groups.to(boxes) * span).unsqueeze(1)
+        keep = nms(boxes, scores, self.threshold)
+        return keep[: self.most] if self.most > 0 else keep
+
+
+def check_stock(head: nn.Module, base: type, *methods: str) -> None:
+    """Raise :class:`.ExportError` where a head has methods of its own for what is done here."""
+    own = [name for name in methods if getattr(type(head), name, None) is not getattr(base, name)]
+    if own:
+        raise ExportError(
+            f'{type(head).__name__}: makes boxes in a way of its own ({", ".join(own)}), which has no translation; '
+            f'heads that leave this to {base.__name__} go out.'
+        )
+
+
+def candidates(head: nn.Module, outputs: tuple[list[Tensor], ...], shape: tuple[int, int], count: int) -> Candidates:
+    """The best boxes of each pyramid level of a dense head, for one picture.
+
+    Args:
+        head: Of mmdet, with ``prior_generator`` and ``bbox_coder``.
+        outputs: Scores, box deltas and, where the head has them, factors of the scores: lists of [1, ..., H, W] by level.
+        shape: Height and width of the picture, to which boxes are clipped.
+        count: How many boxes of a level are looked at.
+    """
+    maps, deltas, *factors = outputs
+    priors = head.prior_generator.grid_priors([level.shape[-2:] for level in maps], dtype=maps[0].dtype, device=maps[0].device)
+    found = []
+    for level, (scores, delta, prior) in enumerate(zip(maps, deltas, priors, strict=True)):
+        scores = scores[0].permute(1, 2, 0).reshape(-1, head.cls_out_channels)
+        scores = scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1)[:, :-1]
+        classes = scores.shape[1]
+        delta = delta[0].permute(1, 2, 0).reshape(-1, head.bbox_coder.encode_size)
+        scores = scores.flatten()
+        scores, best = scores.topk(torch.sym_min(count, scores.shape[0]) if count > 0 else scores.shape[0])
+        place = best // classes
+        boxes = head.bbox_coder.decode(prior[place], delta[place], max_shape=shape)
+        factor = factors[0][level][0].permute(1, 2, 0).reshape(-1).sigmoid()[place] if factors else torch.ones_like(scores)
+        found.append(Candidates(boxes, scores, best % classes, torch.full_like(best, level), factor))
+    return Candidates(*map(torch.cat, zip(*found, strict=True)))
+
+
+def choose(found: Candidates, condition: Tensor) -> Candidates:
+    """The candidates for which ``condition`` [K] holds."""
+    indices = condition.nonzero().squeeze(1)
+    return Candidates(*(values[indices] for values in found))
+
+
+def large_enough(boxes: Tensor, smallest: float) -> Tensor:
+    """Which boxes are wider and higher than ``smallest`` pixels; all where that is negative."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return (sides > smallest).all(1) if smallest >= 0 else torch.ones_like(sides[:, 0], dtype=torch.bool)

@@ -1,0 +1,51 @@
+"""Detectors of mmdet with one dense head: RetinaNet and others whose head leaves boxes to ``BaseDenseHead``."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import ExportError
+from .base import DeployNetwork
+from .boxes import Suppression, candidates, check_stock, choose, large_enough
+
+
+class SingleStageDetector(DeployNetwork):
+    """A picture -> ``boxes`` [K, 4] xyxy in its pixels, ``scores`` [K] in falling order, ``labels`` [K].
+
+    Args:
+        model: A ``SingleStageDetector`` of mmdet.
+
+    Raises:
+        ExportError: When its head makes boxes in a way of its own, or its suppression is not the plain one.
+    """
+
+    task = 'detection'
+    batched = False
+    outputs = ('boxes', 'scores', 'labels')
+
+    def __init__(self, model: nn.Module) -> None:
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
+        head = model.bbox_head
+        if not isinstance(head, BaseDenseHead):
+            raise ExportError(f'{type(model).__name__} with {type(head).__name__}: is no dense head, and has no translation.')
+        check_stock(head, BaseDenseHead, 'predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
+        if getattr(head.loss_cls, 'custom_cls_channels', False):
+            raise ExportError(f'{type(head.loss_cls).__name__}: has an activation of its own, which has no translation.')
+        settings = model.test_cfg
+        self.score_threshold = float(settings.get('score_thr', 0))
+        self.suppression = Suppression(settings.get('nms'), settings.get('max_per_img', -1))
+        self.most = self.suppression.most
+        super().__init__(model)
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        settings = self.model.test_cfg
+        outputs = self.model.bbox_head(self.model.extract_feat(self.picture(picture)))
+        found = candidates(self.model.bbox_head, outputs, tuple(picture.shape[2:]), settings.get('nms_pre', -1))
+        found = choose(found, (found.scores > self.score_threshold) & large_enough(found.boxes, settings.get('min_bbox_size', -1)))
+        scores = found.scores * found.factors
+        keep = self.suppression(found.boxes, scores, found.labels)
+        return found.boxes[keep], scores[keep], found.labels[keep]
+
+    def facts(self) -> dict[str, Any]:
+        return dict(score_threshold=self.score_threshold)
