@@ -1,68 +1,110 @@
 """ONNX files predict what the training form's stock code predicts, on pictures, at several sizes; whatever cannot be exported is named."""
 
+import errno
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from exports import CONFIGS, Exports, config
+from conftest import ROOT
+from mmengine.config import Config
+from PIL import Image
+from small_models import CONFIGS, config, path_of, pictures, save_weights
 from torch import nn
 
-from orepa_mm.deploy.agreement import differing_labels
-from orepa_mm.deploy.export import export
+from orepa_mm.deploy import agreement
+from orepa_mm.deploy.agreement import differing_labels, match
+from orepa_mm.deploy.export import export, table
+from orepa_mm.deploy.loading import build_model
+from orepa_mm.deploy.metadata import fixed_preparation, preparation
 from orepa_mm.deploy.networks import deploy_network
+from orepa_mm.deploy.networks.picture import PictureInput
 from orepa_mm.deploy.networks.pooling import AdaptiveAveragePool
-from orepa_mm.errors import ExportError
+from orepa_mm.errors import ExportError, UsageError
+
+OUTPUTS = dict(classifier=['scores'], pspnet=['logits'], deeplabv3plus=['logits'], retinanet=['boxes', 'scores', 'labels'])
+OUTPUTS['maskrcnn'] = [*OUTPUTS['retinanet'], 'masks']
+# Fewer pyramid levels, as the exporter's time goes into the formulas of their sizes; the tests marked slow have all.
+SHORT = dict(
+    retinanet=dict(model__test_cfg__score_thr=0.3, model__neck__num_outs=3, model__bbox_head__anchor_generator__strides=[8, 16, 32]),
+    maskrcnn=dict(
+        model__test_cfg__rcnn__score_thr=0.02, model__neck__num_outs=4, model__rpn_head__anchor_generator__strides=[4, 8, 16, 32]
+    ),
+)
+# A Python in which the given packages do not exist runs a script.
+ALONE = """
+import importlib.abc, runpy, sys
+HERE = 'torch torchvision mmengine mmcv mmdet mmseg mmpretrain orepa_mm cv2 onnx common files'.split()
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in HERE:
+            raise ImportError(name + ' is not here')
+sys.meta_path.insert(0, Nothing())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
 
 
 @pytest.fixture(scope='session')
-def exports(tmp_path_factory, mini_data) -> Exports:
-    return Exports(tmp_path_factory.mktemp('exports'), mini_data)
+def checkpoint(tmp_path_factory):
+    """The path of a model's checkpoint; made on first use."""
+    folder, made = tmp_path_factory.mktemp('weights'), {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = save_weights(config(name, **SHORT.get(name, {})), folder / f'{name}.pth')
+        return made[name]
+
+    return get
 
 
-def session(path) -> onnxruntime.InferenceSession:
+def load(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
 
 
+def run_alone(*args) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-c', ALONE, str(ROOT / 'tools' / 'deploy' / 'run_onnx.py'), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+
+
 @pytest.mark.parametrize('name', CONFIGS)
-def test_agrees_at_four_sizes(name, exports):
-    path, rows = exports.dynamic(name)
+def test_any_size(name, checkpoint, mini_data, tmp_path):
+    """One export, so one test: agreement at four sizes, what the file says, and a run without torch."""
+    path, folder = tmp_path / 'model.onnx', pictures(name, mini_data)
+    rows = list(export(config(name, **SHORT.get(name, {})), checkpoint(name), path, dynamic=True, pictures=folder, calls=1))
     assert len({row.size for row in rows}) == 4 and max(row.size[0] for row in rows) > rows[0].size[0]
     assert all(row.agreement.problem == '' and row.agreement.largest < 1e-4 for row in rows)
-    (picture,) = session(path).get_inputs()
+    assert len(table(rows).splitlines()) == 6
+    if name in SHORT:
+        found = [row.agreement.found for row in rows]
+        assert sum(int(text.partition(' of ')[0].split()[-1]) for text in found) > 20, found  # boxes that were matched
+
+    session = load(path)
+    (picture,) = session.get_inputs()
     assert picture.type == 'tensor(uint8)' and picture.shape[2:] == ['height', 'width']
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_the_file_says_how_to_run_it_and_nothing_of_this_machine(name, exports):
-    path, _ = exports.dynamic(name)
-    facts = session(path).get_modelmeta().custom_metadata_map
-    assert facts['task'] in ('classification', 'segmentation', 'detection')
-    assert json.loads(facts['classes']) == ['a', 'b'] and json.loads(facts['prepare'])
-    assert facts['checkpoint'] == f'{name}.pth' and len(facts['checkpoint_sha256']) == 64
+    assert [output.name for output in session.get_outputs()] == OUTPUTS[name]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts['classes']) == ['a', 'b'] and json.loads(facts['prepare'])[0]['step'] == 'resize'
+    assert facts['checkpoint'] == checkpoint(name).name and len(facts['checkpoint_sha256']) == 64
     content = path.read_bytes()
-    assert str(exports.folder).encode() not in content and b'site-packages' not in content
-    assert not any(tensor.external_data for tensor in onnx.load(path).graph.initializer)
+    assert str(tmp_path).encode() not in content and b'site-packages' not in content
+    assert not any(tensor.external_data for tensor in onnx.load_from_string(content).graph.initializer)
 
-
-def test_softmax_and_labels(exports, tmp_path):
-    for name, option in (('classifier', 'softmax'), ('pspnet', 'labels')):
-        path = tmp_path / f'{name}.onnx'
-        settings = dict(size=(96, 160), pictures=exports.pictures(name))
-        rows = list(export(config(name), exports.checkpoint(name), path, **settings, **{option: True}))
-        assert {row.size for row in rows} == {(96, 160)}
-        picture = np.random.default_rng(0).integers(0, 256, (1, 3, 96, 160), np.uint8)
-        (output,) = session(path).run(None, {'picture': picture})
-        if name == 'classifier':
-            assert output.sum() == pytest.approx(1, abs=1e-5)
-        else:
-            (logits,) = session(exports.dynamic(name)[0]).run(None, {'picture': picture})
-            assert output.dtype == np.int64 and (output == logits.argmax(1)).mean() > 0.9999
-        other = 'labels' if option == 'softmax' else 'softmax'
-        with pytest.raises(ExportError, match=f'--{other} is for'):
-            next(export(config(name), exports.checkpoint(name), path, **settings, **{other: True}))
+    first, second = sorted(file for file in folder.rglob('*') if file.is_file())[:2]
+    result = run_alone(path, first, second, '--out-dir', tmp_path / 'drawn', '--score-thr', 0.1)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f'{first}\n') and len(result.stdout.splitlines()) >= 4
+    with Image.open(tmp_path / 'drawn' / f'{first.stem}.png') as drawn, Image.open(first) as before:
+        assert drawn.size == before.size
+        assert (np.asarray(drawn).astype(int) != np.asarray(before)).any()
 
 
 @pytest.mark.parametrize('size', [(1, 1), (5, 7), (16, 9), (33, 64)])
@@ -73,18 +115,339 @@ def test_adaptive_pool_is_torch_s(size, output):
     torch.testing.assert_close(AdaptiveAveragePool(rows, columns)(x), nn.AdaptiveAvgPool2d(output)(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_file_that_predicts_something_else_is_refused(exports, tmp_path, monkeypatch):
-    def other(model, *args):
-        model.head.fc.weight.data[0, 0] += 0.01
-        return deploy_network(model, *args)
+@pytest.mark.parametrize('rgb', [True, False])
+@pytest.mark.parametrize('kind', ['mmpretrain', 'mmdet', 'mmseg', 'none'])
+def test_a_picture_becomes_what_the_preprocessor_makes_of_it(kind, rgb):
+    from mmdet.models import DetDataPreprocessor
+    from mmpretrain.models import ClsDataPreprocessor
+    from mmseg.models import SegDataPreProcessor
+    from mmseg.structures import SegDataSample
 
-    monkeypatch.setattr('orepa_mm.deploy.export.deploy_network', other)
-    with pytest.raises(ExportError, match='does not predict what the training form does'):
-        next(export(config('classifier'), exports.checkpoint('classifier'), tmp_path / 'x.onnx', pictures=exports.pictures('classifier')))
+    norm = dict(mean=[1.0, 20.0, 300.0], std=[2.0, 30.0, 4.0])
+    preprocessor = dict(
+        mmpretrain=lambda: ClsDataPreprocessor(**norm, to_rgb=rgb),
+        mmdet=lambda: DetDataPreprocessor(**norm, bgr_to_rgb=rgb, pad_size_divisor=32, pad_value=7),
+        mmseg=lambda: SegDataPreProcessor(**norm, bgr_to_rgb=rgb, pad_val=3, size=(8, 8), test_cfg=dict(size_divisor=16)),
+        none=lambda: DetDataPreprocessor(bgr_to_rgb=rgb),
+    )[kind]()
+    picture = torch.randint(0, 256, (1, 3, 37, 50), dtype=torch.uint8)
+    batch = dict(inputs=[picture[0].flip(0)], data_samples=[SegDataSample()])
+    assert torch.equal(PictureInput(preprocessor)(picture), preprocessor(batch, False)['inputs'])
 
 
-def test_ties_are_told_from_wrong_labels():
-    scores = torch.tensor([[1.0, 1.0 - 1e-6, 0.0], [1.0, 0.5, 0.0]])
-    assert differing_labels(scores, torch.tensor([0, 0])) == (0, 0)
-    assert differing_labels(scores, torch.tensor([1, 0])) == (1, 0)
-    assert differing_labels(scores, torch.tensor([1, 1])) == (2, 1)
+def test_probabilities_of_one_size(checkpoint, mini_data, tmp_path):
+    path = tmp_path / 'x.onnx'
+    rows = list(
+        export(
+            config('classifier'), checkpoint('classifier'), path, size=(48, 80), softmax=True, pictures=pictures('classifier', mini_data)
+        )
+    )
+    assert {row.size for row in rows} == {(48, 80)} and len({row.pictures[0] for row in rows}) == 4
+    (scores,) = load(path).run(None, dict(picture=np.zeros((1, 3, 48, 80), np.uint8)))
+    assert scores.sum() == pytest.approx(1, abs=1e-5) and scores.min() > 0
+    with pytest.raises(Exception, match='invalid dimensions'):
+        load(path).run(None, dict(picture=np.zeros((1, 3, 64, 80), np.uint8)))
+    wide = tmp_path / 'wide.png'
+    Image.new('RGB', (300, 40)).save(wide)
+    result = run_alone(path, wide, '--out-dir', tmp_path)
+    assert result.returncode == 0 and '\n  0.' in result.stdout, result.stderr
+
+
+def test_label_maps(checkpoint, mini_data, tmp_path):
+    folder = pictures('pspnet', mini_data)
+    rows = list(export(config('pspnet'), checkpoint('pspnet'), tmp_path / 'x.onnx', size=(96, 160), labels=True, pictures=folder, calls=1))
+    assert all(row.agreement.largest is None and '0.0000%' in row.agreement.found for row in rows)
+    (labels,) = load(tmp_path / 'x.onnx').run(None, dict(picture=np.zeros((1, 3, 96, 160), np.uint8)))
+    assert labels.dtype == np.int64 and labels.shape == (1, 96, 160)
+    result = run_alone(tmp_path / 'x.onnx', next(folder.rglob('*.png')), '--out-dir', tmp_path / 'drawn')
+    assert result.returncode == 0 and '%' in result.stdout, result.stderr
+
+
+def test_nothing_is_found(checkpoint, mini_data, tmp_path):
+    options = SHORT['maskrcnn'] | dict(model__test_cfg__rcnn__score_thr=0.9999)
+    path, folder = tmp_path / 'x.onnx', pictures('maskrcnn', mini_data)
+    rows = list(export(config('maskrcnn', **options), checkpoint('maskrcnn'), path, size=(128, 160), pictures=folder, calls=1))
+    assert [row.agreement.found for row in rows] == ['0 boxes, 0 of 0 matched'] * 4
+    outputs = load(path).run(None, dict(picture=np.zeros((1, 3, 128, 160), np.uint8)))
+    assert [output.shape for output in outputs] == [(0, 4), (0,), (0,), (0, 28, 28)]
+    result = run_alone(path, next(folder.iterdir()), '--out-dir', tmp_path)
+    assert result.returncode == 0 and '0 of 0 boxes' in result.stdout, result.stderr
+
+
+class TestAgreement:
+    """What the check lets pass, on predictions made by hand."""
+
+    @pytest.fixture
+    def compare(self, monkeypatch):
+        boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [21, 20, 40, 40]])
+        stock = SimpleNamespace(bboxes=boxes, scores=torch.tensor([0.9, 0.8, 0.05001]), labels=torch.tensor([0, 1, 2]))
+        monkeypatch.setattr(agreement, 'stock_predictions', lambda model, x: [SimpleNamespace(pred_instances=stock)])
+
+        def run(change=None, most=100):
+            outputs = dict(boxes=boxes.clone(), scores=stock.scores.clone(), labels=stock.labels.clone())
+            outputs = (change or dict)(outputs) or outputs
+            network = SimpleNamespace(task='detection', score_threshold=0.05, most=most)
+            return agreement.compare(None, network, lambda x: tuple(outputs.values()), torch.zeros(1, 3, 50, 100))
+
+        return run
+
+    def test_the_same(self, compare):
+        assert compare() == agreement.Agreement('3 boxes, 3 of 3 matched', 0.0)
+
+    @pytest.mark.parametrize('name', ['boxes', 'scores', 'labels'])
+    def test_one_value_differs(self, compare, name):
+        def change(outputs):
+            outputs[name][0] += dict(boxes=0.02, scores=2e-4, labels=1)[name]
+
+        assert compare(change).problem == '1 of 3 boxes are missing and 1 are added'
+
+    def test_a_box_more_or_less(self, compare):
+        assert compare(lambda out: {key: value[1:] for key, value in out.items()}).problem == '1 of 3 boxes are missing and 0 are added'
+        assert compare(lambda out: {key: torch.cat([value, value[:1]]) for key, value in out.items()}).problem.endswith('1 are added')
+
+    def test_a_box_at_the_threshold_may_be_missing(self, compare):
+        result = compare(lambda out: {key: value[:2] for key, value in out.items()})
+        assert result.problem == '' and result.found == '2 boxes, 2 of 3 matched, 1 tie'
+
+    def test_the_last_of_as_many_as_are_kept_may_be_another(self, compare):
+        def change(outputs):
+            outputs['scores'] += torch.tensor([0, 0, 0.2])
+            outputs['boxes'][2] += 5
+
+        assert compare(change, most=3).problem == '0 of 3 boxes are missing and 1 are added'  # 0.25 is no tie with 0.05
+
+        def tie(outputs):
+            outputs['boxes'][2] += 5
+
+        assert compare(tie, most=3).found == '3 boxes, 2 of 3 matched, 2 tie'
+
+    def test_boxes_of_one_place_are_told_apart(self):
+        boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 11, 10]])
+        pairs = match(boxes, torch.tensor([0, 1, 0]), boxes[[2, 1, 0]], torch.tensor([0, 1, 0]))
+        assert pairs.tolist() == [[0, 2], [1, 1], [2, 0]]
+        assert match(boxes, torch.tensor([0, 1, 0]), boxes[:0], torch.tensor([])).shape == (0, 2)
+
+    def test_ties_are_told_from_wrong_labels(self):
+        scores = torch.tensor([[1.0, 1.0 - 1e-6, 0.0], [1.0, 0.5, 0.0]])
+        assert differing_labels(scores, torch.tensor([0, 0])) == (0, 0)
+        assert differing_labels(scores, torch.tensor([1, 0])) == (1, 0)
+        assert differing_labels(scores, torch.tensor([1, 1])) == (2, 1)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ('name', 'options', 'message'),
+        [
+            ('pspnet', dict(model__test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(32, 32))), 'model.test_cfg.mode=whole'),
+            ('retinanet', dict(model__test_cfg__nms=dict(type='soft_nms', iou_threshold=0.5)), 'not soft_nms'),
+            ('maskrcnn', dict(model__test_cfg__rcnn__nms=dict(type='nms', iou_threshold=0.5, max_num=3)), 'not max_num'),
+            ('maskrcnn', dict(model__test_cfg__rpn__nms=dict(type='soft_nms')), 'not soft_nms'),
+            ('maskrcnn', dict(model__roi_head__type='PISARoIHead'), None),
+            (
+                'maskrcnn',
+                dict(model__roi_head__mask_roi_extractor__roi_layer=dict(_delete_=True, type='RoIPool', output_size=14)),
+                'RoIPool',
+            ),
+        ],
+    )
+    def test_settings(self, name, options, message):
+        model = build_model(config(name, **options)).eval()
+        if message is None:
+            deploy_network(model)  # a subclass that trains in another way only
+            return
+        with pytest.raises(ExportError, match=message) as error:
+            deploy_network(model)
+        assert '\n' not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ('path', 'message'),
+        [
+            ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead: makes boxes in a way of its own'),
+            ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'DETR with DETRHead: is no dense head'),
+            ('mmdet::solo/solo_r50_fpn_1x_coco.py', 'SOLO: is no classifier, segmentor or detector'),
+        ],
+    )
+    def test_kinds_of_detectors(self, path, message, tmp_path):
+        (tmp_path / 'config.py').write_text(f"_base_ = ['{path}']\n")
+        cfg = Config.fromfile(tmp_path / 'config.py')
+        cfg.model.backbone.update(depth=18, init_cfg=None)
+        if 'neck' in cfg.model and 'detr' not in path:
+            cfg.model.neck.in_channels = [64, 128, 256, 512]
+        elif 'neck' in cfg.model:
+            cfg.model.neck.in_channels = [512]
+        with pytest.raises(ExportError, match=message):
+            deploy_network(build_model(cfg).eval())
+
+    def test_options_of_other_tasks(self):
+        for name, option in (('classifier', 'labels'), ('pspnet', 'softmax'), ('retinanet', 'softmax'), ('maskrcnn', 'labels')):
+            with pytest.raises(ExportError, match=f'--{option} is for'):
+                deploy_network(build_model(config(name)).eval(), **{option: True})
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def run(self, tools, checkpoint, mini_data, tmp_path):
+        def go(*args, name='classifier', weights=None, out='x.onnx', **options):
+            options = {key.replace('__', '.'): value for key, value in options.items()}
+            arguments = (path_of(name), weights or checkpoint('classifier'), tmp_path / out, *args)
+            return tools.run('tools/deploy/export_onnx', *arguments, options=options)
+
+        return go
+
+    @pytest.fixture
+    def given(self, mini_data) -> tuple:
+        return '--pictures', pictures('classifier', mini_data)
+
+    def refused(self, result, *words: str) -> None:
+        status, error = result
+        assert status == 2 and error.startswith('error: ') and error.count('\n') == 1, error
+        for word in words:
+            assert word in error
+
+    def test_writes_and_overwrites_when_told(self, run, mini_data, tmp_path):
+        (tmp_path / 'x.onnx').write_bytes(b'old')
+        self.refused(run(), '--force')
+        self.refused(run('--force', test_dataloader__dataset__data_root='nowhere'), '--pictures FOLDER')
+        self.refused(run('--force', '--pictures', 'nowhere'), 'no such folder')
+        self.refused(run('--force', '--pictures', ROOT / 'requirements'), 'no picture in it')
+        assert (tmp_path / 'x.onnx').read_bytes() == b'old'
+        assert run('--force', test_dataloader__dataset__data_root=str(mini_data / 'imagenet-mini'))[0] == 0
+        load(tmp_path / 'x.onnx')
+        assert [file.name for file in tmp_path.iterdir()] == ['x.onnx']
+
+    def test_sizes(self, run, given):
+        self.refused(run(*given, '--dynamic', '--size', 32, 64), '32 x 64 is too small', 'below 33 x 33')
+        self.refused(run(*given, '--size', 0, 64), '1 to 4096')
+        self.refused(run(*given, '--size', 64, 5000), '1 to 4096')
+
+    def test_opset(self, run, given):
+        self.refused(run(*given, '--opset', 17), '--opset 17', '18 is the oldest')
+        self.refused(run(*given, '--opset', 99), '--opset 99')
+
+    def test_checkpoint_of_another_config(self, run, given, checkpoint):
+        self.refused(run(*given, weights=checkpoint('pspnet')), 'pspnet.pth')
+        self.refused(run(*given, weights='nowhere.pth'), 'no such checkpoint file')
+        self.refused(run(*given, '--ema'), 'no EMAHook')
+
+    def test_places_that_cannot_be_written(self, run, given, tmp_path, monkeypatch):
+        self.refused(run(*given, out='missing/x.onnx'), 'no such folder')
+        self.refused(run(*given, out='.'), 'is a folder')
+        monkeypatch.setattr(os, 'access', lambda path, mode: False)
+        self.refused(run(*given), 'cannot be written to')
+
+    def test_missing_packages(self, run, given, monkeypatch):
+        find_spec = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *args: None if name == 'onnxscript' else find_spec(name, *args))
+        self.refused(run(*given), 'onnxscript missing', "pip install 'orepa_mm[deploy]'")
+
+    def test_no_compiler_for_a_package(self, run, given, monkeypatch):
+        monkeypatch.setattr('shutil.which', lambda name: None)
+        self.refused(run(*given, '--format', 'pt2', out='x.pt2'), 'needs a C++ compiler')
+
+    @pytest.mark.parametrize('failure', ['disk', 'difference'])
+    def test_what_fails_leaves_the_old_file(self, failure, run, given, tmp_path, monkeypatch):
+        (tmp_path / 'x.onnx').write_bytes(b'old')
+        if failure == 'disk':
+            write_bytes = Path.write_bytes
+
+            def full(path, data):
+                write_bytes(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, 'No space left on device')
+
+            monkeypatch.setattr(Path, 'write_bytes', full)
+            self.refused(run(*given, '--force'), 'No space left on device')
+        else:
+
+            def other(model, *args):
+                model.head.fc.weight.data[0, 0] += 0.1
+                return deploy_network(model, *args)
+
+            monkeypatch.setattr('orepa_mm.deploy.export.deploy_network', other)
+            self.refused(run(*given, '--force'), 'does not predict what the training form does')
+        assert [file.name for file in tmp_path.iterdir()] == ['x.onnx']
+        assert (tmp_path / 'x.onnx').read_bytes() == b'old'
+
+
+class TestRunAlone:
+    """The script that is copied beside the model prepares pictures and pastes masks as the toolboxes do."""
+
+    @pytest.fixture(scope='class')
+    def script(self):
+        spec = importlib.util.spec_from_file_location('run_onnx', ROOT / 'tools' / 'deploy' / 'run_onnx.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    @pytest.mark.parametrize('size', [(50, 90), (120, 70), (300, 300)])
+    @pytest.mark.parametrize(
+        'pipeline',
+        [
+            [dict(type='Resize', scale=(133, 80), keep_ratio=True)],
+            [dict(type='Resize', scale=(64, 48), keep_ratio=False)],
+            [dict(type='Resize', scale=(64, 64), keep_ratio=True), dict(type='Pad', size=(64, 64), pad_val=dict(img=(1, 2, 3)))],
+            [dict(type='mmpretrain.ResizeEdge', scale=41, edge='short'), dict(type='mmpretrain.CenterCrop', crop_size=32)],
+            [dict(type='mmpretrain.ResizeEdge', scale=60, edge='long', backend='pillow')],
+        ],
+        ids=['keep ratio', 'scale', 'pad', 'short edge and crop', 'long edge, Pillow'],
+    )
+    def test_prepares_as_the_pipeline_does(self, pipeline, size, script):
+        import mmdet.datasets  # noqa: F401
+        import mmpretrain.datasets  # noqa: F401
+        from mmcv.transforms import Compose
+        from mmengine.registry import init_default_scope
+
+        init_default_scope('mmdet')
+        rgb = np.array(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)).resize(size[::-1]))
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
+        expected = Compose(pipeline)(dict(img=bgr, img_shape=size))['img'][..., ::-1]
+        steps, others = preparation(Config(dict(test_pipeline=pipeline)))
+        picture, inside = script.prepare(Image.fromarray(rgb), steps)
+        assert others == [] and picture.size == expected.shape[1::-1]
+        assert inside[0] <= picture.width and inside[1] <= picture.height
+        assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1  # OpenCV rounds in between
+
+    def test_a_network_of_one_size_gets_it(self, script):
+        network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), rgb=True))
+        steps = fixed_preparation([dict(step='resize', scale=[96, 64], keep_ratio=True)], (64, 96), network)
+        picture, inside = script.prepare(Image.new('RGB', (30, 40), 'red'), steps)
+        assert picture.size == (96, 64) and inside == (48, 64)
+        assert picture.getpixel((47, 63)) == (255, 0, 0) and picture.getpixel((48, 63)) == (1, 2, 4)
+        steps = [dict(step='resize', short_side=256, interpolation='bilinear', antialias=False), dict(step='crop', size=[224, 224])]
+        assert fixed_preparation(steps, (224, 224), network) == steps
+        picture, _ = script.prepare(Image.new('RGB', (300, 400)), fixed_preparation(steps, (64, 96), network))
+        assert picture.size == (96, 64)
+
+    def test_masks_are_pasted_as_mmdet_does(self, script):
+        from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+        masks = torch.rand(3, 1, 28, 28)
+        boxes = torch.tensor([[3.2, 4.7, 30.1, 20.9], [-5.0, 10.0, 70.0, 55.5], [10.0, 10.0, 11.0, 12.0]])
+        expected, _ = _do_paste_mask(masks, boxes, 50, 60, skip_empty=False)
+        for mask, box, pasted in zip(masks, boxes, expected, strict=True):
+            np.testing.assert_allclose(script.paste(mask[0].numpy(), box.numpy(), 60, 50), pasted, atol=1e-5)
+
+    def test_bad_input(self, tmp_path):
+        node = onnx.helper.make_node('Identity', ['x'], ['y'])
+        value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in 'xy']
+        model = onnx.helper.make_model(
+            onnx.helper.make_graph([node], 'g', value[:1], value[1:]), opset_imports=[onnx.helper.make_opsetid('', 18)]
+        )
+        model.ir_version = 10
+        onnx.save(model, tmp_path / 'bare.onnx')
+        (tmp_path / 'text.onnx').write_text('no model')
+        for name, words in (('bare.onnx', 'no metadata'), ('text.onnx', 'cannot be loaded'), ('nowhere.onnx', 'cannot be loaded')):
+            result = run_alone(tmp_path / name, tmp_path / 'x.png')
+            assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1, result.stderr
+
+        model.metadata_props.add(key='task', value='classification')
+        for key in ('prepare', 'classes', 'palette'):
+            model.metadata_props.add(key=key, value='[]')
+        onnx.save(model, tmp_path / 'x.onnx')
+        result = run_alone(tmp_path / 'x.onnx', tmp_path / 'text.onnx', '--out-dir', tmp_path)
+        assert result.returncode == 1 and 'cannot be read as a picture' in result.stderr
+
+
+def test_unknown_pictures_are_named(tmp_path, mini_data, checkpoint):
+    (tmp_path / 'x.png').write_text('text')
+    with pytest.raises(UsageError, match='x.png: cannot be read as a picture'):
+        next(export(config('classifier'), checkpoint('classifier'), tmp_path / 'x.onnx', pictures=tmp_path))

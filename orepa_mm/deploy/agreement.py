@@ -54,7 +54,7 @@ def stock_batch(model: nn.Module, pictures: Tensor) -> dict:
     return dict(inputs=[picture.flip(0) for picture in pictures], data_samples=[sample(metainfo=dict(meta)) for _ in pictures])
 
 
-def median_ms(run: Callable[[], object], count: int = 3) -> float:
+def median_ms(run: Callable[[], object], count: int) -> float:
     """Milliseconds of the median of ``count`` calls."""
     times = []
     for _ in range(count):
@@ -138,13 +138,14 @@ def _compare_detections(reference: nn.Module, network: DeployNetwork, outputs: t
         differences = torch.maximum(differences, same.flatten(1).amax(1) if len(same) else differences)
     good = differences <= TOLERANCE
     ties, missing = 0, []
-    for values, matched in ((expected.scores, pairs[good, 0]), (scores, pairs[good, 1])):
+    sides = (expected.scores, pairs[good, 0], scores), (scores, pairs[good, 1], expected.scores)
+    for values, matched, others in sides:
         alone = torch.ones(len(values), dtype=torch.bool)
         alone[matched] = False
-        # A box may be on one side only where its score ties with the threshold, or with the last of the boxes that are kept.
+        # A box may be on one side only where its score ties with the threshold, or with the last that the other side had room for.
         tied = (values - network.score_threshold).abs() <= TOLERANCE
-        if len(values) == network.most:
-            tied |= values - values.min() <= TOLERANCE
+        if len(others) == network.most:
+            tied |= values - others.min() <= TOLERANCE
         ties += int((alone & tied).sum())
         missing.append(int((alone & ~tied).sum()))
     found = f'{len(boxes)} boxes, {int(good.sum())} of {len(expected.bboxes)} matched' + (f', {ties} tie' if ties else '')

@@ -50,6 +50,7 @@ def export(
     opset: int | None = None,
     pictures: str | Path | None = None,
     ema: bool | None = None,
+    calls: int = 3,
 ) -> Iterator[Row]:
     """Write ``path`` and compare it with the training form's stock predictions; the file is there when the first row comes.
 
@@ -65,6 +66,7 @@ def export(
         opset: As for :func:`.write_onnx`.
         pictures: As for :func:`.find_pictures`.
         ema: As for :func:`.load_model`.
+        calls: Each time is the median of so many.
 
     Yields:
         A row for each of four sizes, or of four pictures where the size is fixed.
@@ -108,10 +110,10 @@ def export(
             where = f'{here[0]} x {here[1]}, {", ".join(name.name for name in names)}'
             raise ExportError(f'what was written does not predict what the training form does ({where}): {agreement.problem}.')
         with torch.no_grad():
-            times = {'training form': median_ms(lambda picture=picture: stock_predictions(reference, picture))}
-            times['eager'] = median_ms(lambda picture=picture: network(picture))
+            times = {'training form': median_ms(lambda picture=picture: stock_predictions(reference, picture), calls)}
+            times['eager'] = median_ms(lambda picture=picture: network(picture), calls)
             for name, runner in runners.items():
-                times[name] = median_ms(lambda runner=runner, picture=picture: runner(picture))
+                times[name] = median_ms(lambda runner=runner, picture=picture: runner(picture), calls)
         yield Row(here, [name.name for name in names], agreement, times)
 
 
@@ -140,6 +142,4 @@ def table(rows: list[Row]) -> str:
         lines.append([f'{row.size[0]} x {row.size[1]}', names, row.agreement.found, largest, *numbers])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    return (
-        f"{text}\n(differences of the output's scale, tolerance {TOLERANCE:.0e}; medians of 3 calls, {torch.get_num_threads()} thread(s))"
-    )
+    return f"{text}\n(differences of the output's scale, tolerance {TOLERANCE:.0e}; medians, {torch.get_num_threads()} thread(s))"

@@ -39,8 +39,8 @@ def preparation(cfg: Config) -> tuple[list[Step], list[str]]:
 
     Returns:
         The steps in their order, sizes as (width, height): ``resize`` with ``short_side`` (``long_side``, ``width_side``, ``height_side``)
-        or with ``scale`` and ``keep_ratio``, ``crop`` around the centre, ``pad`` at the right and at the bottom; and the names of the
-        transforms that are none of these.
+        or with ``scale`` and ``keep_ratio`` (mmcv's: the long and the short side), ``crop`` around the centre, ``pad`` at the right and at
+        the bottom; and the names of the transforms that are none of these.
     """
     steps, others = [], []
     for transform in test_pipeline(cfg):
@@ -73,11 +73,13 @@ def fixed_preparation(steps: list[Step], size: tuple[int, int], network: DeployN
     if steps and (steps[-1]['step'] in ('crop', 'pad')) and steps[-1]['size'] == box:
         return steps
     keep_ratio = any(step.get('keep_ratio') for step in steps)
-    fixed = [dict(step='resize', scale=box, keep_ratio=keep_ratio, interpolation='bilinear', antialias=False)]
-    if keep_ratio:
-        mean = network.picture.mean.flatten().round().clamp(0, 255).tolist()
-        fixed.append(dict(step='pad', size=box, value=mean if network.picture.rgb else mean[::-1]))
-    return fixed
+    how = dict(interpolation='bilinear', antialias=False)
+    if not keep_ratio:
+        return [dict(step='resize', scale=box, keep_ratio=False, **how)]
+    # A scale has a long and a short side, whichever way a picture stands; this box lies as it lies.
+    mean = network.picture.mean.flatten().round().clamp(0, 255).tolist()
+    fill = mean if network.picture.rgb else mean[::-1]
+    return [dict(step='resize', inside=box, **how), dict(step='pad', size=box, value=fill)]
 
 
 def dataset_names(cfg: Config, model: nn.Module) -> tuple[list, list]:

@@ -80,6 +80,9 @@ def prepare(picture: Image.Image, steps: list[dict]) -> tuple[Image.Image, tuple
 
 
 def new_size(width: int, height: int, step: dict) -> tuple[int, int]:
+    if 'inside' in step:
+        ratio = min(step['inside'][0] / width, step['inside'][1] / height)
+        return max(1, int(width * ratio + 0.5)), max(1, int(height * ratio + 0.5))
     if 'scale' not in step:  # one side is given
         sides = dict(short_side=min(width, height), long_side=max(width, height), width_side=width, height_side=height)
         side = next(name for name in sides if name in step)

@@ -15,13 +15,12 @@ NMS_SETTINGS = {'type', 'iou_threshold', 'iou_thr', 'class_agnostic', 'split_thr
 
 
 class Candidates(NamedTuple):
-    """Boxes before suppression: ``boxes`` [K, 4] xyxy, ``scores``, ``labels``, ``levels`` of the pyramid and ``factors`` [K] of scores."""
+    """Boxes before suppression: ``boxes`` [K, 4] xyxy, their ``scores``, ``labels`` and ``levels`` of the pyramid [K]."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     levels: Tensor
-    factors: Tensor
 
 
 class Suppression:
@@ -67,15 +66,19 @@ def check_stock(head: nn.Module, base: type, *methods: str) -> None:
         )
 
 
-def candidates(head: nn.Module, outputs: tuple[list[Tensor], ...], shape: tuple[int, int], count: int) -> Candidates:
+def candidates(
+    head: nn.Module, outputs: tuple[list[Tensor], ...], shape: tuple[int, int], settings: dict, threshold: float = -1
+) -> Candidates:
     """The best boxes of each pyramid level of a dense head, for one picture.
 
     Args:
         head: Of mmdet, with ``prior_generator`` and ``bbox_coder``.
         outputs: Scores, box deltas and, where the head has them, factors of the scores: lists of [1, ..., H, W] by level.
         shape: Height and width of the picture, to which boxes are clipped.
-        count: How many boxes of a level are looked at.
+        settings: A test config: ``nms_pre`` boxes of a level are looked at, those of more than ``min_bbox_size`` pixels are kept.
+        threshold: Of the scores, before they meet their factors.
     """
+    count, smallest = settings.get('nms_pre', -1), settings.get('min_bbox_size', -1)
     maps, deltas, *factors = outputs
     priors = head.prior_generator.grid_priors([level.shape[-2:] for level in maps], dtype=maps[0].dtype, device=maps[0].device)
     found = []
@@ -88,18 +91,12 @@ def candidates(head: nn.Module, outputs: tuple[list[Tensor], ...], shape: tuple[
         scores, best = scores.topk(torch.sym_min(count, scores.shape[0]) if count > 0 else scores.shape[0])
         place = best // classes
         boxes = head.bbox_coder.decode(prior[place], delta[place], max_shape=shape)
-        factor = factors[0][level][0].permute(1, 2, 0).reshape(-1).sigmoid()[place] if factors else torch.ones_like(scores)
-        found.append(Candidates(boxes, scores, best % classes, torch.full_like(best, level), factor))
+        # Chosen level by level: what is left has a size without a formula, with which the exporter is much faster.
+        keep = scores > threshold
+        if smallest >= 0:
+            keep = keep & (boxes[:, 2:] - boxes[:, :2] > smallest).all(1)
+        if factors:
+            scores = scores * factors[0][level][0].flatten().sigmoid()[place]
+        keep = keep.nonzero().squeeze(1)
+        found.append(Candidates(boxes[keep], scores[keep], best[keep] % classes, torch.full_like(keep, level)))
     return Candidates(*map(torch.cat, zip(*found, strict=True)))
-
-
-def choose(found: Candidates, condition: Tensor) -> Candidates:
-    """The candidates for which ``condition`` [K] holds."""
-    indices = condition.nonzero().squeeze(1)
-    return Candidates(*(values[indices] for values in found))
-
-
-def large_enough(boxes: Tensor, smallest: float) -> Tensor:
-    """Which boxes are wider and higher than ``smallest`` pixels; all where that is negative."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return (sides > smallest).all(1) if smallest >= 0 else torch.ones_like(sides[:, 0], dtype=torch.bool)

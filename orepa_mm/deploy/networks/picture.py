@@ -39,5 +39,6 @@ class PictureInput(nn.Module):
         x = (x.float() - self.mean) / self.std
         if self.divisor == 1:
             return x
-        down, right = (-size % self.divisor for size in picture.shape[2:])
+        # Written so that the exporter sees a multiple of the divisor, whose halves it needs no formula for.
+        down, right = ((size + self.divisor - 1) // self.divisor * self.divisor - size for size in picture.shape[2:])
         return F.pad(x, (0, right, 0, down), value=self.padding)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ...errors import ExportError
 from .base import DeployNetwork
-from .boxes import Suppression, candidates, check_stock, choose, large_enough
+from .boxes import Suppression, candidates, check_stock
 
 
 class SingleStageDetector(DeployNetwork):
@@ -39,13 +39,11 @@ class SingleStageDetector(DeployNetwork):
         super().__init__(model)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        settings = self.model.test_cfg
-        outputs = self.model.bbox_head(self.model.extract_feat(self.picture(picture)))
-        found = candidates(self.model.bbox_head, outputs, tuple(picture.shape[2:]), settings.get('nms_pre', -1))
-        found = choose(found, (found.scores > self.score_threshold) & large_enough(found.boxes, settings.get('min_bbox_size', -1)))
-        scores = found.scores * found.factors
-        keep = self.suppression(found.boxes, scores, found.labels)
-        return found.boxes[keep], scores[keep], found.labels[keep]
+        head = self.model.bbox_head
+        outputs = head(self.model.extract_feat(self.picture(picture)))
+        found = candidates(head, outputs, tuple(picture.shape[2:]), self.model.test_cfg, self.score_threshold)
+        keep = self.suppression(found.boxes, found.scores, found.labels)
+        return found.boxes[keep], found.scores[keep], found.labels[keep]
 
     def facts(self) -> dict[str, Any]:
         return dict(score_threshold=self.score_threshold)

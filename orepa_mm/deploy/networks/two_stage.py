@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...errors import ExportError
 from .base import DeployNetwork
-from .boxes import Suppression, candidates, check_stock, choose, large_enough
+from .boxes import Suppression, candidates, check_stock
 
 
 class TwoStageDetector(DeployNetwork):
@@ -67,10 +67,7 @@ class TwoStageDetector(DeployNetwork):
 
     def proposals(self, features: tuple[Tensor, ...], shape: tuple[int, int]) -> Tensor:
         """Boxes [R, 4] that may hold an object."""
-        settings = self.proposal_settings
-        found = candidates(self.model.rpn_head, self.model.rpn_head(features), shape, settings.get('nms_pre', -1))
-        if settings.get('min_bbox_size', -1) >= 0:
-            found = choose(found, large_enough(found.boxes, settings.min_bbox_size))
+        found = candidates(self.model.rpn_head, self.model.rpn_head(features), shape, self.proposal_settings)
         keep = self.proposal_suppression(found.boxes, found.scores, found.levels)
         torch._check(keep.shape[0] > 0)  # a proposal network has no threshold, so something is left
         return found.boxes[keep]
