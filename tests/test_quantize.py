@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from exports import DATA, config, save_weights
 from mmengine.config import Config
 from PIL import Image
+from small_models import config, pictures, save_weights
 
 from orepa_mm.deploy.evaluation import evaluate
 from orepa_mm.deploy.export import export
@@ -22,7 +22,7 @@ from orepa_mm.errors import UsageError
 def exported(name: str, folder: Path, data: Path) -> SimpleNamespace:
     """The checkpoint and the ONNX file of a small network with weights like trained ones."""
     checkpoint, graph = save_weights(config(name), folder / f'{name}.pth'), folder / f'{name}.onnx'
-    next(export(config(name), checkpoint, graph, pictures=data / DATA[name]))
+    next(export(config(name), checkpoint, graph, pictures=pictures(name, data)))
     return SimpleNamespace(checkpoint=checkpoint, graph=graph)
 
 
@@ -66,7 +66,8 @@ def stock_metrics(tools, name: str, checkpoint: Path, folder: Path) -> tuple[dic
     """What tools/test.py measures of a checkpoint, and the config it does so with."""
     status, message = tools.test(name, checkpoint, folder, '--metrics', folder / 'metrics.json')
     assert status == 0, message
-    cfg = config('classifier' if name == 'imagenet' else 'pspnet', **tools.options(name))
+    cfg = config('classifier' if name == 'imagenet' else 'pspnet')
+    cfg.merge_from_dict(tools.options(name))
     if name == 'imagenet':
         cfg.test_dataloader.collate_fn = dict(type='default_collate')
     return json.loads((folder / 'metrics.json').read_text()), cfg
@@ -83,8 +84,8 @@ def test_a_segmentor_in_int8_and_its_metric(segmentor, tools, mini_data, tmp_pat
     found = evaluate(cfg, network)
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(list(found.values()), list(expected.values()), atol=0.05, equal_nan=True)  # a pixel or two on the fence
-    pictures = prepared(network, mini_data / 'cityscapes-mini' / 'leftImg8bit' / 'train', 4)
-    moved = change(network, OnnxNetwork(quantize(segmentor.graph, pictures)), pictures)
+    ready = prepared(network, mini_data / 'cityscapes-mini' / 'leftImg8bit' / 'train', 4)
+    moved = change(network, OnnxNetwork(quantize(segmentor.graph, ready)), ready)
     assert 0 < moved.typical < 0.3 and moved.same > 0.8
 
 
@@ -188,3 +189,10 @@ def test_prepare_is_the_test_pipeline(classifier, tmp_path):
     found = OnnxNetwork(classifier.graph).prepare(read_pixels(path))
     assert np.array_equal(found[0], expected.numpy())
     assert OnnxNetwork(classifier.graph).prepare(read_pixels(path), (32, 40)).shape == (1, 3, 32, 40)
+
+
+def test_a_picture_fits_into_a_box(classifier):
+    network = OnnxNetwork(classifier.graph)
+    network.facts['prepare'] = [dict(step='resize', inside=[80, 40]), dict(step='pad', size=[80, 40], value=[1, 2, 3])]
+    found = network.prepare(np.full((60, 30, 3), 9, np.uint8))
+    assert found.shape == (1, 3, 40, 80) and (found[..., :20] == 9).all() and found[0, :, 5, 30].tolist() == [1, 2, 3]

@@ -106,6 +106,9 @@ def _resize(picture: Array, step: dict) -> Array:
     if 'scale' in step:
         resize = mmcv.imrescale if step.get('keep_ratio') else mmcv.imresize
         return resize(picture, tuple(step['scale']), **how)
+    if 'inside' in step:
+        ratio = min(step['inside'][0] / width, step['inside'][1] / height)
+        return mmcv.imresize(picture, (max(1, int(width * ratio + 0.5)), max(1, int(height * ratio + 0.5))), **how)
     sides = dict(short_side=min(height, width), long_side=max(height, width), width_side=width, height_side=height)
     (name,) = sides.keys() & step.keys()
     scaled = tuple(int(step[name] * side / sides[name]) for side in (width, height))
