@@ -10,6 +10,7 @@ from torch import nn
 
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.optim_wrapper_constructor import OREPAOptimWrapperConstructor
+from orepa_mm.functional import compose, squeeze_1x1, squeeze_kxk
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
 # No decay on biases and norms, and biases learn twice as fast, those of norms too.
@@ -115,10 +116,46 @@ def test_custom_l2_is_the_gradient_of_its_formula(method):
         assert (step - q).abs().max() <= 1e-10 * q.abs().max(), name
 
 
+def plain_formula(kernel: nn.Module) -> torch.Tensor:
+    """The squeezed kernel by the formulas of the paper, differentiated by autograd alone."""
+    if hasattr(kernel, 'stages'):
+        first, *rest = [plain_formula(stage) for stage in kernel.stages]
+        for stage in rest:
+            first = compose(first, stage, kernel.groups)
+        return first
+    if hasattr(kernel, 'first'):
+        return squeeze_1x1(kernel.scale, kernel.origin, kernel.first, kernel.second, kernel.groups)
+    return squeeze_kxk(kernel._branches(), kernel.kernel_size, kernel.groups)
+
+
+def test_custom_l2_decays_squeezed_kernels():
+    """The 7x7 stem, 3x3 and 1x1 layers, and a strength of their own for some of them."""
+    model = MODELS.build(dict(type='OREPAResNet', depth=50, stem_channels=8, base_channels=4)).double()
+    expected = copy.deepcopy(model)
+    rules = dict(norm_decay_mult=0.0, custom_keys={'layer1': dict(lr_mult=0.5, decay_mult=2.0), 'layer4': dict(decay_mult=0.0)})
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    optim_wrapper = wrapper(model, custom_l2=True, **rules)
+    found = settings(model, optim_wrapper)
+    assert all(decay == 0 for name, (_, decay) in found.items() if '.kernel.' in name)
+    optim_wrapper.update_params(model(x)[-1].square().mean())
+
+    loss = expected(x)[-1].square().mean()
+    layers = {name: layer for name, layer in expected.named_modules() if isinstance(layer, OREPAConv2d)}
+    assert {layer.kernel_size[0] for layer in layers.values()} == {1, 3, 7}
+    for name, layer in layers.items():
+        strength = 0.0 if name.startswith('layer4') else 0.02 if name.startswith('layer1') else 0.01
+        loss = loss + 0.5 * strength * plain_formula(layer.kernel).square().sum()
+    loss.backward()
+    for (name, p), q in zip(expected.named_parameters(), model.parameters(), strict=True):
+        step = p - found[name][0] * (p.grad + found[name][1] * p)
+        assert (step - q).abs().max() <= 1e-10 * q.abs().max(), name
+
+
+@pytest.mark.parametrize('build', [lambda: repvgg('OREPA').float(), resnet], ids=['RepVGG blocks', 'OREPA layers'])
 @pytest.mark.parametrize('fused', [True, False])
-def test_custom_l2_is_not_divided_by_the_loss_scale(fused):
+def test_custom_l2_is_not_divided_by_the_loss_scale(fused, build):
     """A fused optimizer is handed gradients that are still scaled."""
-    models = [repvgg('OREPA').float()]
+    models = [build()]
     models.append(copy.deepcopy(models[0]))
     x = torch.randn(2, 3, 32, 32)
     for model, scaled in zip(models, (True, False), strict=True):
@@ -140,8 +177,19 @@ def test_custom_l2_leaves_frozen_blocks_alone():
     assert any(isinstance(m, OREPAConv2d) for m in model.stem.modules())
 
 
+def test_custom_l2_leaves_frozen_layers_alone():
+    model = MODELS.build(dict(type='OREPAResNet', depth=18, stem_channels=8, base_channels=8, frozen_stages=1))
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    wrapper(model, custom_l2=True).update_params(model(torch.randn(2, 3, 32, 32))[-1].square().mean())
+    for name, p in model.named_parameters():
+        if '.kernel.origin' in name:
+            assert torch.equal(before[name], p) == name.startswith(('conv1.', 'layer1.')), name
+
+
 def test_custom_l2_says_when_it_makes_no_sense():
-    with pytest.raises(ValueError, match='custom_l2=True is for RepVGG blocks'):
-        wrapper(resnet(), custom_l2=True)
-    with pytest.raises(ValueError, match='needs a weight_decay'):
-        wrapper(repvgg('RepVGG'), optimizer=dict(type='SGD', lr=0.1), custom_l2=True)
+    with pytest.raises(ValueError, match='custom_l2=True is for OREPA convolutions and RepVGG blocks in training form'):
+        wrapper(MODELS.build(dict(type='OREPAResNet', depth=18, base_channels=8, stem_channels=8, method='none')), custom_l2=True)
+    for model in (repvgg('RepVGG'), resnet()):
+        with pytest.raises(ValueError, match='needs a weight_decay'):
+            wrapper(model, optimizer=dict(type='SGD', lr=0.1), custom_l2=True)

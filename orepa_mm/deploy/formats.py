@@ -22,9 +22,9 @@ PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 Run = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
-def require_packages() -> None:
+def require_packages(packages: tuple[str, ...] = PACKAGES) -> None:
     """Raise :class:`.UsageError` unless what ONNX files are written and checked with is installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{', '.join(missing)} missing: pip install 'orepa_mm[deploy]'.")
 

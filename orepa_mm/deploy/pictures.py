@@ -15,6 +15,20 @@ from ..errors import UsageError
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
 
 
+def pictures_in(folder: Path, count: int) -> list[Path]:
+    """Up to ``count`` pictures in a folder and below, evenly spaced in the order of their paths: of all classes.
+
+    Raises:
+        UsageError: When there is no folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f'{folder}: no such folder.')
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise UsageError(f'{folder}: no picture in it ({", ".join(SUFFIXES)}).')
+    return [found[index * len(found) // count] for index in range(count)] if len(found) > count else found
+
+
 def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4) -> list[Path]:
     """Paths of up to ``count`` pictures.
 
@@ -27,12 +41,7 @@ def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4)
         UsageError: When there is none.
     """
     if folder is not None:
-        if not Path(folder).is_dir():
-            raise UsageError(f'--pictures {folder}: no such folder.')
-        found = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UsageError(f'--pictures {folder}: no picture in it ({", ".join(SUFFIXES)}).')
-        return [found[index * len(found) // count] for index in range(count)] if len(found) > count else found
+        return pictures_in(Path(folder), count)
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
     try:
         init_default_scope(cfg.default_scope)
@@ -50,17 +59,26 @@ def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4)
 _GIVE = 'give pictures the model was made for with --pictures FOLDER.'
 
 
-def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """A picture as uint8 [1, 3, H, W], RGB, resized to ``size`` (height, width) where that is given.
+def read_pixels(path: Path) -> np.ndarray:
+    """A picture as uint8 [H, W, 3], RGB.
 
     Raises:
         UsageError: When the file is no picture.
     """
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert('RGB')
+            return np.array(ImageOps.exif_transpose(file).convert('RGB'))
     except (OSError, SyntaxError, ValueError) as error:
         raise UsageError(f'{path}: cannot be read as a picture ({error}).') from None
+
+
+def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """A picture as uint8 [1, 3, H, W], RGB, resized to ``size`` (height, width) where that is given.
+
+    Raises:
+        UsageError: When the file is no picture.
+    """
+    picture = read_pixels(path)
     if size is not None:
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).contiguous()
+        picture = np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).contiguous()

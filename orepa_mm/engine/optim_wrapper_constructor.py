@@ -1,4 +1,7 @@
-"""Building optimizers: few parameter groups, and RepVGG's weight decay."""
+"""Building optimizers: few parameter groups, and weight decay of the kernels that are deployed."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -6,7 +9,22 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 from ..functional import repvgg_l2
+from ..layers import OREPAConv2d
 from ..reparam.plain import is_repvgg_block
+
+
+class Decayed(NamedTuple):
+    """A layer or block whose deployed kernel is decayed.
+
+    Attributes:
+        spared: The parameters that the optimizer itself does not decay.
+        kernels: Those of them that make up the kernel.
+        penalty: Gives the squared norm of the kernel, a scalar, differentiable in ``kernels``.
+    """
+
+    spared: list[nn.Parameter]
+    kernels: list[nn.Parameter]
+    penalty: Callable[[], Tensor]
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -17,8 +35,11 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     foreach and fused optimizers then take one parameter at a time. The group with the base settings comes first, so it is the one
     whose learning rate is logged.
 
-    ``custom_l2=True`` decays RepVGG blocks as RepVGG's published training code does: the kernel a block adds up to is decayed, not the
-    kernels and norms of its branches. RepVGG's authors found such kernels easier to quantize::
+    ``custom_l2=True`` decays what is deployed instead of what is trained: of an OREPA convolution the squeezed kernel instead of its
+    branches, of a RepVGG block, as its published training code does, the kernel it adds up to instead of the kernels and norms of its
+    branches, through the squeezing where a branch is an OREPA convolution. Strength is the ``weight_decay`` that the settings give to the
+    first parameter of the layer or block. It is an L2 penalty, also where the optimizer's own decay is not (AdamW). One more squeezing a
+    step is what it costs. docs/int8.md says what it does to quantized networks::
 
         optim_wrapper = dict(
             constructor='OREPAOptimWrapperConstructor',
@@ -31,7 +52,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg: As for the default constructor, and ``custom_l2``.
 
     Raises:
-        ValueError: When ``custom_l2`` is set but the model has no RepVGG block in training form, or the optimizer no weight decay.
+        ValueError: When ``custom_l2`` is set but the model has no OREPA convolution and no RepVGG block in training form, or the optimizer
+            no weight decay.
     """
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module: int | float | None = None) -> None:
@@ -39,7 +61,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if prefix:
             return  # called for a child
         if self.paramwise_cfg.get('custom_l2'):
-            spared = {id(p) for block in _blocks(module) for branch in _branches(block) for p in branch.parameters()}
+            self.decays = {id(group['params'][0]): group.get('weight_decay', self.base_wd) for group in params}
+            spared = {id(p) for decayed in _decayed(module) for p in decayed.spared}
             for group in params:
                 if id(group['params'][0]) in spared:
                     group['weight_decay'] = 0.0
@@ -60,39 +83,55 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # The default makes them ConfigDicts, which torch.compile cannot trace.
         optim_wrapper.optimizer.param_groups = [dict(group) for group in optim_wrapper.optimizer.param_groups]
         if self.paramwise_cfg.get('custom_l2'):
-            blocks = _blocks(getattr(model, 'module', model))
-            if not blocks:
-                raise ValueError('paramwise_cfg.custom_l2=True is for RepVGG blocks in training form, and the model has none: take it out.')
+            decayed = _decayed(getattr(model, 'module', model))
+            if not decayed:
+                raise ValueError(
+                    'paramwise_cfg.custom_l2=True is for OREPA convolutions and RepVGG blocks in training form, and the model has none: '
+                    'take it out.'
+                )
             if not self.base_wd:
                 raise ValueError('paramwise_cfg.custom_l2=True needs a weight_decay of the optimizer, which says how strong it is.')
+            strengths = [next((self.decays[id(p)] for p in each.kernels if id(p) in self.decays), 0.0) for each in decayed]
             # At the step rather than in the loss, as all weight decay: after accumulation, unscaling and clipping of gradients.
-            optim_wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: _add_gradients(blocks, self.base_wd, optimizer))
+            optim_wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: _add_gradients(decayed, strengths, optimizer))
         return optim_wrapper
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if is_repvgg_block(module)]
+def _decayed(model: nn.Module) -> list[Decayed]:
+    blocks = [module for module in model.modules() if is_repvgg_block(module)]
+    branches = [branch for block in blocks for branch in (block.branch_3x3, block.branch_1x1)]
+    inside = {module for branch in branches for module in branch.modules()}
+    layers = [module for module in model.modules() if isinstance(module, OREPAConv2d) and module not in inside]
+    return [_decayed_layer(layer) for layer in layers] + [_decayed_block(block) for block in blocks]
 
 
-def _branches(block: nn.Module) -> tuple[nn.Module, nn.Module]:
-    return block.branch_3x3, block.branch_1x1
+def _decayed_layer(layer: OREPAConv2d) -> Decayed:
+    kernels = list(layer.kernel.parameters())
+    return Decayed(kernels, kernels, lambda: layer.weight.square().sum())
+
+
+def _decayed_block(block: nn.Module) -> Decayed:
+    wide, narrow = block.branch_3x3, block.branch_1x1
+    return Decayed(
+        [*wide.parameters(), *narrow.parameters()],
+        [*wide.conv.parameters(), *narrow.conv.parameters()],
+        lambda: repvgg_l2(wide.conv.weight, narrow.conv.weight, _factor(wide.norm), _factor(narrow.norm)),
+    )
 
 
 def _factor(norm: nn.Module) -> Tensor:
     return (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach()
 
 
-def _add_gradients(blocks: list[nn.Module], weight_decay: float, optimizer: torch.optim.Optimizer) -> None:
-    """Add the gradient of ``weight_decay / 2 * repvgg_l2`` of every block."""
+def _add_gradients(decayed: list[Decayed], strengths: list[float], optimizer: torch.optim.Optimizer) -> None:
+    """Add the gradient of half the penalty times its strength to the parameters that have a gradient."""
     loss_scale = getattr(optimizer, 'grad_scale', None)  # a fused optimizer divides by it only inside its step
-    for block in blocks:
-        wide, narrow = _branches(block)
-        parameters = [p for branch in (wide, narrow) for p in branch.conv.parameters() if p.grad is not None]
-        if not parameters:
+    for each, strength in zip(decayed, strengths, strict=True):
+        parameters = [p for p in each.kernels if p.grad is not None]
+        if not parameters or not strength:
             continue
         with torch.enable_grad():
-            penalty = repvgg_l2(wide.conv.weight, narrow.conv.weight, _factor(wide.norm), _factor(narrow.norm))
-            gradients = torch.autograd.grad(0.5 * weight_decay * penalty, parameters, allow_unused=True)
+            gradients = torch.autograd.grad(0.5 * strength * each.penalty(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad.add_(gradient if loss_scale is None else gradient * loss_scale)

@@ -1,0 +1,72 @@
+"""The stock metric of an exported network: the config's own test dataset and evaluator around the file's predictions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..errors import UsageError
+from .loading import build_model
+from .quantize import OnnxNetwork
+
+TASKS = dict(mmpretrain='classification', mmseg='segmentation')
+
+
+def evaluate(cfg: Config, network: OnnxNetwork) -> dict[str, float]:
+    """The metrics of a network on the test set of a config.
+
+    Dataset, pipeline and evaluator are those of the config; a segmentor's logits go through the stock class's ``postprocess_result``. Each
+    picture is one call on the whole of it, as the pipeline leaves it.
+
+    Args:
+        cfg: Of mmpretrain or mmseg, with a test set.
+        network: Exported from this config's model.
+
+    Returns:
+        Metric by name, those of a single number, as ``Runner.test`` gives them.
+
+    Raises:
+        UsageError: When the config is of another task than the network, or has no test set, or one with another number of classes.
+    """
+    scope = cfg.get('default_scope')
+    if TASKS.get(scope) != network.task:
+        raise UsageError(f'{cfg.filename}: is a config of {scope}, and the network does {network.task}.')
+    if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
+        raise UsageError(f'{cfg.filename}: has no test set (test_dataloader and test_evaluator).')
+    init_default_scope(scope)
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    answer = (_classified if network.task == 'classification' else _segmented)(cfg, network)
+    classes = len(loader.dataset.metainfo.get('classes') or ())
+    for batch in loader:
+        # What loaders of MM give is BGR; the file takes RGB.
+        outputs = [torch.from_numpy(network(np.ascontiguousarray(picture.flip(0)[None].numpy()))) for picture in batch['inputs']]
+        if classes and outputs[0].shape[1] not in (classes, 1):
+            raise UsageError(
+                f"{cfg.filename}: the test set has {classes} classes, and the network's {network.output} {outputs[0].shape[1]}."
+            )
+        samples = [answer(output, sample) for output, sample in zip(outputs, batch['data_samples'], strict=True)]
+        evaluator.process(data_samples=samples, data_batch=batch)
+    return {name: float(value) for name, value in evaluator.evaluate(len(loader.dataset)).items() if np.ndim(value) == 0}
+
+
+def _classified(cfg: Config, network: OnnxNetwork) -> Callable[[Tensor, Any], Any]:
+    probabilities = network.facts.get('scores') == 'probabilities'
+
+    def answer(scores: Tensor, sample: Any) -> Any:
+        scores = scores[0] if probabilities else scores[0].softmax(0)
+        return sample.set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))
+
+    return answer
+
+
+def _segmented(cfg: Config, network: OnnxNetwork) -> Callable[[Tensor, Any], Any]:
+    segmentor = build_model(cfg)  # for its rule from logits to a label map; its weights are not used
+    return lambda logits, sample: segmentor.postprocess_result(logits, [sample])[0]

@@ -1,0 +1,265 @@
+"""Eight-bit networks for onnxruntime, calibrated with real pictures."""
+
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from .formats import require_packages
+
+Array = np.ndarray
+PACKAGES = ('onnx', 'onnxruntime')
+OUTPUTS = dict(classification='scores', segmentation='logits')  # task -> what is compared
+NOISE = 0.3  # correlation of neighbouring pixels; that of noise is 0, also after JPEG, that of photographs above 0.8
+
+
+class OnnxNetwork:
+    """An exported classifier or segmentor in onnxruntime, on the CPU.
+
+    Args:
+        model: The file, or its content.
+        threads: Of each operator.
+
+    Attributes:
+        facts: The file's metadata: task, classes, prepare and the like.
+        task: ``'classification'`` or ``'segmentation'``.
+
+    Raises:
+        UsageError: When the file is no ONNX network, or none of the two kinds with a uint8 picture as its input.
+    """
+
+    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
+        require_packages(PACKAGES)
+        import onnxruntime
+
+        name = 'the model' if isinstance(model, bytes) else str(model)
+        if isinstance(model, Path) and not model.is_file():
+            raise UsageError(f'{model}: no such file.')
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        try:
+            source = model if isinstance(model, bytes) else str(model)
+            self.session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
+        except Exception as error:  # onnxruntime has a class for each kind of damage
+            raise UsageError(f'{name}: onnxruntime cannot load it ({str(error).splitlines()[0][:200]}).') from None
+        self.facts = {key: _parsed(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
+        self.task = self.facts.get('task')
+        inputs, outputs = self.session.get_inputs(), [output.name for output in self.session.get_outputs()]
+        self.output = OUTPUTS.get(self.task)
+        if self.output not in outputs or len(inputs) != 1 or inputs[0].type != 'tensor(uint8)' or len(inputs[0].shape) != 4:
+            raise UsageError(
+                f'{name}: is no classifier or segmentor as tools/deploy/export_onnx.py writes them (task {self.task}, '
+                f'outputs {", ".join(outputs)}); their input is one uint8 picture, their outputs scores or logits.'
+            )
+        self.input, self.shape = inputs[0].name, inputs[0].shape
+
+    def __call__(self, picture: Array) -> Array:
+        """uint8 [N, 3, H, W], RGB -> scores [N, classes] or logits [N, classes, H', W']."""
+        return self.session.run([self.output], {self.input: picture})[0]
+
+    def prepare(self, picture: Array, size: tuple[int, int] | None = None) -> Array:
+        """A picture as the network takes it.
+
+        Args:
+            picture: uint8 [H, W, 3], RGB.
+            size: Height and width; default: as the file's metadata say.
+
+        Returns:
+            uint8 [1, 3, H', W'], RGB.
+
+        Raises:
+            UsageError: When neither the metadata nor ``size`` says how large.
+        """
+        steps = self.facts.get('prepare') or []
+        if size is None and all(isinstance(side, int) for side in self.shape[2:]) and not steps:
+            size = tuple(self.shape[2:])
+        if size is not None:
+            steps = [dict(step='resize', scale=[size[1], size[0]])]
+        if not steps:
+            raise UsageError('the network does not say how large its pictures are: give --size HEIGHT WIDTH.')
+        for step in steps:
+            picture = _STEPS[step['step']](picture, step)
+        return np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _resize(picture: Array, step: dict) -> Array:
+    import mmcv
+
+    height, width = picture.shape[:2]
+    how = dict(interpolation=step.get('interpolation', 'bilinear'), backend='pillow' if step.get('antialias') else 'cv2')
+    if 'scale' in step:
+        resize = mmcv.imrescale if step.get('keep_ratio') else mmcv.imresize
+        return resize(picture, tuple(step['scale']), **how)
+    if 'inside' in step:
+        ratio = min(step['inside'][0] / width, step['inside'][1] / height)
+        return mmcv.imresize(picture, (max(1, int(width * ratio + 0.5)), max(1, int(height * ratio + 0.5))), **how)
+    sides = dict(short_side=min(height, width), long_side=max(height, width), width_side=width, height_side=height)
+    (name,) = sides.keys() & step.keys()
+    scaled = tuple(int(step[name] * side / sides[name]) for side in (width, height))
+    return mmcv.imresize(picture, scaled, **how)
+
+
+def _crop(picture: Array, step: dict) -> Array:
+    height, width = picture.shape[:2]
+    top, left = (max(0, round((side - target) / 2)) for side, target in ((height, step['size'][1]), (width, step['size'][0])))
+    return picture[top : top + step['size'][1], left : left + step['size'][0]]
+
+
+def _pad(picture: Array, step: dict) -> Array:
+    import mmcv
+
+    width, height = step['size']
+    return mmcv.impad(picture, shape=(max(height, picture.shape[0]), max(width, picture.shape[1])), pad_val=tuple(step['value']))
+
+
+_STEPS = dict(resize=_resize, crop=_crop, pad=_pad)
+
+
+def neighbour_correlation(picture: Array) -> float:
+    """Correlation of the grey values of neighbouring pixels, of the rows or the columns, the larger; 0 where all are equal.
+
+    Args:
+        picture: uint8 [H, W, 3].
+    """
+    grey = picture.mean(2)
+    found = [0.0]
+    for a, b in ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1])):
+        if a.size and a.std() > 0 and b.std() > 0:
+            found.append(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]))
+    return max(found)
+
+
+def check_pictures(pictures: list[Array], source: Path) -> None:
+    """Refuse pictures that are all noise or blank: ranges measured on them are not those of real pictures.
+
+    Raises:
+        UsageError: When no picture has neighbouring pixels that are alike.
+    """
+    largest = max(map(neighbour_correlation, pictures))
+    if largest < NOISE:
+        raise UsageError(
+            f'{source}: noise or blank pictures only: neighbouring pixels are uncorrelated in all {len(pictures)} (at most {largest:.2f}; '
+            'photographs have 0.8 and more). Ranges measured on noise are wrong for real pictures: give some of the training set.'
+        )
+
+
+def quantize(model: Path, pictures: list[Array], per_channel: bool = True) -> bytes:
+    """An int8 network from a float one: onnxruntime's static quantization, weights int8, activations uint8.
+
+    Args:
+        model: ONNX file of a float network.
+        pictures: What its activations' ranges are measured on, each uint8 [1, 3, H, W] RGB as the network takes it.
+        per_channel: A scale for each output channel of a kernel instead of one for the kernel.
+
+    Returns:
+        The content of the ONNX file, metadata as in ``model``.
+
+    Raises:
+        UsageError: When ``model`` is quantized already.
+    """
+    require_packages(PACKAGES)
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    graph = onnx.load(model)
+    if any(node.op_type == 'QuantizeLinear' for node in graph.graph.node):
+        raise UsageError(f'{model}: is quantized already.')
+    name = graph.graph.input[0].name
+
+    class Pictures(CalibrationDataReader):
+        def __init__(self):
+            self.rest = iter(pictures)
+
+        def get_next(self):
+            picture = next(self.rest, None)
+            return None if picture is None else {name: picture}
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared, out = Path(folder) / 'prepared.onnx', Path(folder) / 'int8.onnx'
+        quant_pre_process(model, prepared)
+        quantize_static(
+            prepared,
+            out,
+            Pictures(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        quantized = onnx.load(out)
+    onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in graph.metadata_props})
+    return quantized.SerializeToString()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's quantization gives advice on the root logger, which is followed here already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@dataclass
+class Change:
+    """How far the outputs of two networks are apart over some pictures.
+
+    Attributes:
+        typical: Root mean square of the differences, relative to that of the outputs around their mean.
+        largest: The largest difference, relative to the largest magnitude.
+        same: Share of the answers (labels of pictures or of pixels) that are the same.
+    """
+
+    typical: float
+    largest: float
+    same: float
+
+
+def change(expected: OnnxNetwork, actual: OnnxNetwork, pictures: list[Array]) -> Change:
+    """Compare two networks on pictures, each uint8 [1, 3, H, W]."""
+    squares = spread = largest = scale = same = count = answers = 0.0
+    mean = np.mean([expected(picture).mean() for picture in pictures])
+    for picture in pictures:
+        a, b = expected(picture).astype(np.float64), actual(picture).astype(np.float64)
+        squares, spread, count = squares + ((a - b) ** 2).sum(), spread + ((a - mean) ** 2).sum(), count + a.size
+        largest, scale = max(largest, np.abs(a - b).max()), max(scale, np.abs(a).max())
+        equal = a.argmax(1) == b.argmax(1)
+        same, answers = same + equal.sum(), answers + equal.size
+    return Change(float(np.sqrt(squares / spread)), float(largest / scale), float(same / answers))
+
+
+def latencies(networks: list[OnnxNetwork], picture: Array, rounds: int = 30) -> list[float]:
+    """Median milliseconds of a call of each network, the networks in turn.
+
+    Args:
+        networks: What to time.
+        picture: uint8 [1, 3, H, W].
+        rounds: Calls of each, after three that do not count.
+    """
+    times = [[] for _ in networks]
+    for i in range(rounds + 3):
+        for network, found in zip(networks, times, strict=True):
+            start = time.perf_counter()
+            network(picture)
+            if i >= 3:
+                found.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(found) for found in times]
