@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / room) for room in ('tools', '.dev_scripts')]
 from common import UsageError, load_config, run  # noqa: E402
 from doc_tables import write  # noqa: E402
-from files import replacing  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
 from orepa_mm.deploy.export import export  # noqa: E402
 from orepa_mm.deploy.pictures import pictures_in, read_pixels  # noqa: E402
 from orepa_mm.deploy.quantize import OnnxNetwork, change, quantize  # noqa: E402
+from orepa_mm.files import replacing  # noqa: E402
 
 CONFIG = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
 # A quarter of the width of A0.

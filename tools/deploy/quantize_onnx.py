@@ -16,7 +16,6 @@ from mmengine.config import Config, DictAction
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, load_config, run  # noqa: E402
-from files import replacing  # noqa: E402
 from preflight import check_data  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
@@ -31,6 +30,7 @@ from orepa_mm.deploy.quantize import (  # noqa: E402
     latencies,
     quantize,
 )
+from orepa_mm.files import replacing  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
