@@ -107,7 +107,7 @@ default_hooks = dict(checkpoint=dict(interval=max_epochs))
 """
 
 
-def report(steps: Steps, metrics: list[dict], measured: dict, data: Path | None) -> Path:
+def report(steps: Steps, metrics: list[dict], measured: dict, agreement: list[str], data: Path | None) -> Path:
     """Write ``report.html`` beside the pictures it shows."""
     names = [(f'{kind} {name}', f'coco/{kind}_{name}', '.4f') for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50')]
     rows = table_rows(metrics, measured, names)
@@ -119,6 +119,10 @@ def report(steps: Steps, metrics: list[dict], measured: dict, data: Path | None)
         f'<p>Data: {html.escape(str(data) if data else "the drawn COCO set (data/coco-mini)")}.</p>',
         table(rows),
         "<p>Latency is the whole <code>test_step</code> on this machine's CPU, the two forms in turn in one process.</p>",
+        '<h2>As an ONNX file</h2>',
+        '<p>Each row is the file in onnxruntime beside the training form, on a validation picture. Run it without torch with'
+        ' <code>tools/deploy/run_onnx.py</code>.</p>',
+        f'<pre>{html.escape(chr(10).join(agreement))}</pre>',
         '<h2>Loss</h2>\n<img src="loss.png" alt="loss curve">',
         '<h2>Validation pictures</h2>',
         "<p>Ground truth on the left, the re-parameterized model's predictions on the right.</p>",
@@ -151,10 +155,17 @@ def main() -> None:
     steps.step('fine-tune the OREPA Mask R-CNN', 'tools/train.py', str(config), '--work-dir', str(detector_dir))
     metrics = steps.test_both_forms(config, checkpoint, out, out / 'pictures')
 
+    exported = out / 'model.onnx'
+    lines = steps.step(
+        'write it as an ONNX file and compare that', 'tools/deploy/export_onnx.py', str(config), str(checkpoint), str(exported), '--dynamic'
+    )
+    agreement = lines[next(i for i, line in enumerate(lines) if line.startswith('size ')) :]
+    print('\n'.join(f'  {line}' for line in agreement))
+
     print('\n[demo] timing the two forms', flush=True)
     measured = measure(ROOT / config, ROOT / checkpoint)
     plot_losses(ROOT / detector_dir, folder / 'loss.png', 'Fine-tuning the OREPA Mask R-CNN', LOSSES)
-    path = report(steps, metrics, measured, args.data)
+    path = report(steps, metrics, measured, agreement, args.data)
     print(f'[demo] {(time.monotonic() - start) / 60:.1f} minutes; report: {path}')
 
 

@@ -49,8 +49,12 @@ class Steps:
     folder: Path
     commands: list[tuple[str, str, float]] = field(default_factory=list)
 
-    def step(self, title: str, *command: str) -> None:
-        """Run ``python COMMAND``, its output into a log file, the lines that tell the progress to the terminal."""
+    def step(self, title: str, *command: str) -> list[str]:
+        """Run ``python COMMAND``, its output into a log file, the lines that tell the progress to the terminal.
+
+        Returns:
+            The lines of the output.
+        """
         number = len(self.commands) + 1
         shown = shlex.join(['python', *command])
         print(f'\n[{self.name}] step {number}: {title}\n[{self.name}] $ {shown}', flush=True)
@@ -77,6 +81,7 @@ class Steps:
         seconds = time.monotonic() - start
         print(f'[{self.name}] done in {seconds:.0f} s', flush=True)
         self.commands.append((title, shown, seconds))
+        return log_path.read_text().splitlines()
 
     def test_both_forms(self, config: Path, checkpoint: Path, work: Path, pictures: Path | None = None) -> list[dict]:
         """The metrics of a checkpoint in training form and re-parameterized; ``pictures``: where the latter's predictions are painted."""

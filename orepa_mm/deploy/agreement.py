@@ -4,12 +4,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
+from ..registry import TOOLBOXES
 from ..reparam.comparison import largest_difference
+from .batches import batch_of
 from .formats import Run
 from .networks import DeployNetwork
 
@@ -42,16 +43,13 @@ def stock_predictions(model: nn.Module, pictures: Tensor) -> list:
     Returns:
         The toolbox's data samples, boxes and label maps in pixels of ``pictures``.
     """
-    return model.test_step(stock_batch(model, pictures))
+    return model.test_step(batch_of(scope_of(model), pictures))
 
 
-def stock_batch(model: nn.Module, pictures: Tensor) -> dict:
-    """The batch a dataloader of the model's toolbox makes of pictures that need no resizing."""
-    scope = type(model).__module__.partition('.')[0]
-    sample = getattr(import_module(f'{scope}.structures'), dict(mmdet='DetDataSample', mmseg='SegDataSample').get(scope, 'DataSample'))
-    shape = tuple(pictures.shape[2:])
-    meta = dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
-    return dict(inputs=[picture.flip(0) for picture in pictures], data_samples=[sample(metainfo=dict(meta)) for _ in pictures])
+def scope_of(model: nn.Module) -> str:
+    """The toolbox a model is of, or the one its class is built on."""
+    packages = [kind.__module__.partition('.')[0] for kind in type(model).__mro__]
+    return next(package for package in packages if package in TOOLBOXES)
 
 
 def median_ms(run: Callable[[], object], count: int) -> float:
@@ -78,7 +76,7 @@ def compare(reference: nn.Module, network: DeployNetwork, run: Run, pictures: Te
 
 
 def _compare_scores(reference: nn.Module, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
-    batch = reference.data_preprocessor(stock_batch(reference, pictures), False)
+    batch = reference.data_preprocessor(batch_of(scope_of(reference), pictures), False)
     expected = reference(**batch, mode='tensor')
     expected = expected.softmax(1) if network.softmax else expected
     (scores,) = outputs
@@ -179,7 +177,7 @@ def _mask_probabilities(model: nn.Module, pictures: Tensor, boxes: Tensor, label
     head = model.roi_head
     if not len(boxes):
         return boxes.new_zeros(0, 1, 1)
-    features = model.extract_feat(model.data_preprocessor(stock_batch(model, pictures), False)['inputs'])
+    features = model.extract_feat(model.data_preprocessor(batch_of(scope_of(model), pictures), False)['inputs'])
     regions = head.mask_roi_extractor(features[: head.mask_roi_extractor.num_inputs], torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1))
     masks = head.mask_head(head.shared_head(regions) if head.with_shared_head else regions).sigmoid()
     return masks[:, 0] if head.mask_head.class_agnostic else masks[torch.arange(len(labels)), labels]

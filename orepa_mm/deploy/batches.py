@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch import Tensor
 
 SIZES = dict(mmpretrain=(224, 224), mmdet=(224, 320), mmseg=(128, 256))
 
@@ -26,14 +27,22 @@ def real_batches(cfg: Config, count: int = 2) -> list[Any]:
         return []
 
 
+def batch_of(scope: str, pictures: Tensor) -> dict:
+    """The batch a dataloader of a toolbox makes of pictures that need no resizing, for the model's ``test_step``.
+
+    Args:
+        scope: ``'mmdet'``, ``'mmseg'`` or ``'mmpretrain'``.
+        pictures: uint8 [N, 3, H, W], RGB.
+    """
+    name = dict(mmpretrain='DataSample', mmdet='DetDataSample', mmseg='SegDataSample')[scope]
+    sample = getattr(import_module(f'{scope}.structures'), name)
+    shape = tuple(pictures.shape[2:])
+    meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
+    return dict(inputs=[picture.flip(0) for picture in pictures], data_samples=[sample(metainfo=dict(meta)) for _ in pictures])
+
+
 def random_batch(cfg: Config, count: int = 2, seed: int = 0) -> dict:
     """``count`` pictures of noise, as a batch for the model's ``test_step``."""
-    scope = cfg.default_scope
-    height, width = SIZES[scope]
     generator = torch.Generator().manual_seed(seed)
-    pictures = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator) for _ in range(count)]
-    structures = import_module(f'{scope}.structures')
-    name = dict(mmpretrain='DataSample', mmdet='DetDataSample', mmseg='SegDataSample')[scope]
-    meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width), scale_factor=(1.0, 1.0))
-    samples = [getattr(structures, name)(metainfo=meta) for _ in pictures]
-    return dict(inputs=torch.stack(pictures) if scope == 'mmpretrain' else pictures, data_samples=samples)
+    scope = cfg.default_scope
+    return batch_of(scope, torch.randint(0, 256, (count, 3, *SIZES[scope]), dtype=torch.uint8, generator=generator))
