@@ -7,16 +7,17 @@ PYTEST = $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist workste
 
 export VENV MM TORCH
 
-.PHONY: help setup demo pipeline test test-all bench lint clean
+.PHONY: help setup demo pipeline test test-all test-openmmlab bench lint
 
 help:
-	@echo "make setup     virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
-	@echo "make demo      fine-tune, test, re-parameterize and time a small Mask R-CNN; report in work_dirs/demo/ (DATA=/path/to/coco-like)"
-	@echo "make pipeline  pretrain on drawn data, transfer to detection and segmentation, test re-parameterized; report in work_dirs/pipeline/"
-	@echo "make test      the test suite"
-	@echo "make test-all  the test suite with the slow tests"
-	@echo "make bench     step, forward and memory ratios of none / DBB / OREPA"
-	@echo "make lint      ruff"
+	@echo "make setup            virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
+	@echo "make demo             fine-tune, test, re-parameterize and time a small Mask R-CNN; report in work_dirs/demo/ (DATA=/path/to/coco-like)"
+	@echo "make pipeline         pretrain on drawn data, transfer to detection and segmentation, test re-parameterized; report in work_dirs/pipeline/"
+	@echo "make test             the test suite"
+	@echo "make test-all         the test suite with the slow tests"
+	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
+	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA"
+	@echo "make lint             ruff"
 
 setup:
 	@$(PYTHON) tools/setup_env.py
@@ -26,6 +27,9 @@ test: setup
 
 test-all: setup
 	@$(PYTEST)
+
+test-openmmlab:
+	@$(MAKE) --no-print-directory test MM=openmmlab VENV=.venv-openmmlab
 
 demo: setup
 	@$(RUN) demo/demo.py $(if $(DATA),--data '$(DATA)')
