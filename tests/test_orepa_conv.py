@@ -56,7 +56,7 @@ def test_form_follows_from_the_kernel_size(size, kind):
 
 def test_plain_sizes_of_a_conv_cfg():
     def build(*args, **kwargs):
-        return build_conv_layer(dict(type='OREPAConv2d', plain_sizes=(1,), point_branch=False), *args, **kwargs)
+        return build_conv_layer(dict(type='OREPAConv2d', plain_sizes=(1,), branches='light'), *args, **kwargs)
 
     conv = build(4, 8, kernel_size=1, stride=2, bias=False)
     assert type(conv) is nn.Conv2d and conv.stride == (2, 2) and conv.bias is None

@@ -14,6 +14,7 @@ from orepa_mm.functional import frequency_prior
 BLOCKS = torch.load(Path(__file__).parent / 'data' / 'published_blocks.pth', weights_only=True)
 CASES = {name: case for name, case in BLOCKS.items() if name.startswith('orepa_') and 'vgg' not in name}
 TOLERANCE = 1e-10
+WITHOUT_POINT = ('origin', 'avg', 'freq', 'sequence', 'separable')
 
 
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -100,7 +101,7 @@ def test_repvgg_block(name):
     case = BLOCKS[name]
     kwargs, published = dict(case['kwargs']), case['state_dict']
     kwargs.pop('kernel_size')
-    conv_cfg = dict(type='OREPAConv2d', plain_sizes=(1,), point_branch=False) if name.startswith('orepa') else None
+    conv_cfg = dict(type='OREPAConv2d', plain_sizes=(1,), branches=WITHOUT_POINT) if name.startswith('orepa') else None
     block = RepVGGBlock(**kwargs, conv_cfg=conv_cfg).double()
     state = import_block(published)
     block.load_state_dict(state)
@@ -120,7 +121,7 @@ def test_repvgg_block(name):
 
 
 def test_start_of_the_kernel_without_its_1x1_branch():
-    kernel = OREPAConv2d(16, 16, 3, point_branch=False).kernel
+    kernel = OREPAConv2d(16, 16, 3, branches=WITHOUT_POINT).kernel
     assert kernel.scale[:, 0].tolist() == [0.25, 0.25, 0, 0.5, 0.5]
     bound = (6 / 2 / (16 * 9)) ** 0.5  # Kaiming uniform, a = 1
     assert 0.95 * bound < kernel.origin.abs().max() <= bound

@@ -15,6 +15,7 @@ import argparse
 import copy
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -30,7 +31,7 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm.files import replacing
-from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
+from orepa_mm.layers.kernels import PRESETS, OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
 METHODS = ('none', 'DBB', 'OREPA', PLAIN_FORMULA)
@@ -331,9 +332,11 @@ def squeezing_flops(model: nn.Module) -> int:
     total = 0
     for m in model.modules():
         if isinstance(m, OREPAKernel):
-            out, taps, per_group = m.origin.shape
-            total += 2 * out * taps * per_group * (m.seq_kxk.shape[2] + m.pointwise.shape[1] // per_group + 4)
-        elif isinstance(m, OREPAPointwiseKernel):
+            per_group = m.shape[1]
+            sequence = m.seq_kxk.shape[2] if 'sequence' in m.branches else 0
+            separable = m.pointwise.shape[1] // per_group if 'separable' in m.branches else 0
+            total += 2 * math.prod(m.shape) * (sequence + separable + sum(name in m.branches for name in PRESETS['light']))
+        elif isinstance(m, OREPAPointwiseKernel) and m.branches == ('origin', 'sequence'):
             total += 2 * m.origin.numel() * (m.second.shape[1] + 2)
     return total
 

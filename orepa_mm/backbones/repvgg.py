@@ -11,7 +11,7 @@ from ..reparam import reparameterize
 
 CONV_CFGS = {
     # The 1x1 branch of the block takes the place of the layer's own.
-    'OREPA': dict(type='OREPAConv2d', plain_sizes=(1,), point_branch=False),
+    'OREPA': dict(type='OREPAConv2d', plain_sizes=(1,), branches=('origin', 'avg', 'freq', 'sequence', 'separable')),
     'RepVGG': dict(type='Conv2d'),
 }
 

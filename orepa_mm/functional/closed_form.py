@@ -29,21 +29,26 @@ def _rows(kernel: Tensor, groups: int) -> Tensor:
     return kernel.permute(0, 2, 3, 1).unflatten(0, (groups, out_channels // groups)).reshape(groups, -1, k * k, inputs)
 
 
-def _in_groups(branches: Branches, groups: int) -> Branches:
+def _in_groups(branches: Branches, shape: tuple[int, ...], groups: int) -> Branches:
     """The weights with groups and output channels in front and input channels last."""
-    b, (out_channels, taps, inputs) = branches, branches.origin.shape
-    per_group = out_channels // groups
+    b, (out_channels, inputs, k, _) = branches, shape
+    per_group, taps = out_channels // groups, k * k
+
+    def grouped(weight: Tensor | None, *rest: int) -> Tensor | None:
+        return None if weight is None else weight.reshape(groups, *rest)
+
+    depthwise = grouped(b.depthwise, -1, inputs, taps)
     return Branches(
         scale=b.scale.view(-1, groups, per_group, 1),
-        origin=b.origin.reshape(groups, per_group, taps, inputs),
-        avg=b.avg.reshape(groups, per_group, inputs),
-        freq=b.freq.reshape(groups, per_group, inputs),
-        prior=b.prior.reshape(groups, per_group, taps),
-        seq_1x1=b.seq_1x1.reshape(groups, -1, inputs),
-        seq_kxk=b.seq_kxk.reshape(groups, per_group, taps, -1),
-        depthwise=b.depthwise.reshape(groups, -1, inputs, taps).transpose(2, 3).contiguous(),
-        pointwise=b.pointwise.reshape(groups, per_group, -1, inputs),
-        point=None if b.point is None else b.point.reshape(groups, per_group, inputs),
+        origin=grouped(b.origin, per_group, taps, inputs),
+        avg=grouped(b.avg, per_group, inputs),
+        freq=grouped(b.freq, per_group, inputs),
+        prior=grouped(b.prior, per_group, taps),
+        seq_1x1=grouped(b.seq_1x1, -1, inputs),
+        seq_kxk=grouped(b.seq_kxk, per_group, taps, -1),
+        depthwise=None if depthwise is None else depthwise.transpose(2, 3).contiguous(),
+        pointwise=grouped(b.pointwise, per_group, -1, inputs),
+        point=grouped(b.point, per_group, inputs),
     )
 
 
@@ -61,56 +66,67 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
     """Write the kernel, [g, O/g, k*k, I/g], of weights in groups."""
-    b, taps = branches, branches.origin.shape[2]
-    *s, s_separable = b.scale.unbind(0)  # the 1x1 branch has the last but one where there is one
-    for c in _chunks(b.origin):
-        w = torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1).view_as(b.origin[:, c])
-        w.mul_(s[3][:, c, None]).addcmul_(b.origin[:, c], s[0][:, c, None])
-        add_separable(w, b.pointwise[:, c] * s_separable[:, c, None], b.depthwise)
-        w.addcmul_((b.freq[:, c] * s[2][:, c]).unsqueeze(2), b.prior[:, c].unsqueeze(3))
-        w.add_((b.avg[:, c] * (s[1][:, c] / taps)).unsqueeze(2))
-        if b.point is not None:
-            w[:, :, taps // 2].addcmul_(b.point[:, c], s[4][:, c])
+    b, taps = branches, kernel.shape[2]
+    scale = b.scales()
+    for c in _chunks(kernel):
+        s = {name: row[:, c] for name, row in scale.items()}
+        if 'sequence' in s:
+            w = torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1).view_as(kernel[:, c]).mul_(s['sequence'][:, :, None])
+            if 'origin' in s:
+                w.addcmul_(b.origin[:, c], s['origin'][:, :, None])
+        elif 'origin' in s:
+            w = b.origin[:, c] * s['origin'][:, :, None]
+        else:
+            w = b.scale.new_zeros(kernel[:, c].shape)
+        if 'separable' in s:
+            add_separable(w, b.pointwise[:, c] * s['separable'][:, :, None], b.depthwise)
+        if 'freq' in s:
+            w.addcmul_((b.freq[:, c] * s['freq']).unsqueeze(2), b.prior[:, c].unsqueeze(3))
+        if 'avg' in s:
+            w.add_((b.avg[:, c] * (s['avg'] / taps)).unsqueeze(2))
+        if 'point' in s:
+            w[:, :, taps // 2].addcmul_(b.point[:, c], s['point'])
         kernel[:, c] = w
 
 
 def _gradient(grad: Tensor, branches: Branches) -> Branches:
     """Gradients of weights in groups; None for the prior, which is constant."""
-    b, taps = branches, branches.origin.shape[2]
-    *s, s_separable = b.scale.unbind(0)
-    d = Branches(*(None if weight is None else torch.empty_like(weight) for weight in b))._replace(
-        scale=torch.empty_like(b.scale[..., 0]), seq_1x1=torch.zeros_like(b.seq_1x1), prior=None
-    )
-    d_depthwise = DepthwiseGradient(b.depthwise, b.origin.shape[1])
-    for c in _chunks(b.origin):
-        g = grad[:, c].contiguous()
-        torch.mul(g, s[0][:, c, None], out=d.origin[:, c])
-        d.scale[0, :, c] = _dot(g, b.origin[:, c])
-
-        pooled = g.sum(2)
-        torch.mul(pooled, s[1][:, c] / taps, out=d.avg[:, c])
-        d.scale[1, :, c] = _dot(pooled, b.avg[:, c]) / taps
-
-        filtered = torch.einsum('gop,gopi->goi', b.prior[:, c], g)
-        torch.mul(filtered, s[2][:, c], out=d.freq[:, c])
-        d.scale[2, :, c] = _dot(filtered, b.freq[:, c])
-
-        sequence = torch.bmm(g.flatten(1, 2), b.seq_1x1.transpose(1, 2)).view_as(b.seq_kxk[:, c])
-        d.scale[3, :, c] = _dot(sequence, b.seq_kxk[:, c])
-        torch.mul(sequence, s[3][:, c, None], out=d.seq_kxk[:, c])
-        torch.mul(b.seq_kxk[:, c], s[3][:, c, None], out=sequence)
-        d.seq_1x1.baddbmm_(sequence.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
-
-        if b.point is not None:
+    b, taps, scale = branches, grad.shape[2], branches.scales()
+    d = Branches(*(None if weight is None else torch.empty_like(weight) for weight in b))
+    d = d._replace(scale=torch.empty_like(b.scale[..., 0]), prior=None)
+    d_scale = d.scales()
+    if 'sequence' in scale:
+        d.seq_1x1.zero_()
+    d_depthwise = DepthwiseGradient(b.depthwise, grad.shape[1]) if 'separable' in scale else None
+    for c in _chunks(grad):
+        g, s = grad[:, c].contiguous(), {name: row[:, c] for name, row in scale.items()}
+        if 'origin' in s:
+            torch.mul(g, s['origin'][:, :, None], out=d.origin[:, c])
+            d_scale['origin'][:, c] = _dot(g, b.origin[:, c])
+        if 'avg' in s:
+            pooled = g.sum(2)
+            torch.mul(pooled, s['avg'] / taps, out=d.avg[:, c])
+            d_scale['avg'][:, c] = _dot(pooled, b.avg[:, c]) / taps
+        if 'freq' in s:
+            filtered = torch.einsum('gop,gopi->goi', b.prior[:, c], g)
+            torch.mul(filtered, s['freq'], out=d.freq[:, c])
+            d_scale['freq'][:, c] = _dot(filtered, b.freq[:, c])
+        if 'sequence' in s:
+            sequence = torch.bmm(g.flatten(1, 2), b.seq_1x1.transpose(1, 2)).view_as(b.seq_kxk[:, c])
+            d_scale['sequence'][:, c] = _dot(sequence, b.seq_kxk[:, c])
+            torch.mul(sequence, s['sequence'][:, :, None], out=d.seq_kxk[:, c])
+            torch.mul(b.seq_kxk[:, c], s['sequence'][:, :, None], out=sequence)
+            d.seq_1x1.baddbmm_(sequence.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
+        if 'point' in s:
             centre = g[:, :, taps // 2]
-            torch.mul(centre, s[4][:, c], out=d.point[:, c])
-            d.scale[4, :, c] = _dot(centre, b.point[:, c])
-
-        d_pointwise = pointwise_gradient(g, b.depthwise)
-        d.scale[-1, :, c] = _dot(d_pointwise, b.pointwise[:, c])
-        torch.mul(d_pointwise, s_separable[:, c, None], out=d.pointwise[:, c])
-        d_depthwise.add(g, b.pointwise[:, c] * s_separable[:, c, None])
-    return d._replace(depthwise=d_depthwise.total().transpose(2, 3))
+            torch.mul(centre, s['point'], out=d.point[:, c])
+            d_scale['point'][:, c] = _dot(centre, b.point[:, c])
+        if 'separable' in s:
+            d_pointwise = pointwise_gradient(g, b.depthwise)
+            d_scale['separable'][:, c] = _dot(d_pointwise, b.pointwise[:, c])
+            torch.mul(d_pointwise, s['separable'][:, :, None], out=d.pointwise[:, c])
+            d_depthwise.add(g, b.pointwise[:, c] * s['separable'][:, :, None])
+    return d if d_depthwise is None else d._replace(depthwise=d_depthwise.total().transpose(2, 3))
 
 
 def _by_autograd(formula, saved: tuple[Tensor | None, ...], needed: tuple[bool, ...], grad: Tensor) -> list[Tensor | None]:
@@ -124,33 +140,34 @@ def _by_autograd(formula, saved: tuple[Tensor | None, ...], needed: tuple[bool, 
 
 class _SqueezeKxK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernel_size, groups, memory_format, *branches):
+    def forward(ctx, shape, groups, memory_format, *branches):
         branches = Branches(*branches)
         ctx.save_for_backward(*branches)
-        ctx.kernel_size, ctx.groups = kernel_size, groups
-        out_channels, _, inputs = branches.origin.shape
-        options = dict(device=branches.origin.device, dtype=branches.origin.dtype, memory_format=memory_format)
-        kernel = torch.empty(out_channels, inputs, kernel_size, kernel_size, **options)
-        _squeeze_into(_rows(kernel, groups), _in_groups(branches, groups))
+        ctx.shape, ctx.groups = shape, groups
+        kernel = torch.empty(shape, device=branches.scale.device, dtype=branches.scale.dtype, memory_format=memory_format)
+        _squeeze_into(_rows(kernel, groups), _in_groups(branches, shape, groups))
         return kernel
 
     @staticmethod
     def backward(ctx, grad):
-        branches, groups = Branches(*ctx.saved_tensors), ctx.groups
+        branches, shape, groups = Branches(*ctx.saved_tensors), ctx.shape, ctx.groups
         if torch.is_grad_enabled():  # asked for with create_graph=True
-            grads = _by_autograd(lambda *b: squeeze_kxk(Branches(*b), ctx.kernel_size, groups), branches, ctx.needs_input_grad[3:], grad)
+            grads = _by_autograd(lambda *b: squeeze_kxk(Branches(*b), shape, groups), branches, ctx.needs_input_grad[3:], grad)
         else:
             with without_autocast(grad):
-                grads = _gradient(_rows(grad, groups), _in_groups(branches, groups))
+                grads = _gradient(_rows(grad, groups), _in_groups(branches, shape, groups))
             grads = [None if g is None else g.reshape_as(weight) for g, weight in zip(grads, branches, strict=True)]
         return None, None, None, *grads
 
 
 def closed_form_kxk(
-    branches: Branches, kernel_size: int, groups: int = 1, memory_format: torch.memory_format = torch.contiguous_format
+    branches: Branches,
+    shape: tuple[int, int, int, int],
+    groups: int = 1,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """:func:`.squeeze_kxk` with a closed-form backward pass, and the result in ``memory_format``."""
-    return _SqueezeKxK.apply(kernel_size, groups, memory_format, *branches)
+    return _SqueezeKxK.apply(tuple(shape), groups, memory_format, *branches)
 
 
 class _Squeeze1x1(torch.autograd.Function):

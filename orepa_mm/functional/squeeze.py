@@ -5,6 +5,7 @@ of the norm of each branch) and section 3.3 (block squeezing). O and I are outpu
 """
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -12,36 +13,45 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+BRANCHES = ('origin', 'avg', 'freq', 'sequence', 'point', 'separable')
+
+
 class Branches(NamedTuple):
-    """The weights of a k x k layer's branches.
+    """The weights of a k x k layer's branches; those of a branch that is not there are None.
 
     Kernels are in rows: [O, k*k, I/g], input channels last. That is the memory of a ``channels_last`` kernel, in which the products below
     need no transposition.
 
     Attributes:
-        scale: [6, O]; rows in the order plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise.
-            [5, O] without the 1x1 row where ``point`` is None.
+        scale: [B, O], a row for each of the B branches there are, in the order of :data:`BRANCHES`.
         origin: Plain branch, [O, k*k, I/g].
         avg: 1x1 convolution before the average pooling, [O, I/g, 1, 1].
         freq: 1x1 convolution before the frequency prior, [O, I/g, 1, 1].
         prior: :func:`frequency_prior`, [O, k, k].
-        seq_1x1: 1x1 convolution of the 1x1 then k x k branch with its identity added, [T, I/g, 1, 1].
+        seq_1x1: 1x1 convolution of the sequence (1x1 then k x k) with its identity added, [T, I/g, 1, 1].
         seq_kxk: k x k convolution after it, [O, k*k, T/g].
-        depthwise: Depthwise convolution, [E I, 1, k, k], E the expansion; in a group, channel ``e I/g + i`` belongs to input channel i.
+        depthwise: Depthwise convolution of the separable branch, [E I, 1, k, k], E the expansion; in a group, channel ``e I/g + i``
+            belongs to input channel i.
         pointwise: Pointwise convolution after it, [O, E I/g, 1, 1].
-        point: 1x1 branch, added at the kernel's centre, [O, I/g, 1, 1], or None.
+        point: 1x1 branch, added at the kernel's centre, [O, I/g, 1, 1].
     """
 
     scale: Tensor
-    origin: Tensor
-    avg: Tensor
-    freq: Tensor
-    prior: Tensor
-    seq_1x1: Tensor
-    seq_kxk: Tensor
-    depthwise: Tensor
-    pointwise: Tensor
+    origin: Tensor | None = None
+    avg: Tensor | None = None
+    freq: Tensor | None = None
+    prior: Tensor | None = None
+    seq_1x1: Tensor | None = None
+    seq_kxk: Tensor | None = None
+    depthwise: Tensor | None = None
+    pointwise: Tensor | None = None
     point: Tensor | None = None
+
+    def scales(self) -> dict[str, Tensor]:
+        """The row of ``scale`` of each branch there is, by its name."""
+        weights = zip(BRANCHES, (self.origin, self.avg, self.freq, self.seq_kxk, self.point, self.pointwise), strict=True)
+        there = [name for name, weight in weights if weight is not None]
+        return {name: self.scale[row] for row, name in enumerate(there)}
 
 
 def rows_of(kernel: Tensor) -> Tensor:
@@ -77,53 +87,59 @@ def _row(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.flatten(2).transpose(1, 2) * scale.view(-1, 1, 1)
 
 
-def squeeze_kxk(branches: Branches, kernel_size: int, groups: int = 1) -> Tensor:
+def squeeze_kxk(branches: Branches, shape: tuple[int, int, int, int], groups: int = 1) -> Tensor:
     """Squeeze the branches of a k x k layer: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel.
 
     Args:
-        branches: The weights.
-        kernel_size: k.
+        branches: The weights, of one branch at least.
+        shape: Of the kernel, [O, I/g, k, k].
         groups: g.
 
     Returns:
         Kernel [O, I/g, k, k].
     """
-    b, taps = branches, kernel_size * kernel_size
-    out_channels, inputs = b.origin.shape[0], b.origin.shape[2]
-    per_group = out_channels // groups
-    scale = b.scale.unsqueeze(-1).unsqueeze(-1)
-    weight = b.origin * scale[0] + _row(b.avg, b.scale[1] / taps) + _row(b.freq, b.scale[2]) * b.prior.flatten(1).unsqueeze(-1)
+    b, (out_channels, inputs, k, _) = branches, shape
+    per_group, taps = out_channels // groups, k * k
+    scale, kernels = b.scales(), []
+    if 'origin' in scale:
+        kernels.append(b.origin * scale['origin'].view(-1, 1, 1))
+    if 'avg' in scale:
+        kernels.append(_row(b.avg, scale['avg'] / taps).expand(-1, taps, -1))
+    if 'freq' in scale:
+        kernels.append(_row(b.freq, scale['freq']) * b.prior.flatten(1).unsqueeze(-1))
+    if 'sequence' in scale:
+        first = b.seq_1x1.reshape(groups, -1, inputs)
+        second = b.seq_kxk.reshape(groups, per_group * taps, -1)
+        kernels.append(torch.bmm(second, first).reshape(out_channels, taps, inputs) * scale['sequence'].view(-1, 1, 1))
+    if 'point' in scale:
+        kernels.append(F.pad(_row(b.point, scale['point']), [0, 0, taps // 2, taps // 2]))
+    if 'separable' in scale:
+        depthwise = b.depthwise.reshape(groups, -1, inputs, taps)
+        pointwise = b.pointwise.reshape(groups, per_group, -1, inputs)
+        separable = torch.einsum('goei,geip->gopi', pointwise, depthwise)
+        kernels.append(separable.reshape(out_channels, taps, inputs) * scale['separable'].view(-1, 1, 1))
+    return kernel_of(reduce(torch.add, kernels), k)
 
-    first = b.seq_1x1.reshape(groups, -1, inputs)
-    second = b.seq_kxk.reshape(groups, per_group * taps, -1)
-    weight = weight + torch.bmm(second, first).reshape(out_channels, taps, inputs) * scale[3]
 
-    if b.point is not None:
-        weight = weight + F.pad(_row(b.point, b.scale[4]), [0, 0, taps // 2, taps // 2])
-
-    depthwise = b.depthwise.reshape(groups, -1, inputs, taps)
-    pointwise = b.pointwise.reshape(groups, per_group, -1, inputs)
-    separable = torch.einsum('goei,geip->gopi', pointwise, depthwise)
-    weight = weight + separable.reshape(out_channels, taps, inputs) * scale[-1]
-    return kernel_of(weight, kernel_size)
-
-
-def squeeze_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
+def squeeze_1x1(scale: Tensor, origin: Tensor | None, first: Tensor | None, second: Tensor | None, groups: int = 1) -> Tensor:
     """Squeeze the branches of a 1x1 layer: ``W = scale[0] * origin + scale[1] * (second @ first)``.
 
     Args:
-        scale: [2, O].
-        origin: Plain branch, [O, I/g, 1, 1].
-        first: First of two stacked 1x1 convolutions, [M, I/g, 1, 1].
-        second: The 1x1 convolution after it, [O, M/g, 1, 1].
+        scale: [2, O], or [1, O] where there is one branch only.
+        origin: Plain branch, [O, I/g, 1, 1], or None.
+        first: First of two stacked 1x1 convolutions, [M, I/g, 1, 1], or None.
+        second: The 1x1 convolution after it, [O, M/g, 1, 1], or None.
         groups: g.
 
     Returns:
         Kernel [O, I/g, 1, 1].
     """
-    out_channels, inputs = origin.shape[0], origin.shape[1]
-    stacked = torch.bmm(second.reshape(groups, out_channels // groups, -1), first.reshape(groups, -1, inputs))
-    return origin * scale[0].view(-1, 1, 1, 1) + stacked.reshape(out_channels, inputs, 1, 1) * scale[1].view(-1, 1, 1, 1)
+    kernels = [] if origin is None else [origin * scale[0].view(-1, 1, 1, 1)]
+    if first is not None:
+        out_channels, inputs = second.shape[0], first.shape[1]
+        stacked = torch.bmm(second.reshape(groups, out_channels // groups, -1), first.reshape(groups, -1, inputs))
+        kernels.append(stacked.reshape(out_channels, inputs, 1, 1) * scale[-1].view(-1, 1, 1, 1))
+    return reduce(torch.add, kernels)
 
 
 def compose(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:

@@ -1,9 +1,14 @@
 """Modules that hold the branch weights of one kernel and return the squeezed kernel when called."""
 
+import logging
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
+from ..errors import LayerError
 from ..functional import (
+    BRANCHES,
     Branches,
     closed_form_1x1,
     closed_form_kxk,
@@ -17,17 +22,42 @@ from ..functional import (
     without_autocast,
 )
 
-POINT_ROW = 4  # of the 1x1 branch in the scales of an OREPAKernel
+logger = logging.getLogger(__name__)
+
+PRESETS = {'full': BRANCHES, 'light': ('origin', 'avg', 'freq', 'point')}
 
 # How the branches start that represent a given kernel: the scales of an OREPAKernel and of an OREPAPointwiseKernel, None for the published
 # ones. Those of "balanced" have squares that add up to about one: a branch moves the kernel by its scale squared times what a plain
 # kernel's step would be, so the first steps are as long as the plain layer's at the same learning rate.
 STARTS = {
-    'balanced': ((0.8, 0.25, 0.25, 0.5, 0.25, 0.25), (0.8, 0.6)),
+    'balanced': (
+        dict(origin=0.8, avg=0.25, freq=0.25, sequence=0.5, point=0.25, separable=0.25),
+        dict(origin=0.8, sequence=0.6),
+    ),
     'zeros': (None, None),
     'shared': (None, None),
 }
+SMALLEST_SCALE = 1e-2  # of a plain branch that more is moved into: dividing by less would lose digits
 SHARE = 0.25  # of the kernel, for each branch that "shared" gives one
+
+
+def branch_names(branches: str | Iterable[str]) -> tuple[str, ...]:
+    """The branches of a k x k layer in the order of :data:`.BRANCHES`.
+
+    Args:
+        branches: Their names, or ``'full'`` or ``'light'``.
+
+    Raises:
+        LayerError: For a name that is unknown, and where there is none.
+    """
+    names = PRESETS.get(branches, (branches,)) if isinstance(branches, str) else tuple(branches)
+    unknown = [name for name in names if name not in BRANCHES]
+    if unknown or not names:
+        raise LayerError(
+            f'branches={branches!r}: {f"{unknown[0]!r} is unknown" if unknown else "none"}; choose from {", ".join(BRANCHES)}, '
+            f'or one of the presets {" and ".join(map(repr, PRESETS))}'
+        )
+    return tuple(name for name in BRANCHES if name in names)
 
 
 class PlainKernel(nn.Module):
@@ -50,28 +80,40 @@ class PlainKernel(nn.Module):
 
 
 class OREPAKernel(nn.Module):
-    """The six branches of a k x k kernel (paper, figure 3 and section 3.2).
+    """The branches of a k x k kernel (paper, figure 3 and section 3.2).
 
     Args:
         in_channels: I.
         out_channels: O.
         kernel_size: k, odd, at least 3.
         groups: g.
-        point_branch: False leaves the 1x1 branch out and draws smaller weights, as in the published OREPA-RepVGG, whose blocks have
-            a 1x1 branch of their own.
-        expansion: Depthwise channels per input channel in the depthwise then pointwise branch.
+        branches: As for :func:`branch_names`. Without ``'point'`` smaller weights are drawn, as in the published OREPA-RepVGG, whose
+            blocks have a 1x1 branch of their own.
+        expansion: Depthwise channels per input channel in the separable branch.
 
-    Kernels are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k] load too.
+    Kernels are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k] load too, and those
+    of a layer with more branches, which are added to the plain one.
 
     Shape:
         The call returns [O, I/g, k, k].
+
+    Raises:
+        LayerError: As :func:`branch_names`; and for the frequency prior alone where its pattern is zero for an output channel.
     """
 
     # False computes by the plain formula everywhere, with the same result.
     closed_form = True
 
-    # plain, average pooling, frequency prior, 1x1 then k x k, 1x1, depthwise then pointwise
-    initial_scale = (0.25, 0.25, 0.0, 0.5, 1.0, 0.5)
+    initial_scale = dict(origin=0.25, avg=0.25, freq=0.0, sequence=0.5, point=1.0, separable=0.5)
+    # The parameters of each branch.
+    parameters_of = dict(
+        origin=('origin',),
+        avg=('avg',),
+        freq=('freq',),
+        sequence=('seq_1x1', 'seq_kxk'),
+        point=('point',),
+        separable=('depthwise', 'pointwise'),
+    )
 
     def __init__(
         self,
@@ -79,55 +121,67 @@ class OREPAKernel(nn.Module):
         out_channels: int,
         kernel_size: int,
         groups: int = 1,
-        point_branch: bool = True,
+        branches: str | Iterable[str] = 'full',
         expansion: int = 8,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
+        self.branches = branch_names(branches)
         self.kernel_size, self.groups = kernel_size, groups
-        in_per_group = in_channels // groups
+        in_per_group, taps = in_channels // groups, kernel_size * kernel_size
+        self.shape = (out_channels, in_per_group, kernel_size, kernel_size)
         # With many groups the stacked branch is widened, or it would have next to no channels to mix.
         inner = in_channels if groups <= 4 else 2 * in_channels
-
-        def weight(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        taps = kernel_size * kernel_size
-        self.origin = weight(out_channels, taps, in_per_group)
-        self.avg = weight(out_channels, in_per_group, 1, 1)
-        self.freq = weight(out_channels, in_per_group, 1, 1)
-        self.seq_1x1 = weight(inner, in_per_group, 1, 1)
-        self.seq_kxk = weight(out_channels, taps, inner // groups)
-        self.point = weight(out_channels, in_per_group, 1, 1) if point_branch else None
-        self.depthwise = weight(expansion * in_channels, 1, kernel_size, kernel_size)
-        self.pointwise = weight(out_channels, expansion * in_per_group, 1, 1)
-        self.scale = weight(len(self.initial_scale) - (not point_branch), out_channels)
+        shapes = dict(
+            origin=(out_channels, taps, in_per_group),
+            avg=(out_channels, in_per_group, 1, 1),
+            freq=(out_channels, in_per_group, 1, 1),
+            seq_1x1=(inner, in_per_group, 1, 1),
+            seq_kxk=(out_channels, taps, inner // groups),
+            point=(out_channels, in_per_group, 1, 1),
+            depthwise=(expansion * in_channels, 1, kernel_size, kernel_size),
+            pointwise=(out_channels, expansion * in_per_group, 1, 1),
+        )
+        options = dict(device=device, dtype=dtype)
+        for branch, names in self.parameters_of.items():
+            for name in names:
+                there = branch in self.branches
+                self.register_parameter(name, nn.Parameter(torch.empty(shapes[name], **options)) if there else None)
+        self.scale = nn.Parameter(torch.empty(len(self.branches), out_channels, **options))
         # Constants follow from the shapes, so checkpoints do without them.
-        self.register_buffer('prior', torch.empty(out_channels, kernel_size, kernel_size, device=device, dtype=dtype), persistent=False)
-        self.register_buffer('identity', torch.empty(inner, in_per_group, 1, 1, device=device, dtype=dtype), persistent=False)
+        prior = torch.empty(out_channels, kernel_size, kernel_size, **options) if 'freq' in self.branches else None
+        identity = torch.empty(inner, in_per_group, 1, 1, **options) if 'sequence' in self.branches else None
+        self.register_buffer('prior', prior, persistent=False)
+        self.register_buffer('identity', identity, persistent=False)
+        if self.branches == ('freq',) and not frequency_prior(out_channels, kernel_size).abs().amax((1, 2)).gt(1e-6).all():
+            raise LayerError(
+                f'branches={branches!r}: the frequency prior of a {kernel_size}x{kernel_size} kernel is zero for some of {out_channels} '
+                "output channels, which would stay zero; add another branch, such as 'origin'"
+            )
         self.reset_parameters()
+
+    def _scale_rows(self, scales: dict[str, float]) -> None:
+        for row, name in zip(self.scale, self.branches, strict=True):
+            row.fill_(scales[name])
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        branches = [self.origin, self.avg, self.freq, self.seq_kxk, self.depthwise, self.pointwise]
-        scale = list(self.initial_scale)
-        if self.point is None:
-            del scale[POINT_ROW]
-        else:
-            branches.append(self.point)
-        for weight in branches:
-            nn.init.kaiming_uniform_(weight, a=0 if self.point is not None else 1)
-        nn.init.zeros_(self.seq_1x1)
-        for row, value in zip(self.scale, scale, strict=True):
-            row.fill_(value)
+        for weight in (self.origin, self.avg, self.freq, self.seq_kxk, self.depthwise, self.pointwise, self.point):
+            if weight is not None:
+                nn.init.kaiming_uniform_(weight, a=1 if self.point is None else 0)
+        if self.seq_1x1 is not None:
+            nn.init.zeros_(self.seq_1x1)
+        self._scale_rows(self.initial_scale)
         self.fill_constants()
 
     @torch.no_grad()
     def fill_constants(self) -> None:
-        inner, in_per_group = self.identity.shape[:2]
-        self.prior.copy_(frequency_prior(len(self.prior), self.kernel_size, dtype=torch.float64))
-        self.identity.copy_(torch.eye(in_per_group).repeat(inner // in_per_group, 1).view_as(self.identity))
+        if self.prior is not None:
+            self.prior.copy_(frequency_prior(len(self.prior), self.kernel_size, dtype=torch.float64))
+        if self.identity is not None:
+            inner, in_per_group = self.identity.shape[:2]
+            self.identity.copy_(torch.eye(in_per_group).repeat(inner // in_per_group, 1).view_as(self.identity))
 
     def _apply(self, *args, **kwargs) -> 'OREPAKernel':
         # A cast would round the prior, and a cast back would not bring it back.
@@ -140,7 +194,7 @@ class OREPAKernel(nn.Module):
         # Checkpoints with these names have the expansion fastest along the channels of a group, not slowest.
         if f'{prefix}dw' in state and f'{prefix}pw' in state:
             dw, pw = state.pop(f'{prefix}dw'), state.pop(f'{prefix}pw')
-            per_group = self.origin.shape[2]
+            per_group = self.shape[1]
             by_input = dw.unflatten(0, (self.groups, per_group, -1))
             state[f'{prefix}depthwise'] = by_input.transpose(1, 2).flatten(0, 2)
             state[f'{prefix}pointwise'] = pw.unflatten(1, (per_group, -1)).transpose(1, 2).flatten(1, 2)
@@ -148,6 +202,34 @@ class OREPAKernel(nn.Module):
             kernel = state.get(f'{prefix}{name}')
             if kernel is not None and kernel.dim() == 4:
                 state[f'{prefix}{name}'] = rows_of(kernel)
+        self._fold_other_branches(state, prefix)
+
+    @torch.no_grad()
+    def _fold_other_branches(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Add the branches of a state dict that this module does not have to the plain one, in place: the kernel stays, to rounding."""
+        there = [branch for branch, names in self.parameters_of.items() if all(f'{prefix}{name}' in state for name in names)]
+        others = [branch for branch in there if branch not in self.branches]
+        scale = state.get(f'{prefix}scale')
+        if not others or 'origin' not in self.branches or 'origin' not in there or scale is None or len(scale) != len(there):
+            return
+        shape, device = self.shape, scale.device
+        weights = {name: state.pop(f'{prefix}{name}') for branch in others for name in self.parameters_of[branch]}
+        rows = {branch: scale[row] for row, branch in enumerate(there)}
+        if 'seq_1x1' in weights:
+            identity = torch.eye(shape[1], device=device, dtype=torch.float64)
+            weights['seq_1x1'] = weights['seq_1x1'].double() + identity.repeat(len(weights['seq_1x1']) // shape[1], 1)[..., None, None]
+        if 'freq' in weights:
+            weights['prior'] = frequency_prior(shape[0], self.kernel_size, device, torch.float64)
+        weights = {name: weight.double() for name, weight in weights.items()}
+        kernel = squeeze_kxk(Branches(scale=torch.stack([rows[name].double() for name in others]), **weights), shape, self.groups)
+        # A plain branch that is switched off is switched on again: nothing can be moved into it otherwise.
+        plain = rows['origin'].double()
+        divisor = torch.where(plain.abs() < SMALLEST_SCALE, torch.ones_like(plain), plain)
+        moved = state[f'{prefix}origin'].double() * plain.view(-1, 1, 1) + rows_of(kernel)
+        state[f'{prefix}origin'] = (moved / divisor.view(-1, 1, 1)).to(state[f'{prefix}origin'].dtype)
+        rows['origin'] = divisor.to(scale.dtype)
+        state[f'{prefix}scale'] = torch.stack([rows[name] for name in there if name not in others])
+        logger.info('%s: the branches %s of the checkpoint were added to the plain one.', prefix.rstrip('.'), ', '.join(others))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         self.adapt_state_dict(state_dict, prefix)
@@ -162,30 +244,33 @@ class OREPAKernel(nn.Module):
             start: ``'balanced'`` or ``'zeros'``: the plain branch carries the kernel, all others start at zero (products with one factor
                 at zero); with scales that keep a plain layer's learning rate, or with the published ones. ``'shared'``: the average
                 pooling, sequence and 1x1 branches each take a share of what they can represent, the plain branch the rest.
+
+        Raises:
+            LayerError: Without a plain branch.
         """
+        if self.origin is None:
+            raise LayerError(f"the branches {', '.join(self.branches)} cannot add up to any given kernel; it takes 'origin'")
         exact = weight.double()
-        scale = list(STARTS[start][0] or self.initial_scale)
+        scale = dict(STARTS[start][0] or self.initial_scale)
         if torch.finfo(self.scale.dtype).bits < 32:
-            scale[0] = 1.0  # in half precision the kernel itself, bit for bit: dividing by a scale and multiplying again would round twice
-        if self.point is None:
-            del scale[POINT_ROW]
-        for row, value in zip(self.scale, scale, strict=True):
-            row.fill_(value)
-        frequency = (self.freq,) if scale[2] else ()  # with a scale of zero it keeps its weights, or nothing would ever move it
-        for branch in (self.avg, *frequency, self.seq_1x1, self.seq_kxk, self.pointwise, self.point):
+            scale['origin'] = 1.0  # in half precision the kernel itself, bit for bit: a scale and its inverse would round twice
+        self._scale_rows(scale)
+        frequency = self.freq if scale['freq'] else None  # with a scale of zero it keeps its weights, or nothing would ever move it
+        for branch in (self.origin, self.avg, frequency, self.seq_1x1, self.seq_kxk, self.pointwise, self.point):
             if branch is not None:
                 branch.zero_()
-        self.origin.zero_()
         if start == 'shared':
-            self.avg.copy_(SHARE / scale[1] * exact.sum((2, 3), keepdim=True))
-            copies = self.seq_1x1.shape[0] // (self.origin.shape[2] * self.groups)  # of each input channel in the sequence
-            self.seq_kxk.copy_((SHARE / scale[3] / copies * rows_of(exact)).repeat(1, 1, copies))
+            if self.avg is not None:
+                self.avg.copy_(SHARE / scale['avg'] * exact.sum((2, 3), keepdim=True))
+            if self.seq_kxk is not None:
+                copies = self.seq_1x1.shape[0] // (self.shape[1] * self.groups)  # of each input channel in the sequence
+                self.seq_kxk.copy_((SHARE / scale['sequence'] / copies * rows_of(exact)).repeat(1, 1, copies))
             if self.point is not None:
                 centre = self.kernel_size // 2
-                self.point.copy_(SHARE / scale[POINT_ROW] * exact[:, :, centre, centre, None, None])
+                self.point.copy_(SHARE / scale['point'] * exact[:, :, centre, centre, None, None])
             # From what the branches are after rounding, so that the rest makes up for it.
-            exact = exact - squeeze_kxk(self._branches(torch.float64), self.kernel_size, self.groups)
-        self.origin.copy_(rows_of(exact / scale[0]))
+            exact = exact - squeeze_kxk(self._branches(torch.float64), self.shape, self.groups)
+        self.origin.copy_(rows_of(exact / scale['origin']))
 
     def _branches(self, dtype: torch.dtype | None = None) -> Branches:
         weights = Branches(
@@ -194,7 +279,7 @@ class OREPAKernel(nn.Module):
             avg=self.avg,
             freq=self.freq,
             prior=self.prior,
-            seq_1x1=self.seq_1x1 + self.identity,
+            seq_1x1=None if self.seq_1x1 is None else self.seq_1x1 + self.identity,
             seq_kxk=self.seq_kxk,
             depthwise=self.depthwise,
             pointwise=self.pointwise,
@@ -205,48 +290,74 @@ class OREPAKernel(nn.Module):
     @property
     def memory_format(self) -> torch.memory_format:
         """The format asked for with ``.to(memory_format=...)``, of which kernels in rows know nothing."""
-        return torch.contiguous_format if self.pointwise.stride(2) == 1 else torch.channels_last
+        weights = (self.pointwise, self.avg, self.freq, self.point, self.seq_1x1)
+        weight = next((weight for weight in weights if weight is not None), None)
+        return torch.contiguous_format if weight is None or weight.stride(2) == 1 else torch.channels_last
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        with without_autocast(self.origin):
+        with without_autocast(self.scale):
             branches = self._branches()
             if self.closed_form and is_plain_eager(*branches):
-                return closed_form_kxk(branches, self.kernel_size, self.groups, memory_format)
-            return squeeze_kxk(branches, self.kernel_size, self.groups).contiguous(memory_format=memory_format)
+                return closed_form_kxk(branches, self.shape, self.groups, memory_format)
+            return squeeze_kxk(branches, self.shape, self.groups).contiguous(memory_format=memory_format)
 
 
 class OREPAPointwiseKernel(nn.Module):
     """The two branches of a 1x1 kernel: a plain one, and two stacked ones of which the square one starts as the identity.
 
+    Args:
+        in_channels: I.
+        out_channels: O.
+        groups: g.
+        branches: As for :func:`branch_names`; of a 1x1 kernel all but ``'sequence'`` are the plain branch.
+
     Shape:
         The call returns [O, I/g, 1, 1].
+
+    Raises:
+        LayerError: As :func:`branch_names`.
     """
 
     closed_form = True  # as in OREPAKernel
 
-    initial_scale = (1.0, 0.5)
+    initial_scale = dict(origin=1.0, sequence=0.5)
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 1, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 1,
+        branches: str | Iterable[str] = 'full',
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
+        names = branch_names(branches)
+        self.branches = (('origin',) if names != ('sequence',) else ()) + (('sequence',) if 'sequence' in names else ())
         self.groups = groups
         in_per_group, inner = in_channels // groups, min(in_channels, out_channels)
 
-        def weight(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+        def weight(branch: str, *shape: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype)) if branch in self.branches else None
 
-        self.origin = weight(out_channels, in_per_group, 1, 1)
-        self.first = weight(inner, in_per_group, 1, 1)
-        self.second = weight(out_channels, inner // groups, 1, 1)
-        self.scale = weight(len(self.initial_scale), out_channels)
+        self.register_parameter('origin', weight('origin', out_channels, in_per_group, 1, 1))
+        self.register_parameter('first', weight('sequence', inner, in_per_group, 1, 1))
+        self.register_parameter('second', weight('sequence', out_channels, inner // groups, 1, 1))
+        self.scale = nn.Parameter(torch.empty(len(self.branches), out_channels, device=device, dtype=dtype))
         self.expands = out_channels > in_channels
         self.reset_parameters()
 
+    def _scale_rows(self, scales: dict[str, float]) -> None:
+        for row, name in zip(self.scale, self.branches, strict=True):
+            row.fill_(scales[name])
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        nn.init.kaiming_uniform_(self.origin, a=1)
-        nn.init.kaiming_uniform_(self._other(), a=1)
-        for row, value in zip(self.scale, self.initial_scale, strict=True):
-            row.fill_(value)
+        if self.origin is not None:
+            nn.init.kaiming_uniform_(self.origin, a=1)
+        if self.first is not None:
+            nn.init.kaiming_uniform_(self._other(), a=1)
+        self._scale_rows(self.initial_scale)
 
     def _other(self) -> Tensor:
         """Make the square one of the two stacked weights the identity, and return the other."""
@@ -255,25 +366,46 @@ class OREPAPointwiseKernel(nn.Module):
         return other
 
     @torch.no_grad()
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+        """As :meth:`OREPAKernel.adapt_state_dict`."""
+        names = [f'{prefix}{name}' for name in ('scale', 'origin', 'first', 'second')]
+        if self.branches != ('origin',) or not all(name in state for name in names):
+            return
+        scale, origin, first, second = (state[name].double() for name in names)
+        kernel = squeeze_1x1(scale, origin, first, second, self.groups)
+        divisor = torch.where(scale[:1].abs() < SMALLEST_SCALE, torch.ones_like(scale[:1]), scale[:1])
+        dtype = state[names[1]].dtype
+        for name in names:
+            del state[name]
+        state |= {names[0]: divisor.to(dtype), names[1]: (kernel / divisor.view(-1, 1, 1, 1)).to(dtype)}
+        logger.info('%s: the branch sequence of the checkpoint was added to the plain one.', prefix.rstrip('.'))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.adapt_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @torch.no_grad()
     def represent(self, weight: Tensor, start: str = 'balanced') -> None:
         """As :meth:`OREPAKernel.represent`; the square one of the stacked weights is the identity, the other starts at zero."""
-        scale = list(STARTS[start][1] or self.initial_scale)
+        if self.origin is None:
+            raise LayerError("the branch sequence starts as the identity and holds no given kernel; it takes 'origin'")
+        scale = dict(STARTS[start][1] or self.initial_scale)
         if torch.finfo(self.scale.dtype).bits < 32:
-            scale[0] = 1.0
-        for row, value in zip(self.scale, scale, strict=True):
-            row.fill_(value)
-        exact, other = weight.double(), self._other()
-        if start == 'shared':
-            other.copy_(SHARE / scale[1] * exact)
-            exact = exact - scale[1] * other.double()
-        else:
-            other.zero_()
-        self.origin.copy_(exact / scale[0])
+            scale['origin'] = 1.0
+        self._scale_rows(scale)
+        exact = weight.double()
+        if self.first is not None:
+            other = self._other().zero_()
+            if start == 'shared':
+                other.copy_(SHARE / scale['sequence'] * exact)
+                exact = exact - scale['sequence'] * other.double()
+        self.origin.copy_(exact / scale['origin'])
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         weights = (self.scale, self.origin, self.first, self.second)
-        squeeze = closed_form_1x1 if self.closed_form and is_plain_eager(*weights) else squeeze_1x1
-        with without_autocast(self.origin):
+        both = self.branches == ('origin', 'sequence')
+        squeeze = closed_form_1x1 if both and self.closed_form and is_plain_eager(*weights) else squeeze_1x1
+        with without_autocast(self.scale):
             return squeeze(*weights, self.groups).contiguous(memory_format=memory_format)
 
 
@@ -286,6 +418,7 @@ class DeepLinearKernel(nn.Module):
         kernel_size: k, odd, at least 5.
         groups: g.
         plain_stages: Plain 3x3 stages in place of OREPA ones.
+        branches: Of the OREPA stages, as for :func:`branch_names`.
 
     Shape:
         The call returns [O, I/g, k, k].
@@ -298,15 +431,16 @@ class DeepLinearKernel(nn.Module):
         kernel_size: int,
         groups: int = 1,
         plain_stages: bool = False,
+        branches: str | Iterable[str] = 'full',
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         self.groups = groups
+        options = dict(device=device, dtype=dtype) if plain_stages else dict(branches=branches, device=device, dtype=dtype)
         stage = PlainKernel if plain_stages else OREPAKernel
         self.stages = nn.ModuleList(
-            stage(in_channels if i == 0 else out_channels, out_channels, 3, groups, device=device, dtype=dtype)
-            for i in range((kernel_size - 1) // 2)
+            stage(in_channels if i == 0 else out_channels, out_channels, 3, groups, **options) for i in range((kernel_size - 1) // 2)
         )
 
     def reset_parameters(self) -> None:

@@ -1,6 +1,7 @@
 """The OREPA convolution layer."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 class OREPAConv2d(ReparameterizableConv2d):
     """A convolution whose kernel is squeezed from parallel linear branches before every forward pass.
 
-    The form follows from the kernel size: 1 x 1 has two branches, 3 x 3 and 5 x 5 have six, and from 7 x 7 on the kernel is a deep
+    The form follows from the kernel size: 1 x 1 has two branches, 3 x 3 and 5 x 5 have six at most, and from 7 x 7 on the kernel is a deep
     linear stem of stacked 3x3 OREPA kernels. Source: "Online Convolutional Re-parameterization", CVPR 2022, section 3.
 
     The squeezing runs in the parameters' dtype, under autocast too: it is cheap, and half precision there would round every branch.
@@ -27,13 +28,16 @@ class OREPAConv2d(ReparameterizableConv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
             ``nn.Conv2d``; the kernel must be square and odd.
         plain_stages: Build the stages of a deep linear stem as plain 3x3 kernels instead of OREPA ones.
-        point_branch: False leaves the 1x1 branch of 3x3 and 5x5 kernels out, for blocks that have one of their own (OREPA-RepVGG).
+        branches: Which branches there are: ``'full'`` (all six), ``'light'`` (those that cost next to nothing: origin, avg, freq, point) or
+            any of their names: ``'origin'`` (plain), ``'avg'`` (1x1, then average pooling), ``'freq'`` (1x1, then the frequency prior),
+            ``'sequence'`` (1x1, then k x k), ``'point'`` (1x1), ``'separable'`` (depthwise, then pointwise). 1x1 kernels have origin and
+            sequence, large ones hand it to their stages.
 
     Shape:
         Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
 
     Raises:
-        LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``.
+        LayerError: For an even or rectangular kernel, for branches that are none or unknown, and where ``nn.Conv2d`` raises ``ValueError``.
 
     Example:
         >>> conv = OREPAConv2d(64, 128, kernel_size=3, stride=2, padding=1, bias=False)
@@ -56,21 +60,21 @@ class OREPAConv2d(ReparameterizableConv2d):
         dtype=None,
         *,
         plain_stages: bool = False,
-        point_branch: bool = True,
+        branches: str | Iterable[str] = 'full',
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
         size = self.kernel_size[0]
         shape = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
         if size == 1:
-            self.kernel = OREPAPointwiseKernel(**shape)
+            self.kernel = OREPAPointwiseKernel(branches=branches, **shape)
         elif size < 7:
-            self.kernel = OREPAKernel(kernel_size=size, point_branch=point_branch, **shape)
+            self.kernel = OREPAKernel(kernel_size=size, branches=branches, **shape)
         else:
-            self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, **shape)
+            self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, branches=branches, **shape)
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced') -> 'OREPAConv2d':
+    def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', branches: str | Iterable[str] = 'full') -> 'OREPAConv2d':
         """The layer that computes what ``conv`` computes, to rounding.
 
         Device, dtype, memory format, ``requires_grad`` and mode are those of ``conv``. The other branches' weights that are not zero at the
@@ -79,10 +83,11 @@ class OREPAConv2d(ReparameterizableConv2d):
         Args:
             conv: A plain convolution with a square odd kernel.
             start: As for :func:`orepa_mm.expand`.
+            branches: As for the layer, ``'origin'`` among them.
 
         Raises:
-            LayerError: For a kernel that is not square and odd, and for one of 7x7 or larger with fewer output channels than
-                :func:`.shifts_and_kernel` needs.
+            LayerError: For a kernel that is not square and odd, for one of 7x7 or larger with fewer output channels than
+                :func:`.shifts_and_kernel` needs, and for branches without ``'origin'``.
         """
         layer = cls(
             conv.in_channels,
@@ -96,6 +101,7 @@ class OREPAConv2d(ReparameterizableConv2d):
             conv.padding_mode,
             conv.weight.device,
             conv.weight.dtype,
+            branches=branches,
         )
         layer.kernel.represent(conv.weight, start)
         layer.kernel.requires_grad_(conv.weight.requires_grad)
@@ -132,7 +138,8 @@ class OREPAConv2d(ReparameterizableConv2d):
         try:
             kernel.represent(weight)
         except LayerError as error:
-            raise PlainKernelError(f'"{prefix}weight": {error}; set plain_stem=True of the backbone, which keeps it plain') from None
+            remedy = '; set plain_stem=True of the backbone, which keeps it plain' if self.kernel_size[0] >= 7 else ''
+            raise PlainKernelError(f'"{prefix}weight": {error}{remedy}') from None
         del state[f'{prefix}weight']
         state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
 

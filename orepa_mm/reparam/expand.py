@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ExpandError, LayerError
 from ..layers import OREPAConv2d
-from ..layers.kernels import STARTS
+from ..layers.kernels import STARTS, branch_names
 from .convert import Swap, check_whole
 from .plain import share_hooks
 
@@ -24,6 +24,7 @@ def expand(
     where: Callable[[str, nn.Conv2d], bool] | None = None,
     first_layer: bool = True,
     start: str = 'balanced',
+    branches: str | Iterable[str] = 'full',
 ) -> nn.Module:
     """Turn the plain convolutions of ``model`` into :class:`.OREPAConv2d`, in place: the inverse of :func:`.reparameterize`.
 
@@ -39,18 +40,25 @@ def expand(
         start: How the branches start: ``'balanced'`` (default) gives the plain branch the kernel and all others zero, with scales by which
             the first steps at a plain layer's learning rate are as long as the plain layer's; ``'zeros'`` the same with the published
             scales; ``'shared'`` shares the kernel out over the branches.
+        branches: As for :class:`.OREPAConv2d`, ``'origin'`` among them.
 
     Returns:
         ``model``; an :class:`.OREPAConv2d` where ``model`` itself is a convolution.
 
     Raises:
-        ExpandError: For an unknown ``start``, a sharded model, and when there is nothing to expand. Nothing is changed then.
+        ExpandError: For an unknown ``start``, unknown ``branches`` or those without ``'origin'``, a sharded model, and when there is nothing to expand. Nothing is changed then.
 
     Example:
         >>> model = orepa_mm.expand(torchvision.models.resnet50(weights='DEFAULT'), kernel_sizes=(3,))
     """
     if start not in STARTS:
         raise ExpandError(f'start={start!r} is unknown; choose from {", ".join(STARTS)}')
+    try:
+        branches = branch_names(branches)
+    except LayerError as error:
+        raise ExpandError(str(error)) from None
+    if 'origin' not in branches:
+        raise ExpandError(f"branches={branches!r} cannot add up to any given kernel; it takes 'origin'")
     check_whole(model)
     if isinstance(model, nn.Conv2d):
         reason = _reason_to_stay_plain(model, Counter())
@@ -74,7 +82,7 @@ def expand(
             reason = _reason_to_stay_plain(conv, owners)
             if not reason:
                 try:
-                    expanded[id(conv)] = OREPAConv2d.from_conv(conv, start)
+                    expanded[id(conv)] = OREPAConv2d.from_conv(conv, start, branches)
                     share_hooks(conv, expanded[id(conv)])
                 except LayerError as error:
                     reason = f'stays plain: {error}'

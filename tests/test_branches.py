@@ -1,0 +1,139 @@
+"""Any choice of branches: what they add up to, their gradients, and what a layer takes of a checkpoint with more."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import nn
+
+import orepa_mm
+from orepa_mm import OREPAConv2d
+from orepa_mm.errors import ExpandError, LayerError
+from orepa_mm.functional import BRANCHES, Branches, closed_form_kxk, squeeze_kxk
+from orepa_mm.layers.kernels import PRESETS, OREPAKernel
+
+SUBSETS = [subset for count in range(1, 7) for subset in combinations(BRANCHES, count)]
+EXACT = 1e-10  # of the scale, in float64: more than rounding of the few products and sums of a kernel
+
+
+def build(branches='full', kernel_size: int = 3, groups: int = 2, channels: tuple[int, int] = (4, 4), **kwargs) -> OREPAConv2d:
+    torch.manual_seed(0)
+    conv = OREPAConv2d(*channels, kernel_size, padding=kernel_size // 2, groups=groups, branches=branches, dtype=torch.float64, **kwargs)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return conv
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def parts(kernel: OREPAKernel, branches: tuple[str, ...]) -> Branches:
+    """The weights of some branches of a kernel that has all."""
+    weights, names = kernel._branches(), {name for branch in branches for name in OREPAKernel.parameters_of[branch]} | {'prior'}
+    rows = torch.stack([kernel.scale[BRANCHES.index(name)] for name in branches])
+    return Branches(**{name: weight if name in names else None for name, weight in weights._asdict().items()} | dict(scale=rows))
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_a_subset_is_the_sum_of_its_branches(groups):
+    kernel = build(groups=groups).kernel
+    single = {name: squeeze_kxk(parts(kernel, (name,)), kernel.shape, groups) for name in BRANCHES}
+    for subset in SUBSETS:
+        expected = sum(single[name] for name in subset)
+        weights = parts(kernel, subset)
+        assert relative(squeeze_kxk(weights, kernel.shape, groups), expected) < EXACT, subset
+        assert relative(closed_form_kxk(weights, kernel.shape, groups), expected) < EXACT, subset
+
+
+def test_gradients_of_every_subset_are_those_of_the_plain_formula():
+    for subset in SUBSETS:
+        layer = build(subset, bias=False)
+        assert set(dict(layer.kernel.named_parameters())) == {'scale'} | {p for name in subset for p in OREPAKernel.parameters_of[name]}
+        x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+        found = []
+        for closed_form in (True, False):
+            layer.kernel.closed_form = closed_form
+            found.append(torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())))
+        for actual, expected in zip(*found, strict=True):
+            assert (actual - expected).abs().max() <= EXACT * expected.abs().max(), subset
+
+
+@pytest.mark.parametrize('branches', [*[(name,) for name in BRANCHES], 'light', 'full'], ids=str)
+def test_gradcheck(branches):
+    layer = build(branches, channels=(2, 4), groups=2)
+    assert torch.autograd.gradcheck(lambda *_: layer.weight, list(layer.parameters())[1:])
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
+@pytest.mark.parametrize('switched_off', [False, True])
+def test_a_checkpoint_with_more_branches_keeps_its_function(kernel_size, switched_off):
+    full, light = build('full', kernel_size, bias=True), build('light', kernel_size, bias=True)
+    if switched_off:
+        for module in full.modules():
+            if hasattr(module, 'scale'):
+                nn.init.zeros_(module.scale[0])
+    expected = full.weight
+    light.load_state_dict(full.state_dict())
+    assert relative(light.weight, expected) < EXACT and torch.equal(light.bias, full.bias)
+    plain = orepa_mm.reparameterize(nn.Sequential(light).eval())[0]
+    assert type(plain) is nn.Conv2d and relative(plain.weight, expected) < EXACT
+
+
+def test_light_layers_have_hardly_more_parameters_than_plain_ones():
+    sizes = [sum(p.numel() for p in OREPAConv2d(64, 64, 3, branches=branches).parameters()) for branches in ('light', 'full')]
+    plain = sum(p.numel() for p in nn.Conv2d(64, 64, 3).parameters())
+    assert plain < sizes[0] < 1.35 * plain and sizes[1] > 2 * plain
+
+
+def test_branches_are_added_to_the_plain_one_with_a_log_line(caplog):
+    caplog.set_level('INFO', 'orepa_mm')
+    nn.Sequential(build('light')).load_state_dict(nn.Sequential(build('full')).state_dict())
+    assert '0.kernel: the branches sequence, separable of the checkpoint were added to the plain one.' in caplog.text
+
+
+def test_fewer_branches_than_the_layer_has_are_missing():
+    with pytest.raises(RuntimeError, match='seq_1x1'):
+        build('full').load_state_dict(build('light').state_dict())
+
+
+@pytest.mark.parametrize('branches', ['light', ('separable', 'origin'), ['origin']])
+@pytest.mark.parametrize('start', ['balanced', 'zeros', 'shared'])
+def test_expand_with_a_choice(branches, start):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 32, 7, padding=3)).double().eval()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    expected = model(x)
+    orepa_mm.expand(model, branches=branches, start=start, where=lambda path, _: path != '4')
+    assert set(model[0].kernel.branches) == set(PRESETS.get(branches, branches) if isinstance(branches, str) else branches)
+    assert relative(model(x), expected) < EXACT
+    assert relative(orepa_mm.reparameterize(model)(x), expected) < EXACT
+
+
+def test_the_order_of_the_names_does_not_matter():
+    assert build(['point', 'origin']).kernel.branches == build({'origin', 'point'}).kernel.branches == ('origin', 'point')
+
+
+@pytest.mark.parametrize(
+    ('branches', 'message'),
+    [
+        ('slim', r"branches='slim': 'slim' is unknown; choose from origin, avg, freq, sequence, point, separable, or one of the presets"),
+        (('origin', 'dw'), "'dw' is unknown"),
+        ((), 'none; choose from'),
+        (('freq',), "zero for some of 6 output channels, which would stay zero; add another branch, such as 'origin'"),
+    ],
+)
+def test_bad_input(branches, message):
+    with pytest.raises(LayerError, match=message):
+        build(branches, channels=(4, 6))
+
+
+def test_nothing_can_be_expanded_without_the_plain_branch():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    for branches, message in ((('avg',), "it takes 'origin'"), (('none',), 'unknown')):
+        with pytest.raises(ExpandError, match=message):
+            orepa_mm.expand(model, branches=branches)
+    assert type(model[0]) is nn.Conv2d
+    with pytest.raises(Exception, match="it takes 'origin'"):
+        OREPAConv2d(4, 6, 3, branches=('avg', 'sequence')).load_state_dict(nn.Conv2d(4, 6, 3).state_dict())
