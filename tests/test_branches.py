@@ -4,14 +4,24 @@ from itertools import combinations
 
 import pytest
 import torch
+from mmdet.registry import MODELS as MMDET
+from mmengine.config import Config
+from mmpretrain.registry import MODELS as MMPRETRAIN
+from mmseg.registry import MODELS as MMSEG
 from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.errors import ExpandError, LayerError
+from orepa_mm.checkpoints.checking import check_state_dict
+from orepa_mm.checkpoints.published_layers import export_kxk
+from orepa_mm.checkpoints.stem import squeeze_stem
+from orepa_mm.deploy.loading import build_model
+from orepa_mm.deploy.stock_config import stock_config
+from orepa_mm.errors import ExpandError, LayerError, LayoutError
 from orepa_mm.functional import BRANCHES, Branches, closed_form_kxk, squeeze_kxk
 from orepa_mm.layers.kernels import PRESETS, OREPAKernel
 
+MODELS = dict(mmpretrain=MMPRETRAIN, mmdet=MMDET, mmseg=MMSEG)
 SUBSETS = [subset for count in range(1, 7) for subset in combinations(BRANCHES, count)]
 EXACT = 1e-10  # of the scale, in float64: more than rounding of the few products and sums of a kernel
 
@@ -137,3 +147,65 @@ def test_nothing_can_be_expanded_without_the_plain_branch():
     assert type(model[0]) is nn.Conv2d
     with pytest.raises(Exception, match="it takes 'origin'"):
         OREPAConv2d(4, 6, 3, branches=('avg', 'sequence')).load_state_dict(nn.Conv2d(4, 6, 3).state_dict())
+
+
+class TestBackbones:
+    @pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
+    def test_resnets_hand_the_choice_to_all_layers(self, scope):
+        backbone = MODELS[scope].build(dict(type='OREPAResNet', depth=50, base_channels=8, stem_channels=8, branches='light'))
+        chosen = {type(m).__name__: m.branches for m in backbone.modules() if hasattr(m, 'branches')}
+        assert chosen == dict(OREPAKernel=PRESETS['light'], OREPAPointwiseKernel=('origin',))
+
+    def test_repvgg_blocks_have_a_1x1_branch_of_their_own(self):
+        backbone = MODELS['mmpretrain'].build(dict(type='OREPARepVGG', arch='A0', base_channels=8, branches='light'))
+        assert {m.branches for m in backbone.modules() if hasattr(m, 'branches')} == {('origin', 'avg', 'freq')}
+
+    @pytest.mark.parametrize(
+        ('kind', 'options', 'message'),
+        [
+            ('OREPAResNet', dict(depth=18, method='DBB'), "branches='light' is for method='OREPA', not 'DBB'"),
+            ('OREPARepVGG', dict(arch='A0', method='RepVGG'), "branches='light' is for method='OREPA', not 'RepVGG'"),
+            ('OREPAResNet', dict(depth=18, conv_cfg=dict(type='OREPAConv2d')), 'give the branches in the conv_cfg'),
+            ('OREPARepVGG', dict(arch='A0', conv_cfg=dict(type='OREPAConv2d')), 'give the branches in the conv_cfg'),
+        ],
+    )
+    def test_bad_input(self, kind, options, message):
+        with pytest.raises(ValueError, match=message):
+            MODELS['mmpretrain'].build(dict(type=kind, branches='light', **options))
+
+    def test_a_full_classifier_loads_into_a_light_one_and_becomes_the_stock_network(self):
+        torch.manual_seed(0)
+        backbone = dict(type='OREPAResNet', depth=18, base_channels=8, stem_channels=16)
+        head = dict(type='LinearClsHead', in_channels=64, num_classes=3)
+        cfg = Config(
+            dict(
+                default_scope='mmpretrain',
+                model=dict(type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling'), head=head),
+            )
+        )
+        full = build_model(cfg).double().eval()
+        x = torch.randn(2, 3, 40, 48, dtype=torch.float64)
+        expected = full(x)
+        cfg.model.backbone.branches = 'light'
+        light = build_model(cfg).double().eval()
+        state = full.state_dict()
+        check_state_dict(light, state, 'the checkpoint')
+        light.load_state_dict(state)
+        assert relative(light(x), expected) < EXACT
+        stock = stock_config(cfg)
+        assert 'branches' not in stock.model.backbone and stock.model.backbone.type == 'ResNet'
+        plain = build_model(stock).double().eval()
+        plain.load_state_dict(orepa_mm.reparameterize(light).state_dict())
+        assert relative(plain(x), expected) < EXACT
+
+
+def test_published_checkpoints_have_all_branches():
+    with pytest.raises(LayoutError, match=r"lack depthwise, pointwise, seq_1x1, seq_kxk \(branches='light'\?\)"):
+        export_kxk(build('light', groups=1).kernel.state_dict())
+
+
+def test_a_light_stem_becomes_plain():
+    conv = OREPAConv2d(3, 16, 7, bias=False, branches='light')
+    state = {f'conv1.{key}': value for key, value in conv.state_dict().items()}
+    assert squeeze_stem(state) and list(state) == ['conv1.weight']
+    assert (state['conv1.weight'] - conv.weight).abs().max() < 1e-6 * conv.weight.abs().max()

@@ -1,19 +1,34 @@
 """RepVGG with OREPA convolutions; mmdet and mmseg have no RepVGG of their own and use mmpretrain's."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from mmpretrain.models.backbones import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from torch import nn
 
 from ..checkpoints.checks_weights import ChecksWeights
+from ..layers.kernels import branch_names
 from ..reparam import reparameterize
 
-CONV_CFGS = {
-    # The 1x1 branch of the block takes the place of the layer's own.
-    'OREPA': dict(type='OREPAConv2d', plain_sizes=(1,), branches=('origin', 'avg', 'freq', 'sequence', 'separable')),
-    'RepVGG': dict(type='Conv2d'),
-}
+METHODS = ('OREPA', 'RepVGG')
+
+
+def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None) -> dict:
+    """The convolution layer of a method.
+
+    Raises:
+        ValueError: For an unknown method, and for ``branches`` of another than OREPA.
+    """
+    if method not in METHODS:
+        raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
+    if method == 'OREPA':
+        # The 1x1 branch of the block takes the place of the layer's own.
+        names = tuple(name for name in branch_names('full' if branches is None else branches) if name != 'point')
+        return dict(type='OREPAConv2d', plain_sizes=(1,), branches=names)
+    if branches is not None:
+        raise ValueError(f"branches={branches!r} is for method='OREPA', not {method!r}")
+    return dict(type='Conv2d')
 
 
 class OREPARepVGG(ChecksWeights, RepVGG):
@@ -23,24 +38,35 @@ class OREPARepVGG(ChecksWeights, RepVGG):
         arch: ``'A0'``, ``'A1'``, ``'A2'``, ``'B0'``, ``'B1'``, ``'B1g2'``, ``'B1g4'``, ``'B2'``, ``'B2g2'``, ``'B2g4'``, ``'B3'``,
             ``'B3g2'``, ``'B3g4'``, ``'D2se'`` (with squeeze and excitation), or a dict as for the stock class.
         method: ``'OREPA'`` or ``'RepVGG'`` (the stock network).
+        branches: Which branches the OREPA convolutions have, as for :class:`.OREPAConv2d`; ``'point'`` is left to the block.
         conv_cfg: Another convolution layer for the branches than the method's.
         kwargs: All arguments of mmpretrain's RepVGG; ``deploy=True`` builds the deployed form, whose parameter names are those of the
             re-parameterized network.
 
     Raises:
-        ValueError: For an unknown method or architecture.
+        ValueError: For an unknown method or architecture, and for ``branches`` beside another method or a ``conv_cfg``.
 
     Example:
         >>> backbone = dict(type='OREPARepVGG', arch='A0', out_indices=(0, 1, 2, 3))
     """
 
-    def __init__(self, arch: str | dict, *, method: str = 'OREPA', conv_cfg: dict | None = None, deploy: bool = False, **kwargs) -> None:
-        if method not in CONV_CFGS:
-            raise ValueError(f'method={method!r} is unknown; choose from {", ".join(CONV_CFGS)}')
+    def __init__(
+        self,
+        arch: str | dict,
+        *,
+        method: str = 'OREPA',
+        branches: str | Iterable[str] | None = None,
+        conv_cfg: dict | None = None,
+        deploy: bool = False,
+        **kwargs,
+    ) -> None:
+        if branches is not None and conv_cfg is not None:
+            raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')
+        method_cfg = conv_cfg_of(method, branches)
         if isinstance(arch, str) and arch not in self.arch_settings:
             raise ValueError(f'arch={arch!r} is unknown; choose from {", ".join(self.arch_settings)}, or give a dict')
         if conv_cfg is None:
-            conv_cfg = CONV_CFGS[method]
+            conv_cfg = method_cfg
         super().__init__(arch, conv_cfg=None if deploy else conv_cfg, deploy=deploy, **kwargs)
         for stage in list(self.modules()):
             for name, block in stage.named_children():

@@ -84,7 +84,14 @@ def import_kxk(layer: State) -> State:
 
 
 def export_kxk(kernel: State) -> State:
-    """The inverse of :func:`import_kxk`, constants included."""
+    """The inverse of :func:`import_kxk`, constants included.
+
+    Raises:
+        LayoutError: For a layer without the branches that published ones have.
+    """
+    missing = sorted(KXK.keys() - kernel.keys() - {'point'})
+    if missing:
+        raise LayoutError(f"the published layers have all branches, and this checkpoint's lack {', '.join(missing)} (branches='light'?)")
     layer = {KXK[key]: value for key, value in kernel.items()}
     origin, seq_1x1 = kernel['origin'], kernel['seq_1x1']
     groups, inputs = _groups(kernel['depthwise'], origin), origin.shape[2]

@@ -82,7 +82,7 @@ def _stock(node: Any, scope: str) -> Any:
                 "a RepVGG with squeeze and excitation (D2se) has no stock class: in deployed form mmpretrain's leaves these layers out. "
                 'Export it to ONNX instead.'
             )
-        node = {key: value for key, value in node.items() if key not in ('method', 'conv_cfg')}
+        node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'conv_cfg')}
         node.update(type='RepVGG' if scope == 'mmpretrain' else 'mmpretrain.RepVGG', deploy=True)
     return node
 
@@ -101,7 +101,7 @@ def _is_pretrained(key: str, value: Any) -> bool:
 def _stock_resnet(node: dict, name: str) -> dict:
     if 'groups' not in node and 'ResNeXt' in name:
         node['groups'] = 32  # the default of some of the stock classes is another one
-    node = {key: value for key, value in node.items() if key not in ('method', 'plain_stem')}
+    node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'plain_stem')}
     prefix = node['type'].rpartition('.')[0] if isinstance(node['type'], str) else ''  # another toolbox's scope
     return dict(node, type=f'{prefix}.{BACKBONES[name]}' if prefix in TOOLBOXES else BACKBONES[name])
 

@@ -1,0 +1,4 @@
+# The branches that cost next to nothing; those a pretrained backbone has more of are added to its plain ones.
+_base_ = './faster-rcnn_orepa-r50_fpn_1x_coco.py'
+
+model = dict(backbone=dict(branches='light'))
