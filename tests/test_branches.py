@@ -19,7 +19,7 @@ from orepa_mm.deploy.loading import build_model
 from orepa_mm.deploy.stock_config import stock_config
 from orepa_mm.errors import ExpandError, LayerError, LayoutError
 from orepa_mm.functional import BRANCHES, Branches, closed_form_kxk, squeeze_kxk
-from orepa_mm.layers.kernels import PRESETS, OREPAKernel
+from orepa_mm.layers.kernels import PARAMETERS, PRESETS, OREPAKernel
 
 MODELS = dict(mmpretrain=MMPRETRAIN, mmdet=MMDET, mmseg=MMSEG)
 SUBSETS = [subset for count in range(1, 7) for subset in combinations(BRANCHES, count)]
@@ -41,7 +41,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 def parts(kernel: OREPAKernel, branches: tuple[str, ...]) -> Branches:
     """The weights of some branches of a kernel that has all."""
-    weights, names = kernel._branches(), {name for branch in branches for name in OREPAKernel.parameters_of[branch]} | {'prior'}
+    weights, names = kernel._branches(), {name for branch in branches for name in PARAMETERS[branch]} | {'prior'}
     rows = torch.stack([kernel.scale[BRANCHES.index(name)] for name in branches])
     return Branches(**{name: weight if name in names else None for name, weight in weights._asdict().items()} | dict(scale=rows))
 
@@ -60,7 +60,7 @@ def test_a_subset_is_the_sum_of_its_branches(groups):
 def test_gradients_of_every_subset_are_those_of_the_plain_formula():
     for subset in SUBSETS:
         layer = build(subset, bias=False)
-        assert set(dict(layer.kernel.named_parameters())) == {'scale'} | {p for name in subset for p in OREPAKernel.parameters_of[name]}
+        assert set(dict(layer.kernel.named_parameters())) == {'scale'} | {p for name in subset for p in PARAMETERS[name]}
         x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
         found = []
         for closed_form in (True, False):
@@ -103,9 +103,15 @@ def test_branches_are_added_to_the_plain_one_with_a_log_line(caplog):
     assert '0.kernel: the branches sequence, separable of the checkpoint were added to the plain one.' in caplog.text
 
 
-def test_fewer_branches_than_the_layer_has_are_missing():
-    with pytest.raises(RuntimeError, match='seq_1x1'):
-        build('full').load_state_dict(build('light').state_dict())
+@pytest.mark.parametrize('kernel_size', [1, 3, 7])
+def test_branches_that_a_checkpoint_lacks_start_at_zero(kernel_size, caplog):
+    caplog.set_level('INFO', 'orepa_mm')
+    full, light = build('full', kernel_size), build('light', kernel_size)
+    full.load_state_dict(light.state_dict())
+    assert relative(full.weight, light.weight) < EXACT
+    assert 'which the checkpoint lacks, start' in caplog.text
+    full.weight.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for name, p in full.named_parameters() if name.endswith(('seq_kxk', 'pointwise', 'first')))
 
 
 @pytest.mark.parametrize('branches', ['light', ('separable', 'origin'), ['origin']])

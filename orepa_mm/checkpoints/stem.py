@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..layers import OREPAConv2d
-from ..layers.kernels import OREPAKernel
+from ..layers.kernels import branches_in
 
 
 @torch.no_grad()
@@ -25,8 +25,7 @@ def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
     stages = [key.removesuffix('.origin') for key in branches if key.endswith('.origin')]
     weights = [branches[f'{stage}.origin'] for stage in stages] or [value for key, value in branches.items() if key.endswith('.weight')]
     in_channels = weights[0].shape[2 if weights[0].dim() == 3 else 1]  # three: in rows
-    there = [name for name, (first, *_) in OREPAKernel.parameters_of.items() if stages and f'{stages[0]}.{first}' in branches]
-    options = dict(branches=there) if stages else dict(plain_stages=True)
+    options = dict(branches=branches_in(branches, f'{stages[0]}.')) if stages else dict(plain_stages=True)
     layer = OREPAConv2d(in_channels, len(weights[0]), 2 * len(weights) + 1, bias=False, **options)
     layer.to(weights[0].dtype).load_state_dict(branches)
     for key in branches:

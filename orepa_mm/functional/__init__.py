@@ -6,12 +6,13 @@ from .fuse import fuse_norm
 from .merge import average, identity_kernel, merge_1x1_kxk
 from .precision import is_plain_eager, without_autocast
 from .repvgg_l2 import repvgg_l2
-from .squeeze import BRANCHES, Branches, compose, frequency_prior, kernel_of, rows_of, squeeze_1x1, squeeze_kxk
+from .squeeze import BRANCHES, Branches, branch_kernels, compose, frequency_prior, kernel_of, rows_of, squeeze_1x1, squeeze_kxk
 
 __all__ = [
     'BRANCHES',
     'Branches',
     'average',
+    'branch_kernels',
     'closed_form_1x1',
     'closed_form_kxk',
     'compose',

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 BRANCHES = ('origin', 'avg', 'freq', 'sequence', 'point', 'separable')
 
 
@@ -87,38 +86,47 @@ def _row(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.flatten(2).transpose(1, 2) * scale.view(-1, 1, 1)
 
 
-def squeeze_kxk(branches: Branches, shape: tuple[int, int, int, int], groups: int = 1) -> Tensor:
-    """Squeeze the branches of a k x k layer: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel.
+def branch_kernels(branches: Branches, shape: tuple[int, int, int, int], groups: int = 1) -> dict[str, Tensor]:
+    """What each branch adds to the kernel, its scale included, in rows [O, k*k, I/g].
 
     Args:
         branches: The weights, of one branch at least.
         shape: Of the kernel, [O, I/g, k, k].
         groups: g.
-
-    Returns:
-        Kernel [O, I/g, k, k].
     """
     b, (out_channels, inputs, k, _) = branches, shape
     per_group, taps = out_channels // groups, k * k
-    scale, kernels = b.scales(), []
+    scale, kernels = b.scales(), {}
     if 'origin' in scale:
-        kernels.append(b.origin * scale['origin'].view(-1, 1, 1))
+        kernels['origin'] = b.origin * scale['origin'].view(-1, 1, 1)
     if 'avg' in scale:
-        kernels.append(_row(b.avg, scale['avg'] / taps).expand(-1, taps, -1))
+        kernels['avg'] = _row(b.avg, scale['avg'] / taps).expand(-1, taps, -1)
     if 'freq' in scale:
-        kernels.append(_row(b.freq, scale['freq']) * b.prior.flatten(1).unsqueeze(-1))
+        kernels['freq'] = _row(b.freq, scale['freq']) * b.prior.flatten(1).unsqueeze(-1)
     if 'sequence' in scale:
         first = b.seq_1x1.reshape(groups, -1, inputs)
         second = b.seq_kxk.reshape(groups, per_group * taps, -1)
-        kernels.append(torch.bmm(second, first).reshape(out_channels, taps, inputs) * scale['sequence'].view(-1, 1, 1))
+        kernels['sequence'] = torch.bmm(second, first).reshape(out_channels, taps, inputs) * scale['sequence'].view(-1, 1, 1)
     if 'point' in scale:
-        kernels.append(F.pad(_row(b.point, scale['point']), [0, 0, taps // 2, taps // 2]))
+        kernels['point'] = F.pad(_row(b.point, scale['point']), [0, 0, taps // 2, taps // 2])
     if 'separable' in scale:
         depthwise = b.depthwise.reshape(groups, -1, inputs, taps)
         pointwise = b.pointwise.reshape(groups, per_group, -1, inputs)
         separable = torch.einsum('goei,geip->gopi', pointwise, depthwise)
-        kernels.append(separable.reshape(out_channels, taps, inputs) * scale['separable'].view(-1, 1, 1))
-    return kernel_of(reduce(torch.add, kernels), k)
+        kernels['separable'] = separable.reshape(out_channels, taps, inputs) * scale['separable'].view(-1, 1, 1)
+    return kernels
+
+
+def squeeze_kxk(branches: Branches, shape: tuple[int, int, int, int], groups: int = 1) -> Tensor:
+    """Squeeze the branches of a k x k layer: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel.
+
+    Args:
+        branches, shape, groups: As for :func:`branch_kernels`.
+
+    Returns:
+        Kernel [O, I/g, k, k].
+    """
+    return kernel_of(reduce(torch.add, branch_kernels(branches, shape, groups).values()), shape[-1])
 
 
 def squeeze_1x1(scale: Tensor, origin: Tensor | None, first: Tensor | None, second: Tensor | None, groups: int = 1) -> Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,15 @@ from ..functional import (
 
 logger = logging.getLogger(__name__)
 
+# The parameters of each branch of a k x k kernel; with the last at zero it adds nothing.
+PARAMETERS = dict(
+    origin=('origin',),
+    avg=('avg',),
+    freq=('freq',),
+    sequence=('seq_1x1', 'seq_kxk'),
+    point=('point',),
+    separable=('depthwise', 'pointwise'),
+)
 PRESETS = {'full': BRANCHES, 'light': ('origin', 'avg', 'freq', 'point')}
 
 # How the branches start that represent a given kernel: the scales of an OREPAKernel and of an OREPAPointwiseKernel, None for the published
@@ -79,6 +89,13 @@ class PlainKernel(nn.Module):
         return self.weight.contiguous(memory_format=memory_format)
 
 
+def branches_in(state: dict[str, Tensor], prefix: str) -> tuple[str, ...]:
+    """The branches of a k x k kernel that a state dict has under ``prefix``; () where their scales are not there or of other branches."""
+    names = tuple(name for name, parameters in PARAMETERS.items() if all(f'{prefix}{each}' in state for each in parameters))
+    scale = state.get(f'{prefix}scale')
+    return names if scale is not None and len(scale) == len(names) else ()
+
+
 class OREPAKernel(nn.Module):
     """The branches of a k x k kernel (paper, figure 3 and section 3.2).
 
@@ -92,7 +109,7 @@ class OREPAKernel(nn.Module):
         expansion: Depthwise channels per input channel in the separable branch.
 
     Kernels are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k] load too, and those
-    of a layer with more branches, which are added to the plain one.
+    of a layer with more branches, which are added to the plain one, or with fewer, where the others start at zero.
 
     Shape:
         The call returns [O, I/g, k, k].
@@ -105,15 +122,6 @@ class OREPAKernel(nn.Module):
     closed_form = True
 
     initial_scale = dict(origin=0.25, avg=0.25, freq=0.0, sequence=0.5, point=1.0, separable=0.5)
-    # The parameters of each branch.
-    parameters_of = dict(
-        origin=('origin',),
-        avg=('avg',),
-        freq=('freq',),
-        sequence=('seq_1x1', 'seq_kxk'),
-        point=('point',),
-        separable=('depthwise', 'pointwise'),
-    )
 
     def __init__(
         self,
@@ -144,7 +152,7 @@ class OREPAKernel(nn.Module):
             pointwise=(out_channels, expansion * in_per_group, 1, 1),
         )
         options = dict(device=device, dtype=dtype)
-        for branch, names in self.parameters_of.items():
+        for branch, names in PARAMETERS.items():
             for name in names:
                 there = branch in self.branches
                 self.register_parameter(name, nn.Parameter(torch.empty(shapes[name], **options)) if there else None)
@@ -202,18 +210,33 @@ class OREPAKernel(nn.Module):
             kernel = state.get(f'{prefix}{name}')
             if kernel is not None and kernel.dim() == 4:
                 state[f'{prefix}{name}'] = rows_of(kernel)
-        self._fold_other_branches(state, prefix)
+        there = branches_in(state, prefix)
+        if 'origin' in self.branches and 'origin' in there and there != self.branches:
+            self._fold_branches(state, prefix, [name for name in there if name not in self.branches])
+            self._start_branches(state, prefix, [name for name in self.branches if name not in there])
 
     @torch.no_grad()
-    def _fold_other_branches(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Add the branches of a state dict that this module does not have to the plain one, in place: the kernel stays, to rounding."""
-        there = [branch for branch, names in self.parameters_of.items() if all(f'{prefix}{name}' in state for name in names)]
-        others = [branch for branch in there if branch not in self.branches]
-        scale = state.get(f'{prefix}scale')
-        if not others or 'origin' not in self.branches or 'origin' not in there or scale is None or len(scale) != len(there):
+    def _start_branches(self, state: dict[str, Tensor], prefix: str, names: list[str]) -> None:
+        """Put branches that a state dict lacks into it so that they add up to nothing at first, in place."""
+        if not names:
             return
+        scale = state[f'{prefix}scale']
+        rows = dict(zip(branches_in(state, prefix), scale, strict=True))
+        for name in names:
+            rows[name] = torch.full_like(rows['origin'], STARTS['balanced'][0][name])
+            state |= {f'{prefix}{parameter}': getattr(self, parameter).detach().clone() for parameter in PARAMETERS[name]}
+            state[f'{prefix}{PARAMETERS[name][-1]}'].zero_()
+        state[f'{prefix}scale'] = torch.stack([rows[name] for name in BRANCHES if name in rows])
+        logger.info('%s: the branches %s, which the checkpoint lacks, start at zero.', prefix.rstrip('.'), ', '.join(names))
+
+    @torch.no_grad()
+    def _fold_branches(self, state: dict[str, Tensor], prefix: str, others: list[str]) -> None:
+        """Add branches of a state dict to the plain one and drop them, in place: the kernel stays, to rounding."""
+        if not others:
+            return
+        there, scale = branches_in(state, prefix), state[f'{prefix}scale']
         shape, device = self.shape, scale.device
-        weights = {name: state.pop(f'{prefix}{name}') for branch in others for name in self.parameters_of[branch]}
+        weights = {name: state.pop(f'{prefix}{name}') for branch in others for name in PARAMETERS[branch]}
         rows = {branch: scale[row] for row, branch in enumerate(there)}
         if 'seq_1x1' in weights:
             identity = torch.eye(shape[1], device=device, dtype=torch.float64)
@@ -369,16 +392,19 @@ class OREPAPointwiseKernel(nn.Module):
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
         """As :meth:`OREPAKernel.adapt_state_dict`."""
         names = [f'{prefix}{name}' for name in ('scale', 'origin', 'first', 'second')]
-        if self.branches != ('origin',) or not all(name in state for name in names):
-            return
-        scale, origin, first, second = (state[name].double() for name in names)
-        kernel = squeeze_1x1(scale, origin, first, second, self.groups)
-        divisor = torch.where(scale[:1].abs() < SMALLEST_SCALE, torch.ones_like(scale[:1]), scale[:1])
-        dtype = state[names[1]].dtype
-        for name in names:
-            del state[name]
-        state |= {names[0]: divisor.to(dtype), names[1]: (kernel / divisor.view(-1, 1, 1, 1)).to(dtype)}
-        logger.info('%s: the branch sequence of the checkpoint was added to the plain one.', prefix.rstrip('.'))
+        there = [name in state for name in names]
+        if self.branches == ('origin',) and all(there):
+            scale, origin, first, second = (state.pop(name).double() for name in names)
+            divisor = torch.where(scale[0].abs() < SMALLEST_SCALE, 1.0, scale[0])
+            kernel = squeeze_1x1(scale, origin, first, second, self.groups) / divisor.view(-1, 1, 1, 1)
+            state |= {names[0]: divisor[None].to(self.scale.dtype), names[1]: kernel.to(self.scale.dtype)}
+            logger.info('%s: the branch sequence of the checkpoint was added to the plain one.', prefix.rstrip('.'))
+        elif self.branches == ('origin', 'sequence') and there == [True, True, False, False] and len(state[names[0]]) == 1:
+            scale, copy = state[names[0]], deepcopy(self)
+            copy._other().zero_()
+            state[names[0]] = torch.cat([scale, torch.full_like(scale, STARTS['balanced'][1]['sequence'])])
+            state |= {names[2]: copy.first.detach(), names[3]: copy.second.detach()}
+            logger.info('%s: the branch sequence, which the checkpoint lacks, starts at zero.', prefix.rstrip('.'))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         self.adapt_state_dict(state_dict, prefix)

@@ -46,7 +46,8 @@ def expand(
         ``model``; an :class:`.OREPAConv2d` where ``model`` itself is a convolution.
 
     Raises:
-        ExpandError: For an unknown ``start``, unknown ``branches`` or those without ``'origin'``, a sharded model, and when there is nothing to expand. Nothing is changed then.
+        ExpandError: For an unknown ``start``, for ``branches`` that are unknown or lack ``'origin'``, for a sharded model, and when there
+            is nothing to expand. Nothing is changed then.
 
     Example:
         >>> model = orepa_mm.expand(torchvision.models.resnet50(weights='DEFAULT'), kernel_sizes=(3,))
