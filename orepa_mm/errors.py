@@ -21,6 +21,10 @@ class ExpandError(OREPAError, ValueError):
     """A model or layer cannot be given branches."""
 
 
+class PruneError(OREPAError, ValueError):
+    """Branches cannot be pruned."""
+
+
 class DeployError(OREPAError, ValueError):
     """A model cannot be written in the form asked for."""
 

@@ -11,6 +11,7 @@ from ..errors import LayerError
 from ..functional import (
     BRANCHES,
     Branches,
+    branch_kernels,
     closed_form_1x1,
     closed_form_kxk,
     compose,
@@ -295,6 +296,34 @@ class OREPAKernel(nn.Module):
             exact = exact - squeeze_kxk(self._branches(torch.float64), self.shape, self.groups)
         self.origin.copy_(rows_of(exact / scale['origin']))
 
+    @torch.no_grad()
+    def drop_branches(self, names: Iterable[str]) -> None:
+        """Move branches into the plain one and drop them; the kernel stays, to rounding.
+
+        The parameters that stay are the same objects, but for ``scale``, which loses rows.
+
+        Raises:
+            LayerError: Without a plain branch, and for the plain branch itself.
+        """
+        names = [name for name in self.branches if name in names]
+        if self.origin is None or 'origin' in names:
+            raise LayerError('branches are moved into origin, which stays')
+        state = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        self._fold_branches(state, '', names)
+        self.origin.copy_(state['origin'])
+        self.scale = nn.Parameter(state['scale'].clone(), requires_grad=self.scale.requires_grad)
+        for name in names:
+            for parameter in PARAMETERS[name]:
+                setattr(self, parameter, None)
+        self.branches = tuple(name for name in self.branches if name not in names)
+        self.prior = self.prior if 'freq' in self.branches else None
+        self.identity = self.identity if 'sequence' in self.branches else None
+
+    @torch.no_grad()
+    def parts(self) -> dict[str, Tensor]:
+        """What each branch adds to the kernel, in rows [O, k*k, I/g] and float64."""
+        return branch_kernels(self._branches(torch.float64), self.shape, self.groups)
+
     def _branches(self, dtype: torch.dtype | None = None) -> Branches:
         weights = Branches(
             scale=self.scale,
@@ -427,8 +456,32 @@ class OREPAPointwiseKernel(nn.Module):
                 exact = exact - scale['sequence'] * other.double()
         self.origin.copy_(exact / scale['origin'])
 
+    @torch.no_grad()
+    def drop_branches(self, names: Iterable[str]) -> None:
+        """As :meth:`OREPAKernel.drop_branches`."""
+        if self.origin is None or 'origin' in names:
+            raise LayerError('branches are moved into origin, which stays')
+        if 'sequence' not in names or self.first is None:
+            return
+        plain, whole = self.scale[0].double(), squeeze_1x1(*(p.double() for p in self._weights()), self.groups)
+        divisor = torch.where(plain.abs() < SMALLEST_SCALE, 1.0, plain)
+        self.origin.copy_(whole / divisor.view(-1, 1, 1, 1))
+        self.scale = nn.Parameter(divisor[None].to(self.scale.dtype), requires_grad=self.scale.requires_grad)
+        self.first = self.second = None
+        self.branches = ('origin',)
+
+    @torch.no_grad()
+    def parts(self) -> dict[str, Tensor]:
+        """What each branch adds to the kernel [O, I/g, 1, 1], in float64."""
+        scale, origin, first, second = (None if weight is None else weight.double() for weight in self._weights())
+        found = {} if origin is None else dict(origin=squeeze_1x1(scale[:1], origin, None, None, self.groups))
+        return found if first is None else found | dict(sequence=squeeze_1x1(scale[-1:], None, first, second, self.groups))
+
+    def _weights(self) -> tuple[Tensor | None, ...]:
+        return self.scale, self.origin, self.first, self.second
+
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        weights = (self.scale, self.origin, self.first, self.second)
+        weights = self._weights()
         both = self.branches == ('origin', 'sequence')
         squeeze = closed_form_1x1 if both and self.closed_form and is_plain_eager(*weights) else squeeze_1x1
         with without_autocast(self.scale):

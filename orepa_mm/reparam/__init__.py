@@ -2,5 +2,6 @@
 
 from .convert import Swap, plan_swaps, reparameterize, reparameterized
 from .expand import expand
+from .prune import prune_branches
 
-__all__ = ['Swap', 'expand', 'plan_swaps', 'reparameterize', 'reparameterized']
+__all__ = ['Swap', 'expand', 'plan_swaps', 'prune_branches', 'reparameterize', 'reparameterized']

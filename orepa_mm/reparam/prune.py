@@ -1,0 +1,84 @@
+"""Branches that hardly add to their kernel, moved into the plain branch."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..errors import PruneError
+from ..layers.kernels import OREPAKernel, OREPAPointwiseKernel
+
+logger = logging.getLogger(__name__)
+
+Kernel = OREPAKernel | OREPAPointwiseKernel
+
+
+def kernels_with_branches(model: nn.Module) -> Iterator[tuple[str, Kernel]]:
+    """Path and module of each kernel, those of a deep linear stem's stages among them."""
+    return ((path, module) for path, module in model.named_modules() if isinstance(module, Kernel))
+
+
+@torch.no_grad()
+def branch_shares(model: nn.Module) -> dict[str, dict[str, float]]:
+    """What each branch adds to its kernel: the Frobenius norm of its part, scale included, relative to that of the whole kernel.
+
+    Returns:
+        Shares by the path of a kernel and the name of a branch. They add up to 1 or more, as branches may oppose each other.
+    """
+    found = {}
+    for path, kernel in kernels_with_branches(model):
+        parts = kernel.parts()
+        whole = max(float(sum(parts.values()).norm()), torch.finfo(torch.float64).tiny)
+        found[path] = {name: float(part.norm()) / whole for name, part in parts.items()}
+    return found
+
+
+def prune_branches(model: nn.Module, threshold: float) -> nn.Module:
+    """Move every branch that adds less than ``threshold`` to its kernel into the plain branch, in place; the outputs stay, to rounding.
+
+    The parameters that stay are the same objects, but for the scales, which lose rows. An optimizer built before still holds what is
+    dropped: :class:`.PruneBranchesHook` mends that in a run.
+
+    Args:
+        model: Any module with :class:`.OREPAConv2d` layers.
+        threshold: Share of the kernel's Frobenius norm, 0 to 1.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        PruneError: For a threshold outside 0..1, a model without branches, and while gradients are pending. Nothing is changed then.
+
+    Example:
+        >>> orepa_mm.prune_branches(model, 0.02)
+    """
+    if not 0 <= threshold <= 1:
+        raise PruneError(f"threshold={threshold!r}: a share of the kernel's norm between 0 and 1 is needed")
+    drop_branches(model, {path: [name for name in shares if shares[name] < threshold] for path, shares in branch_shares(model).items()})
+    return model
+
+
+def drop_branches(model: nn.Module, names: dict[str, list[str]]) -> None:
+    """Move the named branches into the plain one, in place; ``'origin'`` and kernels without it are left alone.
+
+    Args:
+        model: Any module with branches.
+        names: Branches by the path of their kernel.
+
+    Raises:
+        PruneError: For a model without branches, and while gradients are pending.
+    """
+    kernels = dict(kernels_with_branches(model))
+    if not kernels:
+        raise PruneError('the model has no branches: nothing to prune')
+    kernels = {path: kernel for path, kernel in kernels.items() if 'origin' in kernel.branches}
+    chosen = {path: [name for name in names.get(path, ()) if name != 'origin'] for path in kernels}
+    parameters = ((path, *named) for path in chosen if chosen[path] for named in kernels[path].named_parameters())
+    pending = [f'{path}.{name}' for path, name, parameter in parameters if parameter.grad is not None]
+    if pending:
+        raise PruneError(f'gradients are pending ({pending[0]}): prune between optimizer steps, after zero_grad()')
+    for path, dropped in chosen.items():
+        if dropped:
+            kernels[path].drop_branches(dropped)
+            logger.info('Pruned "%s": %s moved into origin.', path, ', '.join(dropped))

@@ -1,0 +1,174 @@
+"""Branches that hardly add to their kernels go, and the outputs, the optimizer and a resumed run do not notice."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+import orepa_mm
+from orepa_mm import OREPAConv2d
+from orepa_mm.engine.prune_branches_hook import PruneBranchesHook
+from orepa_mm.errors import LayerError, PruneError
+from orepa_mm.reparam.prune import branch_shares, drop_branches
+
+
+def network(dtype=torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    options = dict(dtype=dtype)
+    return nn.Sequential(
+        OREPAConv2d(3, 8, 7, 2, 3, **options),
+        nn.ReLU(),
+        OREPAConv2d(8, 8, 3, groups=2, **options),
+        nn.ReLU(),
+        OREPAConv2d(8, 4, 1, **options),
+    )
+
+
+def test_shares_are_those_of_the_norms():
+    model = network()
+    kernel = model[2].kernel
+    parts = kernel.parts()
+    assert ((sum(parts.values()).view(8, 3, 3, 4).permute(0, 3, 1, 2) - model[2].weight).abs().max() < 1e-12).item()
+    shares = branch_shares(model)
+    assert list(shares) == ['0.kernel.stages.0', '0.kernel.stages.1', '0.kernel.stages.2', '2.kernel', '4.kernel']
+    assert shares['2.kernel']['freq'] == 0 and list(shares['4.kernel']) == ['origin', 'sequence']
+    assert shares['2.kernel']['point'] == pytest.approx((parts['point'].norm() / model[2].weight.norm()).item())
+
+
+@pytest.mark.parametrize('threshold', [0.0, 0.2, 0.5, 1.0])
+def test_outputs_stay(threshold):
+    model, x = network().eval(), torch.randn(2, 3, 33, 30, dtype=torch.float64)
+    expected, shares, before = model(x), branch_shares(model), dict(model.named_parameters())
+    assert orepa_mm.prune_branches(model, threshold) is model
+    assert (model(x) - expected).abs().max() < 1e-10 * expected.abs().max()
+    for path, each in shares.items():
+        kernel = model.get_submodule(path)
+        assert kernel.branches == tuple(name for name in each if name == 'origin' or each[name] >= threshold)
+        assert kernel.scale.shape[0] == len(kernel.branches)
+    stay = [name for name in dict(model.named_parameters()) if not name.endswith('scale')]
+    assert all(dict(model.named_parameters())[name] is before[name] for name in stay)
+    assert (len(before) > len(dict(model.named_parameters()))) == (threshold > 0)
+    plain = orepa_mm.reparameterize(model)
+    assert (plain(x) - expected).abs().max() < 1e-10 * expected.abs().max()
+
+
+def test_a_pruned_state_dict_loads_into_the_whole_model():
+    pruned, whole = orepa_mm.prune_branches(network(), 0.5), network()
+    whole.load_state_dict(pruned.state_dict())
+    for a, b in zip(pruned[::2], whole[::2], strict=True):
+        assert (a.weight - b.weight).abs().max() < 1e-10 * a.weight.abs().max()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize('threshold', [-0.1, 1.5, float('nan')])
+    def test_threshold(self, threshold):
+        with pytest.raises(PruneError, match='between 0 and 1'):
+            orepa_mm.prune_branches(network(), threshold)
+        with pytest.raises(PruneError, match='between 0 and 1'):
+            PruneBranchesHook(threshold, epoch=1)
+
+    def test_pending_gradients(self):
+        model = network()
+        model(torch.randn(1, 3, 9, 9, dtype=torch.float64)).sum().backward()
+        before = model.state_dict().keys()
+        with pytest.raises(PruneError, match=r'gradients are pending \(0.kernel.stages.0'):
+            orepa_mm.prune_branches(model, 0.5)
+        assert model.state_dict().keys() == before
+
+    def test_nothing_to_prune(self):
+        with pytest.raises(PruneError, match='no branches'):
+            orepa_mm.prune_branches(nn.Conv2d(3, 3, 3), 0.5)
+
+    def test_the_plain_branch_stays(self):
+        layer = OREPAConv2d(2, 2, 3)
+        drop_branches(layer, dict(kernel=['origin', 'avg']))
+        assert 'origin' in layer.kernel.branches and 'avg' not in layer.kernel.branches
+        with pytest.raises(LayerError, match='origin, which stays'):
+            layer.kernel.drop_branches(['origin'])
+
+    @pytest.mark.parametrize('when', [{}, dict(epoch=1, iteration=2)])
+    def test_when(self, when):
+        with pytest.raises(PruneError, match='one of epoch and iteration'):
+            PruneBranchesHook(0.1, **when)
+
+
+@DATASETS.register_module(force=True)
+class RandomPictures(Dataset):
+    def __init__(self):
+        self.data = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return dict(inputs=self.data[index])
+
+
+@MODELS.register_module(force=True)
+class PrunedNetwork(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layers = network(torch.float32)
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.layers(inputs).square().mean())
+
+
+def train(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False) -> Runner:
+    when = dict(iteration=3) if by_iterations else dict(epoch=1)
+    cfg = dict(
+        model=dict(type='PrunedNetwork'),
+        work_dir=str(work_dir),
+        train_dataloader=dict(batch_size=4, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(type='RandomPictures'), collate_fn=dict(type='default_collate')),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=2 * epochs) if by_iterations else dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        param_scheduler=dict(type='MultiStepLR', milestones=[3], by_epoch=not by_iterations),
+        custom_hooks=[dict(type='PruneBranchesHook', threshold=0.3, **when), dict(type='EMAHook')],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=not by_iterations)),
+        randomness=dict(seed=0),
+        experiment_name=f'{work_dir.name}{epochs}',
+        log_level='ERROR',
+        resume=resume,
+    )
+    runner = Runner.from_cfg(Config(cfg))
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('by_iterations', [False, True])
+def test_a_run_goes_on_with_its_momentum_and_resumes(by_iterations, tmp_path):
+    whole = train(tmp_path / 'whole', 4, by_iterations)
+    model, optimizer = whole.model, whole.optim_wrapper.optimizer
+    kernel = model.layers[2].kernel
+    assert 'freq' not in kernel.branches and kernel.freq is None and len(kernel.branches) < 6
+    assert {id(p) for group in optimizer.param_groups for p in group['params']} == {id(p) for p in model.parameters()}
+    assert all(optimizer.state[p]['momentum_buffer'].shape == p.shape for p in model.parameters())
+    ema = next(hook for hook in whole.hooks if type(hook).__name__ == 'EMAHook').ema_model.module
+    assert {name: p.shape for name, p in ema.named_parameters()} == {name: p.shape for name, p in model.named_parameters()}
+
+    train(tmp_path / 'parts', 3, by_iterations)
+    resumed = train(tmp_path / 'parts', 4, by_iterations, resume=True)
+    for (name, a), (_, b) in zip(model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(optimizer.state[a]['momentum_buffer'], resumed.optim_wrapper.optimizer.state[b]['momentum_buffer'])
+
+
+def test_momentum_of_the_scales_that_stay(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(1, 3, 9, 9, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    kernel = model[2].kernel
+    before, names = optimizer.state[kernel.scale]['momentum_buffer'].clone(), kernel.branches
+    runner = type('Runner', (), dict(model=model, hooks=[], optim_wrapper=type('Wrapper', (), dict(optimizer=optimizer))()))()
+    hook = PruneBranchesHook(0.5, epoch=0)
+    runner.epoch = 0
+    hook.before_train_epoch(runner)
+    after = optimizer.state[kernel.scale]['momentum_buffer']
+    assert torch.equal(after, before[[names.index(name) for name in kernel.branches]]) and len(after) < len(before)
