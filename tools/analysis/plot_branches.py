@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Draw what the branches of a network do, before and after its training: their shares of the kernels, how alike they are, their scales.
+
+    python tools/analysis/plot_branches.py configs/imagenet/orepa-resnet18-w16_imagenet-mini.py \\
+        work_dirs/orepa-resnet18-w16_imagenet-mini/last.pth branches.png
+
+Before: the network as the config initialises it, pretrained weights included. Prints the means of the shares and cosines.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+from common import UsageError, load_config, run  # noqa: E402
+
+from orepa_mm.deploy.loading import build_model, load_model  # noqa: E402
+from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.functional import BRANCHES  # noqa: E402
+from orepa_mm.reparam.diversity import Diversity, branch_diversity  # noqa: E402
+
+
+def cosine_matrix(found: Diversity, names: list[str]) -> torch.Tensor:
+    """Mean cosine of each pair of branches over the kernels that have both, [branches, branches]."""
+    matrix = torch.eye(len(names), dtype=torch.float64)
+    for (a, b), values in found.cosines.items():
+        i, j = names.index(a), names.index(b)
+        matrix[i, j] = matrix[j, i] = values.nanmean()
+    return matrix
+
+
+def draw(states: dict[str, Diversity], path: Path) -> None:
+    """One row for each state: shares by layer, cosines, scales."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    names = [name for name in BRANCHES if any(name in found.shares for found in states.values())]
+    figure, axes = plt.subplots(len(states), 3, figsize=(16, 4.2 * len(states)), width_ratios=(2.2, 1, 1), layout='constrained', squeeze=False)
+    for row, (title, found) in zip(axes, states.items(), strict=True):
+        shares = torch.stack([found.shares[name] for name in names])
+        image = row[0].imshow(shares, aspect='auto', cmap='viridis', vmin=0, vmax=1.2)
+        row[0].set(title=f"{title}: norm of a branch relative to its kernel's", yticks=range(len(names)), yticklabels=names)
+        row[0].set(xlabel='kernel, from the stem on', xticks=range(0, len(found.layers), max(1, len(found.layers) // 20)))
+        figure.colorbar(image, ax=row[0])
+        matrix = cosine_matrix(found, names)
+        image = row[1].imshow(matrix, cmap='RdBu_r', vmin=-1, vmax=1)
+        row[1].set(title='mean cosine', xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
+        row[1].set_xticklabels(names, rotation=45, ha='right')
+        for i in range(len(names)):
+            for j in range(len(names)):
+                value = matrix[i, j].item()
+                if i != j and value == value:
+                    row[1].text(j, i, f'{value:.2f}', ha='center', va='center', fontsize=8)
+        figure.colorbar(image, ax=row[1])
+        row[2].boxplot([found.scales[name].tolist() for name in names], showfliers=False)
+        row[2].set(title='magnitude of the scales', ylim=(0, None))
+        row[2].set_xticks(range(1, len(names) + 1), names, rotation=45, ha='right')
+        row[2].grid(alpha=0.3)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=90, format='png')
+    plt.close(figure)
+
+
+def table(states: dict[str, Diversity]) -> str:
+    """Means over the kernels, as text."""
+    lines = ['branch      ' + ''.join(f'{title:>28}' for title in states), ' ' * 12 + '       share    |cos| others' * len(states)]
+    for name in next(iter(states.values())).shares:
+        cells = ''
+        for found in states.values():
+            others = torch.cat([values.abs() for pair, values in found.cosines.items() if name in pair])
+            cells += f'{found.shares[name].nanmean():12.3f}{others.nanmean():16.3f}'
+        lines.append(f'{name:<12}{cells}')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG')
+    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='of this config, in training form')
+    parser.add_argument('out', type=Path, metavar='OUT.png')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    args = parser.parse_args()
+    if not args.out.parent.is_dir():
+        raise UsageError(f'{args.out.parent}: no such folder; make it first.')
+    cfg = load_config(args)
+    after = load_model(cfg, args.checkpoint)
+    before = build_model(cfg)
+    torch.manual_seed((cfg.get('randomness') or {}).get('seed') or 0)
+    before.init_weights()
+    states = {'before training': branch_diversity(before), 'after': branch_diversity(after)}
+    if not states['after'].layers:
+        raise UsageError(f'{args.config}: the model has no branches.')
+    print(table(states))
+    draw(states, args.out)
+    print(f'wrote {args.out}')
+
+
+if __name__ == '__main__':
+    run(main)
