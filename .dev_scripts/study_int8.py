@@ -86,8 +86,8 @@ class Run:
         )
 
 
-def train(each: Run, out: Path) -> tuple[Path, Path]:
-    """Train unless that was done; the config and the checkpoint."""
+def train(each: Run, out: Path) -> tuple[Path, Path | None]:
+    """Train unless that was done; the config and the checkpoint, None where the loss did not stay finite."""
     work_dir = out.resolve() / each.name
     config = work_dir.parent / f'{each.name}.py'  # in work_dir mmengine would write the whole config over it
     checkpoint, log = work_dir / 'last.pth', work_dir / 'output.log'
@@ -98,6 +98,9 @@ def train(each: Run, out: Path) -> tuple[Path, Path]:
         with log.open('w') as output:
             command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir)]
             status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+        if status and 'loss: nan' in log.read_text():
+            print(f'{each.name}: diverged (output: {log})', flush=True)
+            return config, None
         if status:
             raise UsageError(f'{each.name}: the training failed (output: {log}).')
         print(f'trained {each.name} in {time.monotonic() - start:.0f} s', flush=True)
@@ -207,7 +210,9 @@ def draw(graphs: dict[str, Path], path: Path) -> None:
 
     figure, axes = plt.subplots(2, 4, figsize=(15, 6.5), sharey=True, layout='constrained')
     places = [axes[0, 0], axes[0, 1], axes[1, 1], axes[0, 2], axes[1, 2], axes[0, 3], axes[1, 3]]
-    for place, (title, graph) in zip(places, graphs.items(), strict=True):
+    for place in places[len(graphs) :]:
+        place.axis('off')
+    for place, (title, graph) in zip(places, graphs.items(), strict=False):
         for layer, kernel in enumerate(kernels(graph)):
             rows = kernel.reshape(len(kernel), -1)
             for colour, shift, values in (('C0', -0.2, np.abs(rows).max(1)), ('C1', 0.2, np.sqrt((rows**2).mean(1)))):
@@ -248,6 +253,9 @@ def table(groups: dict[tuple[str, str, str], list[tuple[dict, Path]]]) -> str:
     titles = [network.title for network in NETWORKS]
     for names, found in sorted(groups.items(), key=lambda group: titles.index(group[0][0])):
         results = [result for result, _ in found]
+        if not found:
+            rows.append([*names, 'diverged', *[''] * (len(head) - len(names) - 1)])
+            continue
         rows.append(
             [
                 *names,
@@ -280,10 +288,13 @@ def main() -> None:
     groups, graphs = {}, {}
     for each in runs(args.seeds):
         config, checkpoint = train(each, args.out)
-        found = measured(config, checkpoint, checkpoint.parent, ROOT / 'data' / 'imagenet-mini', 'accuracy/top1')
         decayed = 'deployed kernels' if each.kernel_decay else 'parameters'
+        group = groups.setdefault((each.network.title, f'{each.weight_decay:g}', decayed), [])
+        if checkpoint is None:
+            continue
+        found = measured(config, checkpoint, checkpoint.parent, ROOT / 'data' / 'imagenet-mini', 'accuracy/top1')
         graph = checkpoint.parent / 'float.onnx'
-        groups.setdefault((each.network.title, f'{each.weight_decay:g}', decayed), []).append((found, graph))
+        group.append((found, graph))
         if each.seed == args.seeds[0] and each.weight_decay == max(DECAYS):
             graphs[f'{each.network.title}, decay of {decayed}'] = graph
     page = ROOT / 'docs' / 'int8.md'
