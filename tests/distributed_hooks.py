@@ -1,4 +1,4 @@
-"""Hooks for runs of several processes: what each ends with, and ways to fail in one of them."""
+"""Hooks for runs of several processes: what each ends with, what it sends, and ways to fail in one of them."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
@@ -18,33 +19,29 @@ from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
 
 @HOOKS.register_module(force=True)
 class Report(Hook):
-    """Every process writes ``rank<n>.pt``: weights at the start and the end, momenta, metrics, and the forms the model was in."""
+    """Every process writes ``rank<n>.pt``: weights at the start and the end, metrics, and the forms the model was in."""
 
     priority = 'LOWEST'
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.found = dict(forms=[], metrics=[])
+        self.found = dict(trained=[], tested=[], metrics=[])
 
     def before_train(self, runner) -> None:
         self.found['start'] = weights(runner.model)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.found['forms'].append(branches(runner.model))
+        self.found['trained'].append(branches(runner.model))
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.found['forms'].append(branches(runner.model))
+        self.found['tested'].append(branches(runner.model))
 
     after_test_iter = after_val_iter
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        self.found['metrics'].append(metrics)
+        self.found['metrics'].append({key: value for key, value in metrics.items() if 'time' not in key})
 
     after_test_epoch = after_val_epoch
-
-    def after_train(self, runner) -> None:
-        state = runner.optim_wrapper.state_dict()['state']
-        self.found['momenta'] = {str(i): entry['momentum_buffer'] for i, entry in state.items()}
 
     def after_run(self, runner) -> None:
         self.found['end'] = weights(runner.model)
@@ -54,34 +51,49 @@ class Report(Hook):
 
 
 @HOOKS.register_module(force=True)
-class FailInOne(Hook):
-    """In one process: end it by a signal, or give it a weight that is not finite, which its comparison of forms then finds.
+class CountBytes(Hook):
+    """Notes how many bytes of gradients the wrapper gives away in each iteration, in ``bytes<rank>.json``."""
 
-    The moment is written to ``failed.json`` in the work dir.
-    """
+    def __init__(self, folder: str) -> None:
+        self.folder, self.bytes = Path(folder), []
+
+    def before_train(self, runner) -> None:
+        def counted(_, bucket):
+            self.bytes[-1] += bucket.buffer().nbytes
+            return allreduce_hook(None, bucket)
+
+        runner.model.register_comm_hook(None, counted)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.bytes.append(0)
+
+    def after_train(self, runner) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f'bytes{get_rank()}.json').write_text(json.dumps(self.bytes))
+
+
+@HOOKS.register_module(force=True)
+class FailInOne(Hook):
+    """In one process: end it by a signal, or give it a weight that is not finite, which its comparison of forms then finds."""
 
     def __init__(self, rank: int, how: str) -> None:
         self.rank, self.how = rank, how
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        if self.how in ('SIGKILL', 'SIGTERM') and runner.iter == 1:
-            self.fail(runner)
+        if self.how != 'nan' and runner.iter == 1 and get_rank() == self.rank:
+            self.note(runner)
+            os.kill(os.getpid(), getattr(signal, self.how))
 
     def before_val(self, runner) -> None:
-        if self.how == 'nan':
-            self.fail(runner)
+        if self.how == 'nan' and get_rank() == self.rank:
+            self.note(runner)
+            with torch.no_grad():
+                next(m for m in runner.model.modules() if isinstance(m, OREPAConv2d)).kernel.stages[0].origin.fill_(float('nan'))
 
     before_test = before_val
 
-    def fail(self, runner) -> None:
-        if get_rank() != self.rank:
-            return
+    def note(self, runner) -> None:
         (Path(runner.work_dir) / 'failed.json').write_text(json.dumps(dict(pid=os.getpid(), time=time.time())))
-        if self.how == 'nan':
-            with torch.no_grad():
-                next(m for m in runner.model.modules() if isinstance(m, OREPAConv2d)).kernel.stages[0].origin.fill_(float('nan'))
-        else:
-            os.kill(os.getpid(), getattr(signal, self.how))
 
 
 def branches(model: nn.Module) -> int:

@@ -58,8 +58,8 @@ class CheckHook(Hook):
             )
         if resuming and isinstance(runner.model, FullyShardedDataParallel):
             raise CheckpointError(
-                f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state the "
-                'way torch takes it; start a new run from its weights, with load_from instead of resume.'
+                f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "
+                'torch takes it; start a new run from its weights, with load_from instead of resume.'
             )
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))

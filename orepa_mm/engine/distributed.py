@@ -34,8 +34,8 @@ def start_processes(cfg: Config) -> None:
         return
     if cfg.launcher != 'pytorch':
         raise UsageError(
-            f'--launcher {cfg.launcher}: it starts processes on accelerators only, and none was found; on CPUs start tools/dist_train.sh or '
-            'dist_test.sh on each machine, with NNODES, NODE_RANK and MASTER_ADDR in the environment.'
+            f'--launcher {cfg.launcher}: works on accelerators only, and none was found; on CPUs start tools/dist_train.sh or dist_test.sh '
+            'on each machine, with NNODES, NODE_RANK and MASTER_ADDR in the environment.'
         )
     timeout = options.get('timeout')
     torch.distributed.init_process_group('gloo', timeout=None if timeout is None else timedelta(seconds=timeout))

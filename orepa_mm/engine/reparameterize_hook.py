@@ -38,8 +38,8 @@ class ReparameterizeHook(Hook):
             float32, 5e-2 for float16, 1e-1 for bfloat16.
 
     Raises:
-        ReparameterizeError: When a layer's outputs differ by more than ``tolerance``, when the model has nothing to re-parameterize, or when
-            it is sharded, which is said before a training starts.
+        ReparameterizeError: When a layer's outputs differ by more than ``tolerance``, when the model has nothing to re-parameterize, and
+            for a sharded model, before its training starts.
     """
 
     # First among the hooks, so that the training form is back before EMAHook swaps weights and CheckpointHook saves.
