@@ -49,17 +49,17 @@ class CheckHook(Hook):
     def _check(self, runner, checkpoint: dict) -> None:
         path = runner.cfg.get('load_from') or 'the checkpoint to resume from'
         resuming = _is_training(runner) and runner.cfg.get('resume')
+        if resuming and isinstance(runner.model, FullyShardedDataParallel):
+            raise CheckpointError(
+                f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "
+                'torch takes it; start a new run from its weights, with load_from instead of resume.'
+            )
         network, state = _network(runner), state_dict_of(checkpoint)
         plain = plain_kernels(network, state)
         if plain and resuming and 'optimizer' in checkpoint:
             raise CheckpointError(
                 f'{path}: cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to '
                 'other parameters; start a new run from its weights, with load_from instead of resume.'
-            )
-        if resuming and isinstance(runner.model, FullyShardedDataParallel):
-            raise CheckpointError(
-                f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "
-                'torch takes it; start a new run from its weights, with load_from instead of resume.'
             )
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
