@@ -261,7 +261,9 @@ def test_checkpoint_with_a_pickle_payload(tools, tmp_path):
     path, target = tmp_path / 'evil.pth', tmp_path / 'was_here'
     torch.save(dict(state_dict={}, payload=Payload(target)), path)
     refused(tools.test('imagenet', path, tmp_path / 'run'), 'evil.pth', 'would run code')
-    refused(tools.train('imagenet', tmp_path / 'run', options={'load_from': str(path)}), 'evil.pth', 'would run code')
+    for runner in ('Runner', 'FlexibleRunner'):  # which load at other moments
+        options = {'load_from': str(path), 'runner_type': runner}
+        refused(tools.train('imagenet', tmp_path / 'run', options=options), 'evil.pth', 'would run code')
     assert not target.exists()
 
 

@@ -35,8 +35,10 @@ class CheckHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    def __init__(self) -> None:
+        use_safe_loaders()  # not later: FlexibleRunner loads before before_run
+
     def before_run(self, runner) -> None:
-        use_safe_loaders()
         if _is_training(runner):
             with _whole(runner.model):
                 check_pretrained(_network(runner))
