@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, free_port
 from mmengine.config import Config
 
-WAIT = 600  # seconds; processes that wait for each other would wait for half an hour
+WAIT = 1200  # seconds; processes that wait for each other would wait for half an hour
 
 
 class Start:
