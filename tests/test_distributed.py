@@ -293,7 +293,7 @@ def test_fsdp_trains_as_one_process(start, tools, trained, tmp_path):
     status, error = tools.run('tools/test', one, tmp_path / 'run' / 'last.pth', '--work-dir', tmp_path / 'test')
     assert status == 0, error
     status, output = finish(start('train', two, 2, '--work-dir', tmp_path / 'run', '--resume'))
-    assert status != 0 and 'a sharded training (FSDP) cannot be resumed' in errors(output).pop(), output[-3000:]
+    assert status != 0 and any('a sharded training (FSDP) cannot be resumed' in error for error in errors(output)), output[-3000:]
 
 
 @pytest.mark.slow
@@ -304,8 +304,8 @@ def test_fsdp_refuses_what_it_cannot_do_before_it_starts(start, tools, trained, 
     for run in (('train', config, 2), ('test', config, checkpoint, 2)):
         status, output = finish(start(*run, '--work-dir', tmp_path / 'run'))
         assert status != 0 and not reports(tmp_path / 'reports')
-        assert all('the model is sharded (FSDP)' in error and 'val=False' in error for error in errors(output)), output[-3000:]
-        assert 'Epoch(train)' not in output and errors(output)
+        assert any('the model is sharded (FSDP)' in error and 'val=False' in error for error in errors(output)), output[-3000:]
+        assert 'Epoch(train)' not in output
     wider = start.config('imagenet', **sharded(load_from=str(checkpoint), model__backbone__base_channels=32, model__head__in_channels=256))
     status, output = finish(start('train', wider, 2, '--work-dir', tmp_path / 'run'))
-    assert status != 0 and all('last.pth' in error and 'of another shape' in error for error in errors(output)) and errors(output)
+    assert status != 0 and any('last.pth' in error and 'of another shape' in error for error in errors(output)), output[-3000:]
