@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
+from orepa_mm.engine.distributed import adapt_to_cpus
 from orepa_mm.errors import OREPAError, UsageError
 
 
@@ -115,22 +117,13 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def _without_sync(node: Any) -> Any:
-    """A config with ordinary batch norms for synchronised ones."""
-    if isinstance(node, dict):
-        return type(node)({key: 'BN' if (key, value) == ('type', 'SyncBN') else _without_sync(value) for key, value in node.items()})
-    return type(node)(_without_sync(item) for item in node) if type(node) in (list, tuple) else node
-
-
 def build_runner(cfg: Config) -> Runner:
     """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names, with the checks of ``CheckHook``."""
     hooks = cfg.get('custom_hooks') or []
     if not any(hook.get('type') == 'CheckHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='CheckHook')]
-    if cfg.launcher != 'none' and not torch.cuda.is_available():
-        cfg.model = _without_sync(cfg.model)  # alone, torch's synchronised norm runs on CPUs as well
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # mmengine's own start of a distributed run asks for a GPU; one that runs already it takes as it is.
-        torch.distributed.init_process_group('gloo')
-        cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    changed = adapt_to_cpus(cfg) if cfg.launcher != 'none' and get_device() == 'cpu' else None
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if changed:
+        runner.logger.warning(changed)
+    return runner

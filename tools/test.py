@@ -17,6 +17,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from preflight import check_data
 
+from orepa_mm.engine.distributed import check_together, start_processes
 from orepa_mm.files import replacing
 
 HOOK = 'ReparameterizeHook'
@@ -134,8 +135,9 @@ def main() -> None:
         paint_predictions(cfg, args)
     if args.out:
         keep_predictions(cfg, args.out)
+    start_processes(cfg)
     if not args.no_check_data:
-        check_data(cfg, ('test',))
+        check_together(lambda: check_data(cfg, ('test',)))
     if args.tta:
         augment(cfg)
     cfg.load_from = args.checkpoint

@@ -7,9 +7,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
-from ..errors import ReparameterizeError
+from ..errors import FuseError, ReparameterizeError
 from ..reparam import Swap, plan_swaps
 from ..reparam.comparison import LayerComparison
+from ..reparam.convert import check_whole
 
 # How far rounding alone can take the two forms of a layer apart, relative to its output's scale. On GPUs float32 convolutions run in TF32.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
@@ -37,7 +38,8 @@ class ReparameterizeHook(Hook):
             float32, 5e-2 for float16, 1e-1 for bfloat16.
 
     Raises:
-        ReparameterizeError: When a layer's outputs differ by more than ``tolerance``, or when the model has nothing to re-parameterize.
+        ReparameterizeError: When a layer's outputs differ by more than ``tolerance``, when the model has nothing to re-parameterize, and
+            for a sharded model, before its training starts.
     """
 
     # First among the hooks, so that the training form is back before EMAHook swaps weights and CheckpointHook saves.
@@ -50,6 +52,10 @@ class ReparameterizeHook(Hook):
         self._planned: list[Swap] = []
         self._applied: list[Swap] = []
         self._comparison: LayerComparison | None = None
+
+    def before_train(self, runner) -> None:
+        if self.val and runner.val_loop is not None:
+            _check_whole(runner.model)  # now, and not after a first epoch
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self._undo()
@@ -84,6 +90,7 @@ class ReparameterizeHook(Hook):
 
     def _compare(self, runner) -> None:
         self._undo()
+        _check_whole(runner.model)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._planned = plan_swaps(model)
         if not self._planned:
@@ -135,6 +142,15 @@ class ReparameterizeHook(Hook):
         for swap in reversed(self._applied):
             swap.undo()
         self._planned, self._applied, self._comparison = [], [], None
+
+
+def _check_whole(model: nn.Module) -> None:
+    try:
+        check_whole(model)
+    except FuseError as error:
+        raise ReparameterizeError(
+            f'{error} ReparameterizeHook(val=False) lets a training validate in training form; test its checkpoint without sharding.'
+        ) from None
 
 
 def _count(model: nn.Module) -> int:
