@@ -2,6 +2,7 @@
 
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,29 @@ from typing import Any
 import torch
 
 from .errors import UsageError
+
+
+def check_writable(path: str | Path, *, folder: bool = False) -> None:
+    """Try, before anything is computed, to write a file at ``path``, or one in the folder ``path``. Nothing is left or changed.
+
+    Raises:
+        UsageError: When that fails.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise UsageError(f'{path}: is no {"folder" if folder else "ordinary file"}; give another name.')
+    parent = path if folder else path.parent
+    made = [ancestor for ancestor in (parent, *parent.parents) if not ancestor.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=f'{path.name}.') as file:
+            file.write(b'x')
+    except OSError as error:
+        raise UsageError(f'{path}: cannot be written: {error.strerror or error}.') from None
+    finally:
+        for ancestor in made:
+            if ancestor.is_dir() and not any(ancestor.iterdir()):
+                ancestor.rmdir()
 
 
 @contextmanager

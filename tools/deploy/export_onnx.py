@@ -17,10 +17,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-from common import UsageError, load_config, run  # noqa: E402
+from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 
 from orepa_mm.deploy.export import export, table  # noqa: E402
 from orepa_mm.files import replacing  # noqa: E402
@@ -40,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--pictures', type=Path, metavar='FOLDER', help="pictures for the check (default: of the config's test dataset)")
     parser.add_argument('--ema', action=argparse.BooleanOptionalAction, help='averaged weights of an EMAHook, or those that were trained')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
+    add_cfg_options(parser)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 

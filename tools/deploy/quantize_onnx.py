@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-from common import UsageError, load_config, run  # noqa: E402
+from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 from preflight import check_data  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--count', type=int, default=100, help='pictures to calibrate with, as many more to compare on (default: 100)')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the pictures (default: as the file says)')
     parser.add_argument('--config', help='config whose test set both networks are evaluated on')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    add_cfg_options(parser)
     parser.add_argument('--threads', type=int, default=1, help='threads of the latencies (default: 1)')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)

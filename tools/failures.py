@@ -1,0 +1,159 @@
+"""The last line of a tool that failed: what failed, in which file or option, and where the traceback is."""
+
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from orepa_mm.errors import OREPAError
+
+UNEXPECTED, USER, INTERRUPTED = 1, 2, 130
+LONGEST = 500  # characters of a message that a line shows; the log has all of it
+NESTED = 'Traceback (most recent call last):'
+
+
+def report(error: BaseException) -> int:
+    """Print one line about ``error`` on the standard error, and give the exit status.
+
+    An :class:`.OREPAError` says what to do about it. The traceback of everything else goes into a file that the line names. What the line
+    blames is read off the traceback: the setting that was being built, or the config, checkpoint or picture that was being read.
+
+    Returns:
+        2 for what lies in the user's files, options or machine, 1 for the unexpected, 130 for an interruption.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        _print_last('interrupted')
+        return INTERRUPTED
+    frames = list(_frames(error))
+    try:
+        blamed = _blamed(frames)
+        concerned = blamed or _last_file(frames)
+    except Exception:  # values in frames may be anything, and what was raised must not be hidden
+        blamed = concerned = None
+    if isinstance(error, OREPAError):
+        _print_last(_joined(blamed, _message(error)))
+        return USER
+    _print_last(f'{_joined(concerned, _message(error))} ({_write_log(error)})')
+    return USER if blamed or isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) else UNEXPECTED
+
+
+def _print_last(message: str) -> None:
+    text = ' '.join(message.split())
+    text = text if len(text) <= 2 * LONGEST else f'{text[:LONGEST]} ... {text[-LONGEST:]}'
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more; the interpreter would say so at its end, behind the last line
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print('error: ' + ''.join(c if c.isprintable() else '?' for c in text), file=sys.stderr, flush=True)
+
+
+def _joined(blamed: str | None, message: str) -> str:
+    return message if blamed is None or blamed in message else f'{blamed}: {message}'
+
+
+def _message(error: BaseException) -> str:
+    """One line for an error, without the tracebacks that other processes put into their messages."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: lower batch_size of the dataloader, or the size of the pictures"
+    if isinstance(error, MemoryError):
+        return "the machine's memory is full: lower batch_size and num_workers of the dataloaders"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else f'file {error.filename}'
+        return f'{name}: {error.strerror}'
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if NESTED in text:
+        return _last_exception(text)
+    text = ' '.join(text.split())
+    if isinstance(error, OREPAError):
+        return text
+    if not text:  # as of an assertion: then its source says most
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        text = f'{last[0].line} in {last[0].filename}, line {last[0].lineno}' if last else ''
+    return f'{type(error).__name__}: {text[:LONGEST]}{"..." * (len(text) > LONGEST)}'
+
+
+def _last_exception(text: str) -> str:
+    """The exception at the end of a formatted traceback, which follows the last indented line."""
+    lines = text.rstrip().splitlines()
+    last = max(index for index, line in enumerate(lines) if line.startswith('  ') or NESTED in line)
+    return ' '.join(' '.join(lines[last + 1 :]).split())[:LONGEST] or ' '.join(text.split())[-LONGEST:]
+
+
+def _write_log(error: BaseException) -> str:
+    try:
+        with tempfile.NamedTemporaryFile('w', prefix='orepa_mm-', suffix='.log', delete=False, errors='backslashreplace') as log:
+            print(f'$ {shlex.join(sys.argv)}', file=log)
+            traceback.print_exception(error, file=log)
+    except OSError as failed:
+        return f'its traceback cannot be written: {failed.strerror}'
+    return f'traceback in {log.name}'
+
+
+def _frames(error: BaseException | None) -> Iterator[FrameType]:
+    """The frames an error came through, the innermost last; those of its cause are further in."""
+    while error is not None:
+        yield from (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _blamed(frames: list[FrameType]) -> str | None:
+    """What the user gave to the innermost of the functions that read or build what users give."""
+    cfg = next((value for frame in frames for value in frame.f_locals.values() if isinstance(value, Config)), None)
+    for frame in reversed(frames):
+        module, function, values = frame.f_globals.get('__name__', ''), frame.f_code.co_name, frame.f_locals
+        if module == 'mmengine.config.config' and function in ('fromfile', '_file2dict'):
+            return _shown(values['filename'])
+        if module in ('mmengine.runner.runner', 'mmengine.runner.checkpoint') and isinstance(values.get('filename'), str):
+            return values['filename']
+        if module == 'mmcv.transforms.base' and isinstance(values.get('results'), dict) and values['results'].get('img_path'):
+            return str(values['results']['img_path'])
+        if module == 'mmengine.registry.build_functions' and function == 'build_from_cfg' and isinstance(values['cfg'], dict):
+            return ': '.join(([_shown(cfg.filename)] if cfg and cfg.filename else []) + [_setting(cfg, values['cfg'])])
+        if module == 'mmengine.runner.runner' and function.startswith(('__init__', 'from_cfg', 'build_', 'setup_env')) and cfg:
+            return _shown(cfg.filename)
+    return None
+
+
+def _setting(cfg: Config | None, node: dict) -> str:
+    """Where in a config a dict is, such as ``model.backbone (type='OREPAResNet')``; what is built may have been completed first."""
+    name = getattr(node.get('type'), '__name__', node.get('type'))
+    alike = [(path, value) for path, value in _dicts(cfg, '') if value.get('type') == node.get('type')] if cfg else []
+    paths = [path for path, value in alike if value == node] or [path for path, _ in alike]
+    where = paths[0] if len(set(paths)) == 1 else ''
+    return f'{where} (type={name!r})' if where else f'type={name!r}'
+
+
+def _dicts(node: Any, path: str) -> Iterator[tuple[str, dict]]:
+    if isinstance(node, dict):
+        yield path, node
+    if isinstance(node, dict | Config):
+        for key, value in node.items():
+            yield from _dicts(value, f'{path}.{key}' if path else str(key))
+    for index, value in enumerate(node if isinstance(node, list | tuple) else ()):
+        yield from _dicts(value, f'{path}[{index}]')
+
+
+def _last_file(frames: list[FrameType]) -> str | None:
+    """The file that was dealt with last, where nothing says that it is to blame."""
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            for item in vars(value).values() if isinstance(value, Namespace) else (value,):
+                if isinstance(item, Config) and item.filename:
+                    return _shown(item.filename)
+                if isinstance(item, Path) and item.is_file():
+                    return str(item)
+    return None
+
+
+def _shown(path: str | Path) -> str:
+    """Relative where the file lies below the current folder."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else str(path)
