@@ -13,15 +13,17 @@ import torch
 from .errors import UsageError
 
 
-def check_writable(path: str | Path, *, folder: bool = False) -> None:
+def check_writable(path: str | Path, *, folder: bool = False, force: bool = True) -> None:
     """Try, before anything is computed, to write a file at ``path``, or one in the folder ``path``. Nothing is left or changed.
 
     Raises:
-        UsageError: When that fails.
+        UsageError: When that fails, or without ``force`` something is there.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         raise UsageError(f'{path}: is no {"folder" if folder else "ordinary file"}; give another name.')
+    if path.exists() and not force:
+        raise UsageError(f'{path}: exists; --force overwrites it.')
     parent = path if folder else path.parent
     made = [ancestor for ancestor in (parent, *parent.parents) if not ancestor.exists()]
     try:

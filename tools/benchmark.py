@@ -29,7 +29,7 @@ from common import UsageError, keep_freed_memory, run
 from torch import nn
 
 import orepa_mm
-from orepa_mm.files import replacing
+from orepa_mm.files import check_writable, replacing
 from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
@@ -454,6 +454,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    check_writable(args.out, folder=True)
     keep_freed_memory()
     torch.manual_seed(0)
     machine = (
@@ -463,7 +464,6 @@ def main() -> None:
     )
     settings = [args.dtype, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
     caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.grow:
         args.methods, args.no_memory, name = ['none', 'OREPA'], True, 'growth'
         rows = grow(args)

@@ -104,7 +104,9 @@ def load_config(args: argparse.Namespace) -> Config:
     try:
         cfg = Config.fromfile(args.config)
     except RecursionError:
-        raise UsageError(f'{args.config}: has no end: a file in its _base_ has it, or itself, as a base, or a list in it is too deep.') from None
+        raise UsageError(
+            f'{args.config}: has no end: a file in its _base_ has it, or itself, as a base, or a list in it is too deep.'
+        ) from None
     try:
         merge_options(cfg, args.cfg_options or {})
     except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:

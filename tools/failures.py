@@ -1,5 +1,6 @@
 """The last line of a tool that failed: what failed, in which file or option, and where the traceback is."""
 
+import gc
 import os
 import shlex
 import sys
@@ -33,17 +34,29 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         _print_last('interrupted')
         return INTERRUPTED
-    frames = list(_frames(error))
+    frames = [frame for each in _chain(error) for frame, _ in traceback.walk_tb(each.__traceback__)]  # the innermost come last
     try:
         blamed = _blamed(frames)
         concerned = blamed or _last_file(frames)
     except Exception:  # values in frames may be anything, and what was raised must not be hidden
         blamed = concerned = None
-    if isinstance(error, OREPAError):
-        _print_last(_joined(blamed, _message(error)))
-        return USER
-    _print_last(f'{_joined(concerned, _message(error))} ({_write_log(error)})')
-    return USER if blamed or isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) else UNEXPECTED
+    known = isinstance(error, OREPAError)
+    message = _joined(blamed, _message(error)) if known else f'{_joined(concerned, _message(error))} ({_write_log(error)})'
+    frames.clear()
+    _release(error)
+    _print_last(message)
+    return USER if known or blamed or isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) else UNEXPECTED
+
+
+def _release(error: BaseException) -> None:
+    """Let go of what the error kept alive; objects that were only half built complain as they go, which must not come last."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        for each in list(_chain(error)):
+            each.__traceback__ = None
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _print_last(message: str) -> None:
@@ -98,10 +111,12 @@ def _write_log(error: BaseException) -> str:
     return f'traceback in {log.name}'
 
 
-def _frames(error: BaseException | None) -> Iterator[FrameType]:
-    """The frames an error came through, the innermost last; those of its cause are further in."""
-    while error is not None:
-        yield from (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause's cause and so on."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
@@ -127,8 +142,8 @@ def _setting(cfg: Config | None, node: dict) -> str:
     """Where in a config a dict is, such as ``model.backbone (type='OREPAResNet')``; what is built may have been completed first."""
     name = getattr(node.get('type'), '__name__', node.get('type'))
     alike = [(path, value) for path, value in _dicts(cfg, '') if value.get('type') == node.get('type')] if cfg else []
-    paths = [path for path, value in alike if value == node] or [path for path, _ in alike]
-    where = paths[0] if len(set(paths)) == 1 else ''
+    equal = [path for path, value in alike if value == node]  # those to validate and to test on often are
+    where = equal[0] if equal else alike[0][0] if len(alike) == 1 else ''
     return f'{where} (type={name!r})' if where else f'type={name!r}'
 
 

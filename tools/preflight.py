@@ -9,7 +9,6 @@ What cannot work is an error, what may be meant is a warning. Layouts not known 
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -21,11 +20,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from coco_files import read_coco
 from common import UsageError, add_common_options, load_config, run
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SAMPLE = 200  # files of a dataset that are opened before a run
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
@@ -130,21 +130,26 @@ def _spread(items: list, count: int | None) -> list:
     return items if count is None or len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
-def _open(path: Path, kind: str, scaled: bool = False) -> Image.Image | None:
-    """The decoded picture; None where only cv2 knows the format.
+def _open(path: Path, kind: str, scaled: bool = False) -> tuple[Image.Image | None, tuple[int, int] | None]:
+    """The decoded picture and its width and height; None where only cv2 knows the format.
 
     cv2, which the toolboxes decode with, fills the rest of a file that is cut short with grey and says nothing.
     """
+    most = int(os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', 2**30))
     try:
         with Image.open(path) as picture:
-            if scaled:
-                picture.draft(None, (1, 1))  # a JPEG is then read to its end, but not computed in full
-            picture.load()
-            return picture
+            size = picture.size
+            if size[0] * size[1] <= most:
+                if scaled:
+                    picture.draft(None, (1, 1))  # a JPEG is then read to its end, but not computed in full
+                picture.load()
+                return picture, size
     except (OSError, SyntaxError, ValueError) as error:
         if scaled and isinstance(error, UnidentifiedImageError) and cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None:
-            return None
+            return None, None
         raise UsageError(f'{path}: cannot be read as a {kind} ({error}); copy it again, or take it out of the dataset.') from None
+    remedy = 'cut it into tiles, or set OPENCV_IO_MAX_IMAGE_PIXELS in the environment.'
+    raise UsageError(f'{path}: has {size[0]} x {size[1]} pixels, and OpenCV opens {most / 1e6:.0f} millions: {remedy}')
 
 
 def _step(dataset: dict, name: str) -> dict | None:
@@ -153,8 +158,11 @@ def _step(dataset: dict, name: str) -> dict | None:
     return next((step for step in steps if getattr(step.get('type'), '__name__', str(step.get('type'))).endswith(name)), None)
 
 
-def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], None]:
-    """A function that raises for a picture the pipeline cannot read, or reads with another number of channels than the model takes."""
+def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], tuple[int, int] | None]:
+    """A function that raises for a picture the pipeline cannot read, or reads with another number of channels than the model takes.
+
+    It returns the width and height of the picture as the pipeline reads it, where these are known.
+    """
     load = _step(dataset, 'LoadImageFromFile')
     if load is None or load.get('imdecode_backend') == 'tifffile':
         return lambda path: None
@@ -162,14 +170,16 @@ def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], None]:
     mean = ((cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('mean')
     channels = len(mean) if isinstance(mean, list | tuple) and len(mean) > 1 else None  # one value serves any number of channels
 
-    def check(path: Path) -> None:
-        picture = _open(path, 'picture', scaled=True)
-        if picture is None or channels is None:
-            return
+    def check(path: Path) -> tuple[int, int] | None:
+        picture, size = _open(path, 'picture', scaled=True)
+        if picture is None:
+            return None
         found = 3 if colour.startswith('color') or picture.mode == 'P' else 1 if 'grayscale' in colour else len(picture.getbands())
         loaded = f'{found} channel{"s" * (found > 1)} (color_type={colour!r})'
         remedy = f"set color_type='{'color' if channels == 3 else 'grayscale'}' of LoadImageFromFile, which converts, in all pipelines."
-        _require(found == channels, f'{path}: is loaded with {loaded} and the model takes {channels}: {remedy}')
+        _require(channels in (None, found), f'{path}: is loaded with {loaded} and the model takes {channels}: {remedy}')
+        lying = colour in ('color', 'grayscale') and picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return size[::-1] if lying else size
 
     return check
 
@@ -209,22 +219,17 @@ def _check_num_classes(built: BaseDataset, dataset: dict, cfg: Config, where: Pa
 def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
     path = Path(built.ann_file)
     _need(path, 'annotation file')
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UsageError(f'{path}: not JSON ({error}); a COCO annotation file is needed.') from None
-    for key in ('images', 'categories') if built.test_mode else ('images', 'annotations', 'categories'):
-        _require(isinstance(content, dict) and key in content, f'{path}: not a COCO annotation file, it has no "{key}".')
+    key = 'coco_url' if reader == 'LVISV1Dataset' else 'file_name'
+    masks = bool((_step(dataset, 'LoadAnnotations') or {}).get('with_mask'))
+    content = read_coco(path, key, annotated=not built.test_mode, panoptic=reader == 'CocoPanopticDataset', masks=masks)
     images = content['images']
-    _require(images, f'{path}: lists no images.')
     if not built.test_mode and (built.filter_cfg or {}).get('filter_empty_gt'):
         used = {annotation['image_id'] for annotation in content['annotations']}
         images = [image for image in images if image['id'] in used]
         _require(images, f'{path}: has no annotations to train on.')
-    check_picture, key = _picture_check(dataset, cfg), 'coco_url' if reader == 'LVISV1Dataset' else 'file_name'
+    check_picture = _picture_check(dataset, cfg)
 
     def check(image: dict) -> None:
-        _require(key in image, f'{path}: image {image.get("id")} has no "{key}", which {reader} reads.')
         name = image[key].replace('http://images.cocodataset.org/', '')
         file = Path(built.data_prefix['img'], name[-16:] if reader == 'LVISV05Dataset' and name.startswith('COCO') else name)
         _need(file, 'picture', f', though {path} lists it')
@@ -260,11 +265,16 @@ def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Con
     check_picture = _picture_check(dataset, cfg)
 
     def check(picture: Path) -> None:
-        check_picture(picture)
+        size = check_picture(picture)
         if labelled:
             label = labels / (str(picture.relative_to(images)).removesuffix(built.img_suffix) + built.seg_map_suffix)
             _need(label, 'label map', f', though there is {picture}')
-            values = np.asarray(_open(label, 'label map'))
+            opened, covered = _open(label, 'label map')
+            _require(
+                size in (None, covered),
+                f'{label}: has {covered[0]} x {covered[1]} pixels but its picture {picture} is read with {size}: both must be of one size.',
+            )
+            values = np.asarray(opened)
             _require(values.ndim == 2, f'{label}: is a picture in colour; a label map has one channel, of class indices.')
             wrong = values[(values > highest) & (values != built.ignore_index)][:1]
             _require(not wrong.size, f'{label}: has the label {wrong.max(initial=0)}, but {allowed}. {hint}{OTHER_CLASSES}')
