@@ -443,8 +443,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with its floor')
     parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
     args = parser.parse_args()
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise UsageError(f'--device {args.device}: no GPU found.')
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f'--device {args.device}: cannot be used here ({str(error).splitlines()[0]}).') from None
     for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
         if getattr(args, option) < least:
             raise UsageError(f'--{option} must be at least {least}.')

@@ -122,19 +122,34 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _blamed(frames: list[FrameType]) -> str | None:
     """What the user gave to the innermost of the functions that read or build what users give."""
-    cfg = next((value for frame in frames for value in frame.f_locals.values() if isinstance(value, Config)), None)
-    for frame in reversed(frames):
-        module, function, values = frame.f_globals.get('__name__', ''), frame.f_code.co_name, frame.f_locals
-        if module == 'mmengine.config.config' and function in ('fromfile', '_file2dict'):
-            return _shown(values['filename'])
-        if module in ('mmengine.runner.runner', 'mmengine.runner.checkpoint') and isinstance(values.get('filename'), str):
-            return values['filename']
-        if module == 'mmcv.transforms.base' and isinstance(values.get('results'), dict) and values['results'].get('img_path'):
-            return str(values['results']['img_path'])
-        if module == 'mmengine.registry.build_functions' and function == 'build_from_cfg' and isinstance(values['cfg'], dict):
-            return ': '.join(([_shown(cfg.filename)] if cfg and cfg.filename else []) + [_setting(cfg, values['cfg'])])
-        if module == 'mmengine.runner.runner' and function.startswith(('__init__', 'from_cfg', 'build_', 'setup_env')) and cfg:
-            return _shown(cfg.filename)
+    users = [frame for frame in frames if frame.f_globals.get('__name__') != 'mmengine.config.config']  # which may hold half a config
+    cfg = next((value for frame in users for value in frame.f_locals.values() if isinstance(value, Config)), None)
+    config = _shown(cfg.filename) if cfg and cfg.filename else None
+    found = (_witness(frame, cfg, config) for frame in reversed(frames))
+    blamed = next((each for each in found if each), None)
+    last = frames[-1]
+    if blamed is None and (last.f_globals.get('__name__') == 'mmengine.runner.runner' or any(v is cfg for v in last.f_locals.values())):
+        return config  # the runner, or what had the config in hand, could not go on with what it says
+    return blamed
+
+
+def _witness(frame: FrameType, cfg: Config | None, config: str | None) -> str | None:
+    """What a function was given: by the config ``cfg`` in the file ``config``, or by name."""
+    match frame.f_globals.get('__name__'), frame.f_code.co_name, frame.f_locals:
+        case 'mmengine.config.config', 'fromfile' | '_file2dict', {'filename': path}:
+            return _shown(path)
+        case 'mmengine.config.config', _, _:  # something was asked for that the config has not
+            return config
+        case 'mmengine.runner.runner' | 'mmengine.runner.checkpoint', _, {'filename': str(path)}:
+            return path
+        case 'mmcv.transforms.base', '__call__', {'results': {'img_path': path}}:
+            return str(path)
+        case 'mmengine.registry.build_functions', 'build_from_cfg', {'cfg': dict(node)}:
+            return ': '.join(filter(None, (config, _setting(cfg, node))))
+        case 'mmengine.optim.optimizer.default_constructor', '__call__', {'optimizer_cfg': dict(node)}:
+            return ': '.join(filter(None, (config, _setting(cfg, node))))
+        case 'mmengine.runner.runner', name, _ if name in ('__init__', 'from_cfg', 'setup_env') or name.startswith('build_'):
+            return config
     return None
 
 
