@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Hand the tools files and options that are broken, hostile or too large, and see that each run ends in one line.
 
-    python .dev_scripts/hostile_inputs.py                  # all cases of hostile_cases.py, about 10 minutes
+    python .dev_scripts/hostile_inputs.py                  # all cases of .dev_scripts/hostile/, about 10 minutes
     python .dev_scripts/hostile_inputs.py --only coco
-    python .dev_scripts/hostile_inputs.py --sample 12      # of all kinds
+    python .dev_scripts/hostile_inputs.py --sample 12      # spread over all
 
-Of each run is asked: the exit status; no traceback on the terminal; a last line that begins with ``error:``, names what it should, and gives
-a log where there is one; no checkpoint, no half-written or temporary file left, no output of before changed, no code run from a file;
-memory and time within limits. Each runs in a process of its own, forked from this one, which has imported all that is slow to import.
+Asked of each run: the exit status; no traceback on the terminal; a last line that begins with ``error:`` and names what it should; the log
+it speaks of; no checkpoint, no half-written or temporary file left, no output of before changed, no code run from a file; memory and time
+within limits. Each has a process of its own, forked from this one, which has imported all that is slow to import.
 """
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import os
@@ -30,10 +31,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / room) for room in ('tools', 'demo', '.dev_scripts')]
 from common import UsageError, run  # noqa: E402
-from hostile_cases import CASES, Case, Kit  # noqa: E402
+from hostile import checkpoints, configs, datasets, outputs  # noqa: E402
+from hostile.kit import Case, Kit  # noqa: E402
 
 SECONDS = 120  # of one run
 MEMORY = 4 << 30  # bytes of one run, the imports included
+TRACEBACK = 'Traceback (most recent call last)'
 LAST_LINE = re.compile(r'(\S+: )?error: \S')
 
 
@@ -85,6 +88,8 @@ def in_child(work: Callable[[], int | None], folder: Path, file_size: int | None
         if time.monotonic() - began > SECONDS:
             os.killpg(child, signal.SIGKILL)
         time.sleep(0.01)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it may have started
     return os.waitstatus_to_exitcode(status), time.monotonic() - began, usage.ru_maxrss * 1024
 
 
@@ -112,26 +117,27 @@ def try_case(case: Case, kit: Kit, folder: Path) -> Outcome:
     last = lines[-1] if lines else ''
     logs = re.findall(r'traceback in (\S+?\.log)\)', last)
     left = [path for path in folder.rglob('*') if path.name.endswith('.partial') or path.parent.name == 'tmp' and str(path) not in logs]
-    left += [path for path in folder.glob('run/**/*.pth') if path.stat().st_mtime > 1]  # those of before are of 1970
-    found = dict(
-        [
-            (f'status {status} for {case.status}', status != case.status),
-            ('traceback on the terminal', 'Traceback (most recent call last)' in error + output),
-            ('no last line', case.status != 0 and not LAST_LINE.match(last)),
-            (f'{[word for word in case.words if word not in last]} not in the last line', not all(word in last for word in case.words)),
-            ('no log', any('Traceback' not in Path(log).read_text() for log in logs)),
-            (f'left {[str(path.relative_to(folder)) for path in left]}', bool(left)),
-            ('outputs changed', case.status != 0 and contents(folder) != before),
-            ('code was run', (folder / 'ran').exists()),
-            (f'{seconds:.0f} s', seconds > SECONDS),
-            (f'{memory >> 20} MiB', memory > MEMORY),
-        ]
-    )
+    if case.status:
+        left += [path for path in folder.glob('run/**/*.pth') if path.stat().st_mtime > 1]  # those of before are of 1970
+    missing = [word for word in case.words if word not in last]
+    found = {
+        f'status {status} for {case.status}': status != case.status,
+        'traceback on the terminal': TRACEBACK in output + error,
+        'no last line': case.status != 0 and not LAST_LINE.match(last),
+        f'{missing} not in the last line': missing,
+        'no traceback in the log': any(TRACEBACK not in Path(log).read_text() for log in logs),
+        f'left {[str(path.relative_to(folder)) for path in left]}': left,
+        'outputs changed': case.status != 0 and contents(folder) != before,
+        'code was run': (folder / 'ran').exists(),
+        f'{seconds:.0f} s': seconds > SECONDS,
+        f'{memory >> 20} MiB': memory > MEMORY,
+    }
     return Outcome(case, status, last, seconds, memory, output + error, [fault for fault, wrong in found.items() if wrong])
 
 
 def chosen(only: list[str], sample: int | None) -> list[Case]:
-    cases = [case for case in CASES if not only or any(word in case.name for word in only)]
+    cases = [case for room in (configs, checkpoints, datasets, outputs) for case in room.cases()]
+    cases = [case for case in cases if not only or any(word in case.name for word in only)]
     if sample is not None:
         cases = [cases[i * len(cases) // sample] for i in range(min(sample, len(cases)))]
     if not cases:
@@ -162,7 +168,7 @@ def main() -> None:
         if args.keep is None:
             shutil.rmtree(top, ignore_errors=True)
     wrong = [outcome for outcome in outcomes if outcome.faults]
-    shown = sum('Traceback (most recent call last)' in outcome.output for outcome in outcomes)
+    shown = sum(TRACEBACK in outcome.output for outcome in outcomes)
     print(
         f'{len(outcomes)} cases in {time.monotonic() - began:.0f} s, of {max(o.seconds for o in outcomes):.0f} s and '
         f'{max(o.memory for o in outcomes) >> 20} MiB at most: {shown} with a traceback on the terminal, '
