@@ -30,6 +30,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / room) for room in ('tools', 'demo', '.dev_scripts')]
+import mmdet.apis  # noqa: E402, F401  what the children would each have to import
+import mmpretrain.apis  # noqa: E402, F401
+import mmseg.apis  # noqa: E402, F401
+import onnxruntime  # noqa: E402, F401
 from common import UsageError, run  # noqa: E402
 from hostile import checkpoints, configs, datasets, outputs  # noqa: E402
 from hostile.kit import Case, Kit  # noqa: E402

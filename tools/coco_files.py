@@ -99,7 +99,7 @@ def _check_references(path: Path, content: dict[str, list[dict[str, Any]]]) -> N
         dangling = [item[key] for item in given if item[key] not in ids]
         if dangling:
             message = (
-                f'{path}: {len(dangling)} of {len(given)} annotations have a {key} that the file does not list, such as {dangling[0]!r}'
+                f'{path}: {len(dangling)} of {len(given)} annotations have {key}s that the file does not list, such as {dangling[0]!r}'
             )
             if panoptic or len(dangling) == len(given):
                 raise UsageError(f'{message}; it cannot be read, write it again with all its images and categories.')

@@ -146,6 +146,8 @@ def _witness(frame: FrameType, cfg: Config | None, config: str | None) -> str | 
             return str(path)
         case 'mmengine.registry.build_functions', 'build_from_cfg', {'cfg': dict(node)}:
             return ': '.join(filter(None, (config, _setting(cfg, node))))
+        case 'mmengine.registry.build_functions', 'build_from_cfg', _:
+            return config
         case 'mmengine.optim.optimizer.default_constructor', '__call__', {'optimizer_cfg': dict(node)}:
             return ': '.join(filter(None, (config, _setting(cfg, node))))
         case 'mmengine.runner.runner', name, _ if name in ('__init__', 'from_cfg', 'setup_env') or name.startswith('build_'):

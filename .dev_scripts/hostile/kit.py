@@ -4,6 +4,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,38 @@ EVALUATORS = "val_evaluator = dict(ann_file='{root}/annotations/instances_val201
 
 
 class Kit:
-    """Small datasets, a config on each, a checkpoint and an ONNX file of a classifier.
+    """Small datasets, a config on each, a checkpoint and an ONNX file of a classifier; the latter two are made when they are asked for.
 
     Args:
         folder: Where they go.
         child: Runs a function in a process of its own and returns the exit status first.
-
-    Attributes:
-        config: Of the classifier.
-        checkpoint: Of its training.
-        onnx: What it was exported as.
     """
 
     def __init__(self, folder: Path, child: Callable[[Callable[[], None]], tuple]) -> None:
-        self.folder = folder
-        self.config, self.checkpoint, self.onnx = folder / 'imagenet.py', folder / 'trained' / 'last.pth', folder / 'classifier.onnx'
+        self.folder, self._child = folder, child
+        self.config = folder / 'imagenet.py'
         folder.mkdir(parents=True)
-        for work in (self._draw, self._train, self._export):
-            status, *_ = child(work)
-            if status:
-                raise RuntimeError(f'{work.__name__} failed: {(folder / "stderr").read_text()[-1000:]}')
+        self._make(self._draw)
 
     def data(self, name: str) -> Path:
         return self.folder / f'{name}-mini'
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        path = self.folder / 'trained' / 'last.pth'
+        self._make(lambda: _run('tools/train.py', self.config, '--work-dir', path.parent, '--no-validate'))
+        return path
+
+    @cached_property
+    def onnx(self) -> Path:
+        path, checkpoint = self.folder / 'classifier.onnx', self.checkpoint
+        self._make(lambda: _run('tools/deploy/export_onnx.py', self.config, checkpoint, path, '--size', '32', '32'))
+        return path
+
+    def _make(self, work: Callable[[], None]) -> None:
+        status, *_ = self._child(work)
+        if status:
+            raise RuntimeError((self.folder / 'stderr').read_text()[-1000:])
 
     def _draw(self) -> None:
         import make_mini_data
@@ -60,12 +70,6 @@ class Kit:
             text += EVALUATORS.format(root=root) if name == 'coco' else ''
             text += 'model = dict(backbone=dict(init_cfg=None))\n' if name != 'imagenet' else ''
             (self.folder / f'{name}.py').write_text(text)
-
-    def _train(self) -> None:
-        _run('tools/train.py', self.config, '--work-dir', self.folder / 'trained', '--no-validate')
-
-    def _export(self) -> None:
-        _run('tools/deploy/export_onnx.py', self.config, self.checkpoint, self.onnx, '--size', '32', '32')
 
 
 def _run(tool: str, *arguments: Any) -> None:
