@@ -52,7 +52,7 @@ def test_panoptic_files(read):
     with pytest.raises(UsageError, match=r'categories\[0\]: "isthing" is a required'):
         read(dict(content, categories=GOOD['categories']), panoptic=True)
     segments[0]['category_id'] = 7
-    with pytest.raises(UsageError, match='1 of 1 annotations have a category_id that the file does not list, such as 7'):
+    with pytest.raises(UsageError, match='1 of 1 annotations have category_ids that the file does not list, such as 7'):
         read(content, panoptic=True)
 
 
@@ -88,11 +88,11 @@ def test_instances_need_outlines_where_masks_are_trained(read):
 
 def test_what_the_file_does_not_list(read, capsys):
     read(changed('annotations', image_id=9))
-    assert 'warning: ' in (said := capsys.readouterr().err) and '1 of 3 annotations have a image_id' in said and 'such as 9' in said
+    assert 'warning: ' in (said := capsys.readouterr().err) and '1 of 3 annotations have image_ids' in said and 'such as 9' in said
     content = deepcopy(GOOD)
     for annotation in content['annotations']:
         annotation['category_id'] = 9
-    with pytest.raises(UsageError, match='3 of 3 annotations have a category_id'):
+    with pytest.raises(UsageError, match='3 of 3 annotations have category_ids'):
         read(content)
 
 
