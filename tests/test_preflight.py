@@ -11,6 +11,7 @@ import preflight
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import ExifTags, Image
 from test_tools import SCOPES, refused
 
 PICTURE = dict(imagenet='train/circle/*.jpg', coco='train2017/*.jpg', cityscapes='leftImg8bit/train/mini/*.png')
@@ -96,6 +97,38 @@ def test_label_map_in_colour_or_missing(copied, tools, tmp_path):
     refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'picture in colour', 'one channel')
     path.unlink()
     refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'no such label map')
+
+
+def test_label_map_of_another_size(copied, tools, tmp_path):
+    root, options = copied('cityscapes')
+    path = last(root, 'gtFine/train/mini/*.png')
+    cv2.imwrite(str(path), np.zeros((32, 64), np.uint8))
+    refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'has 64 x 32 pixels', '(128, 64)')
+
+
+def test_labels_lie_as_their_pictures_are_read(tmp_path):
+    """A camera held upright writes a lying picture, and says so; cv2 turns it."""
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS)) | dict(
+        pipeline=[*LOAD, dict(type='LoadAnnotations')]
+    )
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new('RGB', (8, 4)).save(tmp_path / 'images/a.jpg', exif=exif)
+    assert cv2.imread(str(tmp_path / 'images/a.jpg')).shape == (8, 4, 3)
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), np.zeros((8, 4), np.uint8))
+    check('mmseg', dataset)
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), np.zeros((4, 8), np.uint8))
+    with pytest.raises(preflight.UsageError, match='has 8 x 4 pixels, .* read with'):
+        check('mmseg', dataset)
+
+
+def test_pictures_larger_than_opencv_opens(tmp_path, monkeypatch):
+    dataset = coco(tmp_path, PETS) | dict(pipeline=LOAD)
+    monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '63')
+    with pytest.raises(preflight.UsageError, match='a.jpg: has 8 x 8 pixels'):
+        check('mmdet', dataset)
+    monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '64')
+    check('mmdet', dataset)
 
 
 def test_labels_that_were_not_converted(copied, tools, tmp_path):
@@ -356,7 +389,7 @@ def test_one_mean_for_all_channels(mean, tmp_path):
 @pytest.mark.parametrize('name', SCOPES)
 def test_misspelled_dataset(name, tools, tmp_path):
     result = tools.train(name, tmp_path / 'run', options={'train_dataloader.dataset.type': 'CityskapesDataset'})
-    refused(result, 'CityskapesDataset', 'no dataset of this type', 'custom_imports')
+    refused(result, tools.CONFIGS[name], 'train_dataloader.dataset', 'CityskapesDataset is not in the')
 
 
 def test_misspelled_option_of_a_dataset(tmp_path):

@@ -18,14 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from coco_files import read_coco
 from common import UsageError, add_common_options, load_config, run
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import ExifTags, Image, UnidentifiedImageError
+from picture_files import is_turned, read_picture
 
 SAMPLE = 200  # files of a dataset that are opened before a run
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
@@ -34,7 +33,6 @@ OTHER_CLASSES = (
     "For other classes set type='BaseSegDataset', or a dataset class of your own, metainfo=dict(classes=(...), palette=[...]), img_suffix, "
     'seg_map_suffix and num_classes of the heads; label maps count the classes from 0, with 255 for void.'
 )
-Image.MAX_IMAGE_PIXELS = None  # the guard against hostile files refuses large aerial pictures
 
 
 def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE) -> None:
@@ -95,8 +93,6 @@ def _is_remote(dataset: dict) -> bool:
 def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> None:
     with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
         known = registry.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
-    unknown = f'{dataset.get("type")}: {registry.scope} has no dataset of this type'
-    _require(known, f'{unknown}: check the spelling, custom_imports of the config, and whether the toolbox needs more packages for it.')
     # A subclass that reads its files itself may have any layout.
     reader = next((c.__name__ for c in getattr(known, '__mro__', ()) if {'load_data_list', 'parse_data_info'} & vars(c).keys()), None)
     if reader not in READERS or _is_remote(dataset):
@@ -130,28 +126,6 @@ def _spread(items: list, count: int | None) -> list:
     return items if count is None or len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
-def _open(path: Path, kind: str, scaled: bool = False) -> tuple[Image.Image | None, tuple[int, int] | None]:
-    """The decoded picture and its width and height; None where only cv2 knows the format.
-
-    cv2, which the toolboxes decode with, fills the rest of a file that is cut short with grey and says nothing.
-    """
-    most = int(os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', 2**30))
-    try:
-        with Image.open(path) as picture:
-            size = picture.size
-            if size[0] * size[1] <= most:
-                if scaled:
-                    picture.draft(None, (1, 1))  # a JPEG is then read to its end, but not computed in full
-                picture.load()
-                return picture, size
-    except (OSError, SyntaxError, ValueError) as error:
-        if scaled and isinstance(error, UnidentifiedImageError) and cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None:
-            return None, None
-        raise UsageError(f'{path}: cannot be read as a {kind} ({error}); copy it again, or take it out of the dataset.') from None
-    remedy = 'cut it into tiles, or set OPENCV_IO_MAX_IMAGE_PIXELS in the environment.'
-    raise UsageError(f'{path}: has {size[0]} x {size[1]} pixels, and OpenCV opens {most / 1e6:.0f} millions: {remedy}')
-
-
 def _step(dataset: dict, name: str) -> dict | None:
     """The step of the pipeline whose type ends in ``name``."""
     steps = [step for step in dataset.get('pipeline') or () if isinstance(step, dict)]
@@ -171,15 +145,14 @@ def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], tuple[int, in
     channels = len(mean) if isinstance(mean, list | tuple) and len(mean) > 1 else None  # one value serves any number of channels
 
     def check(path: Path) -> tuple[int, int] | None:
-        picture, size = _open(path, 'picture', scaled=True)
+        picture, size = read_picture(path, 'picture', scaled=True)
         if picture is None:
             return None
         found = 3 if colour.startswith('color') or picture.mode == 'P' else 1 if 'grayscale' in colour else len(picture.getbands())
         loaded = f'{found} channel{"s" * (found > 1)} (color_type={colour!r})'
         remedy = f"set color_type='{'color' if channels == 3 else 'grayscale'}' of LoadImageFromFile, which converts, in all pipelines."
         _require(channels in (None, found), f'{path}: is loaded with {loaded} and the model takes {channels}: {remedy}')
-        lying = colour in ('color', 'grayscale') and picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
-        return size[::-1] if lying else size
+        return size[::-1] if colour in ('color', 'grayscale') and is_turned(picture) else size
 
     return check
 
@@ -269,7 +242,7 @@ def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Con
         if labelled:
             label = labels / (str(picture.relative_to(images)).removesuffix(built.img_suffix) + built.seg_map_suffix)
             _need(label, 'label map', f', though there is {picture}')
-            opened, covered = _open(label, 'label map')
+            opened, covered = read_picture(label, 'label map')
             _require(
                 size in (None, covered),
                 f'{label}: has {covered[0]} x {covered[1]} pixels but its picture {picture} is read with {size}: both must be of one size.',

@@ -38,7 +38,7 @@ SETTINGS = {
     'no model': ('model = None', ('config.py',)),
     'no training data': ('train_dataloader = None', ('config.py',)),
     'a number as training data': ('train_dataloader = dict(_delete_=True, dataset=3, batch_size=1, num_workers=0)', ('config.py',)),
-    'a dataset there is not': ("train_dataloader = dict(dataset=dict(type='CustomDatset'))", ('CustomDatset', 'no dataset')),
+    'a dataset there is not': ("train_dataloader = dict(dataset=dict(type='CustomDatset'))", ('config.py', 'CustomDatset')),
     'an argument its dataset has not': ('train_dataloader = dict(dataset=dict(metainf=3))', ('metainf',)),
     'a step there is not': ("train_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadPicture')]))", ('config.py', 'LoadPicture')),
     'an argument its step has not': (
