@@ -1,10 +1,11 @@
 """Writing files so that a run that stops half-way leaves what was there before."""
 
 import io
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def check_writable(path: str | Path, *, folder: bool = False, force: bool = True
     if path.exists() and not force:
         raise UsageError(f'{path}: exists; --force overwrites it.')
     parent = path if folder else path.parent
-    made = [ancestor for ancestor in (parent, *parent.parents) if not ancestor.exists()]
+    missing = list(itertools.takewhile(lambda ancestor: not ancestor.exists(), (parent, *parent.parents)))
+    above = missing[-1].parent if missing else parent
+    if not above.is_dir():
+        raise UsageError(f'{path}: cannot be written: {above} is no folder.')
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=parent, prefix=f'{path.name}.') as file:
@@ -33,9 +37,9 @@ def check_writable(path: str | Path, *, folder: bool = False, force: bool = True
     except OSError as error:
         raise UsageError(f'{path}: cannot be written: {error.strerror or error}.') from None
     finally:
-        for ancestor in made:
-            if ancestor.is_dir() and not any(ancestor.iterdir()):
-                ancestor.rmdir()
+        for made in missing:
+            with suppress(OSError):  # not made, or somebody has put something there
+                made.rmdir()
 
 
 @contextmanager
