@@ -125,6 +125,21 @@ def test_settings_that_cannot_be_built_are_named(node, words, cfg, report):
     assert status == 2 and 'config.py: ' in line and all(word in line for word in words), line
 
 
+def test_what_is_said_about_a_config_is_not_said_twice(cfg, report):
+    def main(cfg: Config) -> None:
+        raise UsageError('--amp: needs a GPU.')
+
+    assert report(lambda: main(cfg)) == (2, 'error: --amp: needs a GPU.', '')
+
+
+def test_a_config_that_cannot_be_worked_with(cfg, report):
+    def main(cfg: Config) -> None:
+        raise TypeError('no number')
+
+    status, line, _ = report(lambda: main(cfg))
+    assert status == 2 and 'config.py: TypeError: no number (traceback in ' in line
+
+
 def test_a_setting_that_was_completed_before_it_is_built(cfg, report):
     def main(cfg: Config) -> None:
         PARTS.build(ConfigDict(cfg.model.other, extra=1))

@@ -35,12 +35,12 @@ def report(error: BaseException) -> int:
         _print_last('interrupted')
         return INTERRUPTED
     frames = [frame for each in _chain(error) for frame, _ in traceback.walk_tb(each.__traceback__)]  # the innermost come last
+    known = isinstance(error, OREPAError)
     try:
-        blamed = _blamed(frames)
+        blamed = _blamed(frames, known)
         concerned = blamed or _last_file(frames)
     except Exception:  # values in frames may be anything, and what was raised must not be hidden
         blamed = concerned = None
-    known = isinstance(error, OREPAError)
     message = _joined(blamed, _message(error)) if known else f'{_joined(concerned, _message(error))} ({_write_log(error)})'
     frames.clear()
     _release(error)
@@ -120,15 +120,24 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _blamed(frames: list[FrameType]) -> str | None:
-    """What the user gave to the innermost of the functions that read or build what users give."""
+def _blamed(frames: list[FrameType], known: bool) -> str | None:
+    """What the user gave to the innermost of the functions that read or build what users give.
+
+    Args:
+        frames: Those the error came through, the innermost last.
+        known: Whether the error itself says what is wrong where it is raised.
+    """
     users = [frame for frame in frames if frame.f_globals.get('__name__') != 'mmengine.config.config']  # which may hold half a config
     cfg = next((value for frame in users for value in frame.f_locals.values() if isinstance(value, Config)), None)
     config = _shown(cfg.filename) if cfg and cfg.filename else None
     found = (_witness(frame, cfg, config) for frame in reversed(frames))
     blamed = next((each for each in found if each), None)
     last = frames[-1]
-    if blamed is None and (last.f_globals.get('__name__') == 'mmengine.runner.runner' or any(v is cfg for v in last.f_locals.values())):
+    if (
+        not known
+        and blamed is None
+        and (last.f_globals.get('__name__') == 'mmengine.runner.runner' or any(v is cfg for v in last.f_locals.values()))
+    ):
         return config  # the runner, or what had the config in hand, could not go on with what it says
     return blamed
 
