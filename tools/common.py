@@ -56,6 +56,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """The option that overrides settings of the config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
