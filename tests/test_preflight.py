@@ -122,6 +122,14 @@ def test_labels_lie_as_their_pictures_are_read(tmp_path):
         check('mmseg', dataset)
 
 
+def test_labels_of_pictures_in_other_formats(tmp_path):
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS), pipeline=[*LOAD, dict(type='LoadAnnotations')])
+    (tmp_path / 'images/a.jpg').unlink()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'images/a.tif')
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), np.zeros((8, 8), np.uint8))
+    check('mmseg', dataset | dict(img_suffix='.tif'))
+
+
 def test_pictures_larger_than_opencv_opens(tmp_path, monkeypatch):
     dataset = coco(tmp_path, PETS) | dict(pipeline=LOAD)
     monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '63')

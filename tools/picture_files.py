@@ -1,6 +1,8 @@
 """Reading picture files to their end."""
 
 import os
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -42,5 +44,9 @@ def read_picture(path: Path, kind: str, scaled: bool = False) -> tuple[Image.Ima
 
 
 def is_turned(picture: Image.Image) -> bool:
-    """Whether the metadata say that width and height are to be exchanged."""
-    return picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    """Whether a photograph says that it was taken upright and its width and height are to be exchanged, as cv2 does."""
+    if picture.format not in ('JPEG', 'MPO'):
+        return False
+    with suppress(SyntaxError, ValueError, struct.error):  # broken metadata turn nothing
+        return picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return False
