@@ -258,7 +258,7 @@ def label_maps(root: Path, **settings) -> dict:
     for folder in ('images', 'labels'):
         (root / folder).mkdir()
     cv2.imwrite(str(root / 'images/a.jpg'), np.zeros((8, 8, 3), np.uint8))
-    cv2.imwrite(str(root / 'labels/a.png'), np.uint8([[0, 1], [255, 1]]))
+    cv2.imwrite(str(root / 'labels/a.png'), np.uint8([[0, 1], [255, 1]]).repeat(4, 0).repeat(4, 1))
     suffixes = dict(img_suffix='.jpg', seg_map_suffix='.png')
     return dict(data_root=str(root), data_prefix=dict(img_path='images', seg_map_path='labels'), **suffixes, **settings)
 
