@@ -157,8 +157,8 @@ train_dataloader = dict(dataset=dict(_delete_=True, **d))
 NAMED = {
     'of a folder that is not there': ('imagenet', "data_root='absent'", ('absent', 'data_root')),
     'of a file': ('imagenet', "data_root='{kit.onnx}'", ('classifier.onnx',)),
-    'of a server that refuses': ('coco', "data_root='http://127.0.0.1:9/', ann_file='a.json'", ('refused',)),
-    'of a store without its package': ('coco', "data_root='s3://bucket', ann_file='a.json'", ('config.py', 's3://bucket')),
+    'of a server that refuses': ('coco', "ann_file='http://127.0.0.1:9/a.json'", ('config.py', 'refused')),
+    'of a store without its package': ('coco', "data_root='s3://bucket', ann_file='a.json'", ('config.py', 'petrel')),
     'of a list that is not there': ('imagenet', "ann_file='absent.txt'", ('absent.txt',)),
     'of a list that is none': ('imagenet', "ann_file='{folder}/config.py', data_prefix='train'", ('config.py',)),
     'with classes in a file that is not there': ('imagenet', "metainfo=dict(classes='absent.txt')", ('absent.txt',)),
