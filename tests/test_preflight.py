@@ -374,6 +374,14 @@ def test_remote_data_is_left_to_the_toolbox(where, tmp_path):
         check('mmdet', dataset, train_evaluator=evaluator | dict(backend_args=dict(backend='local')))
 
 
+def test_annotation_files_of_metrics(tmp_path):
+    dataset, evaluator = coco(tmp_path, PETS), dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'))
+    check('mmdet', dataset, train_evaluator=evaluator)
+    (tmp_path / 'b.json').write_text('{"images": []}')
+    with pytest.raises(preflight.UsageError, match='b.json: not a COCO annotation file'):
+        check('mmdet', dataset, train_evaluator=[dict(evaluator, ann_file=str(tmp_path / 'b.json'))])
+
+
 def test_pictures_without_labels(tmp_path):
     dataset = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=LOAD)
     cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((8, 8, 3), np.uint8))

@@ -57,6 +57,8 @@ def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE
             ann_file = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
             if isinstance(ann_file, str) and not _is_remote(evaluator):
                 _need(Path(ann_file), 'annotation file')
+                if getattr(evaluator.get('type'), '__name__', evaluator.get('type')) == 'CocoMetric':
+                    read_coco(Path(ann_file))  # the metric does so after the first epoch
 
 
 def _require(condition: Any, message: str) -> None:

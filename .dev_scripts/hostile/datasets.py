@@ -191,7 +191,7 @@ def cases() -> Iterator[Case]:
     evaluator = "val_evaluator = dict(ann_file='{path}')"
     yield Case('data of an evaluator, not there', train(evaluator.format(path='absent.json'), scope='coco'), ('absent.json',))
     make = spoilt('coco', lambda root: (root / 'x.json').write_text('{"images": []}'), evaluator.format(path='{folder}/data/x.json'))
-    yield Case('data of an evaluator, broken', make, ('config.py', 'val_evaluator'))
+    yield Case('data of an evaluator, broken', make, ('x.json', 'not a COCO annotation file'))
     # What the check before the run does not see, because it is left out or the file goes later.
     text = broken('train/*/*.jpg', b'hello')
     yield Case('picture that is text, unchecked', spoilt('imagenet', text, UNCHECKED, '--no-check-data'), ('.jpg', 'traceback in'))
