@@ -30,7 +30,7 @@ from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
 from orepa_mm.deploy.export import export  # noqa: E402
 from orepa_mm.deploy.pictures import pictures_in, read_pixels  # noqa: E402
 from orepa_mm.deploy.quantize import OnnxNetwork, change, quantize  # noqa: E402
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 CONFIG = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
 # A quarter of the width of A0.
@@ -285,6 +285,7 @@ def main() -> None:
     parser.add_argument('--segmentor', nargs=2, type=Path, metavar=('CONFIG', 'CHECKPOINT'), help='a trained segmentor to quantize as well')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/int8'), help='folder of the runs (default: %(default)s)')
     args = parser.parse_args()
+    check_writable(args.out, folder=True)
     groups, graphs = {}, {}
     for each in runs(args.seeds):
         config, checkpoint = train(each, args.out)

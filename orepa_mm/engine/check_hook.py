@@ -63,6 +63,10 @@ class CheckHook(Hook):
                 f'{path}: cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to '
                 'other parameters; start a new run from its weights, with load_from instead of resume.'
             )
+        if resuming and not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
+            raise CheckpointError(
+                f'{path}: cannot be resumed, because it holds weights only; start a new run from it, with load_from instead of resume.'
+            )
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
         others = [name for name in plain if not name.startswith(backbones)]
