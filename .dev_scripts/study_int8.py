@@ -92,7 +92,10 @@ def train(each: Run, out: Path) -> tuple[Path, Path | None]:
     config = work_dir.parent / f'{each.name}.py'  # in work_dir mmengine would write the whole config over it
     checkpoint, log = work_dir / 'last.pth', work_dir / 'output.log'
     work_dir.mkdir(parents=True, exist_ok=True)
-    if not (checkpoint.is_file() and config.is_file() and config.read_text() == each.config):
+    same = config.is_file() and config.read_text() == each.config
+    if same and log.is_file() and 'loss: nan' in log.read_text():
+        return config, None
+    if not (same and checkpoint.is_file()):
         config.write_text(each.config)
         start = time.monotonic()
         with log.open('w') as output:
@@ -209,10 +212,12 @@ def draw(graphs: dict[str, Path], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 4, figsize=(15, 6.5), sharey=True, layout='constrained')
-    places = [axes[0, 0], axes[0, 1], axes[1, 1], axes[0, 2], axes[1, 2], axes[0, 3], axes[1, 3]]
-    for place in places[len(graphs) :]:
+    for place in axes.flat:
         place.axis('off')
-    for place, (title, graph) in zip(places, graphs.items(), strict=False):
+    for title, graph in graphs.items():  # a column for each network, above with decay of the parameters
+        name, _, decayed = title.partition(', decay of ')
+        place = axes[int(decayed != 'parameters'), [network.title for network in NETWORKS].index(name)]
+        place.axis('on')
         for layer, kernel in enumerate(kernels(graph)):
             rows = kernel.reshape(len(kernel), -1)
             for colour, shift, values in (('C0', -0.2, np.abs(rows).max(1)), ('C1', 0.2, np.sqrt((rows**2).mean(1)))):
@@ -224,11 +229,9 @@ def draw(graphs: dict[str, Path], path: Path) -> None:
         place.axhline(1 / 127, color='grey', linestyle=':', linewidth=1)
         place.set(yscale='log', ylim=(1e-3, 1.3), xlabel='convolution')
         place.grid(alpha=0.2)
-    axes[1, 0].axis('off')
-    for place in axes[:, :2].flat:
+    for place in axes.flat:
         place.tick_params(labelleft=True)
     axes[0, 0].set_ylabel("relative to the layer's largest weight")
-    axes[1, 1].set_ylabel("relative to the layer's largest weight")
     legend = "blue dot: an output channel's largest weight\norange dot: root mean square of its weights\nlines: the median channel\n"
     legend += 'dotted: a step of int8 with a scale a tensor\n\ndB: signal to noise of the kernels, median layer\n\n'
     legend += 'from the top to orange: lost with a scale a tensor\nfrom blue to orange: lost with a scale a channel'
