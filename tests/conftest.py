@@ -12,9 +12,16 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that spin for eac
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'demo', '.dev_scripts'))]
+
+# The same cases in every run. `make test-all` asks for the thorough ones: pytest --hypothesis-profile=thorough
+unhurried = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile('quick', max_examples=100, **unhurried)
+settings.register_profile('thorough', max_examples=2000, **unhurried)
+settings.load_profile('quick')
 
 
 @pytest.fixture(autouse=True)
