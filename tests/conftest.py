@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'd
 # The same cases in every run. `make test-all` asks for the thorough ones: pytest --hypothesis-profile=thorough
 unhurried = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 settings.register_profile('quick', max_examples=100, **unhurried)
-settings.register_profile('thorough', max_examples=2000, **unhurried)
+settings.register_profile('thorough', max_examples=1500, **unhurried)
 settings.load_profile('quick')
 
 

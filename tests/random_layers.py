@@ -60,7 +60,8 @@ def layers(draw, methods=METHODS, dtypes=(torch.float64, torch.float32)) -> tupl
         mode, padding, steps, stride = 'zeros', 1, (1, 1), draw(st.integers(1, 2))
         conv_cfg = draw(st.sampled_from((None, dict(type='OREPAConv2d', plain_sizes=(1,), point_branch=False))))
         layer = repvgg_block(*channels, stride=stride, groups=groups, conv_cfg=conv_cfg)
-    layer = layer.to(dtype=dtype, memory_format=draw(st.sampled_from(FORMATS))).eval()
+    # With one input channel torch's own convolution is wrong for some channels_last kernels and an output one column wide.
+    layer = layer.to(dtype=dtype, memory_format=draw(st.sampled_from(FORMATS if channels[0] > 1 else FORMATS[:1]))).eval()
     settle(layer)
     padding = padding if isinstance(padding, tuple) else (padding, padding)
     # The smallest picture that there is an output for, and that the padding can be taken from.

@@ -16,7 +16,7 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d, expand, reparameterize
-from orepa_mm.errors import ExpandError, LayerError, PlainKernelError
+from orepa_mm.errors import ExpandError, PlainKernelError
 from orepa_mm.reparam.comparison import largest_difference
 
 STARTS = ('balanced', 'zeros', 'shared')

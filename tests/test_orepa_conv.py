@@ -10,13 +10,11 @@ import torch
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.errors import LayerError
-from orepa_mm.functional import kernel_of
 from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 FORMS = {
