@@ -10,12 +10,20 @@ METHODS = ('OREPA', 'DBB', 'RepVGG')
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-def settle(model: nn.Module) -> None:
-    """Weights and norm statistics as after training: no branch at its start, where some are zero. Random numbers from torch's generator."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for value, low in ((module.running_mean, -1), (module.running_var, 0.5), (module.weight.data, 0.5), (module.bias.data, -1)):
+def settle(model: nn.Module, harsh: bool = False) -> None:
+    """Weights and norm statistics as after training: no branch at its start, where some are zero. Random numbers from torch's generator.
+
+    Harsh: standard deviations from 0.01 to 100, every tenth channel without variance, every twentieth scaled to nothing.
+    """
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for value, low in ((norm.running_mean, -1), (norm.running_var, 0.5), (norm.weight.data, 0.5), (norm.bias.data, -1)):
                 value.copy_(low + 1.5 * torch.rand_like(value))
+            if harsh:
+                norm.running_var.copy_(10 ** (8 * torch.rand_like(norm.running_var) - 4))
+                norm.running_mean.mul_(norm.running_var.sqrt())
+                norm.running_var[torch.rand_like(norm.running_var) < 0.1] = 0
+                norm.weight.data[torch.rand_like(norm.running_var) < 0.05] = 0
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
 
@@ -143,7 +151,7 @@ containers = st.sampled_from((nn.Module, nn.ModuleList, nn.ModuleDict))
 
 
 @st.composite
-def networks(draw, dtypes=(torch.float64,)) -> tuple[nn.Module, Tensor]:
+def networks(draw, dtypes=(torch.float64,), harsh=False) -> tuple[nn.Module, Tensor]:
     """A network in eval mode with layers with branches, containers, shared modules and residuals, and an input for it."""
     dtype = draw(st.sampled_from(dtypes))
     torch.manual_seed(draw(st.integers(0, 10**6)))
@@ -154,5 +162,5 @@ def networks(draw, dtypes=(torch.float64,)) -> tuple[nn.Module, Tensor]:
     if draw(st.booleans()):
         model = nn.Sequential(model, Network([model, *children[1:]], draw(steps), draw(containers)))
     model = model.to(dtype=dtype, memory_format=draw(st.sampled_from(FORMATS))).eval()
-    settle(model)
+    settle(model, harsh)
     return model, torch.randn(2, CHANNELS, 7, 6, dtype=dtype)
