@@ -1,0 +1,121 @@
+"""The arithmetic by itself, against definitions written out in loops."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from orepa_mm.errors import LayerError
+from orepa_mm.functional import average, compose, frequency_prior, fuse_norm, identity_kernel, merge_1x1_kxk, repvgg_l2, shifts_and_kernel
+from orepa_mm.functional.precision import in_float32, is_plain_eager, under_autocast, without_autocast
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return actual.shape == expected.shape and (actual - expected).abs().max().item() <= 1e-10 * expected.abs().max().item()
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def test_repvgg_l2():
+    """Only the centre is penalised as what it adds up to with the 1x1 kernel, in parts of the norms' scale."""
+    kernel, point, a, b = draw(3, 2, 3, 3), draw(3, 2, 1, 1), draw(3), draw(3)
+    expected = 0.0
+    for o in range(3):
+        for i in range(2):
+            for y in range(3):
+                for x in range(3):
+                    if (y, x) == (1, 1):
+                        merged = kernel[o, i, 1, 1] * a[o] + point[o, i, 0, 0] * b[o]
+                        expected += merged**2 / (a[o] ** 2 + b[o] ** 2)
+                    else:
+                        expected += kernel[o, i, y, x] ** 2
+    assert close(repvgg_l2(kernel, point, a, b), expected)
+
+
+@pytest.mark.parametrize('channels', [1, 4, 5])
+@pytest.mark.parametrize('size', [3, 5])
+def test_frequency_prior(channels, size):
+    prior = frequency_prior(channels, size, dtype=torch.float64)
+    for c in range(channels):
+        for y in range(size):
+            for x in range(size):
+                frequency, position = (c + 1, y) if c < channels / 2 else (c + 1 - channels / 2, x)
+                assert prior[c, y, x].item() == pytest.approx(math.cos(math.pi * frequency * (position + 0.5) / size), abs=1e-12)
+    assert frequency_prior(2, 3).dtype == torch.get_default_dtype()
+    assert frequency_prior(2, 3, device='meta', dtype=torch.float16).device.type == 'meta'
+
+
+@pytest.mark.parametrize(('size', 'inputs', 'groups'), [(5, 1, 1), (5, 2, 2), (7, 1, 2), (9, 2, 1), (11, 1, 1), (13, 1, 1), (15, 1, 1)])
+def test_large_kernels_are_stacks_of_small_ones_bit_for_bit(size, inputs, groups):
+    needed = math.ceil(size / 3) ** 2 * inputs
+    weight = draw(groups * (needed + 1), inputs, size, size)
+    first, *rest = shifts_and_kernel(weight, groups)
+    assert len(rest) == size // 2 - 1
+    for stage in (first, *rest[:-1]):
+        assert set(stage.unique().tolist()) <= {0.0, 1.0}
+    whole = first
+    for stage in rest:
+        assert stage.shape == (len(weight), needed + 1, 3, 3)
+        whole = compose(whole, stage, groups)
+    assert torch.equal(whole, weight)
+    assert len(shifts_and_kernel(weight[: groups * needed], groups)) == size // 2
+    with pytest.raises(LayerError, match=f'at least {needed * groups} output channels'):
+        shifts_and_kernel(weight[: groups * (needed - 1)], groups)
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_merging_stacked_convolutions(groups):
+    first, first_bias, second, second_bias = draw(6, 4 // groups, 1, 1), draw(6), draw(8, 6 // groups, 3, 3), draw(8)
+    x = draw(2, 4, 7, 7)
+    inner = F.conv2d(x, first, first_bias, groups=groups)
+    kernel, bias = merge_1x1_kxk(first, first_bias, second, second_bias, groups)
+    assert close(F.conv2d(x, kernel, bias, groups=groups), F.conv2d(inner, second, second_bias, groups=groups))
+    kernel, bias = average(first, first_bias, 3)
+    assert close(F.conv2d(x, kernel, bias, groups=groups), F.avg_pool2d(inner, 3, 1))
+    identity = identity_kernel(4, 5, groups, dtype=torch.float64)
+    assert torch.equal(F.conv2d(x, identity, padding=2, groups=groups), x)
+    assert identity_kernel(4, 3, device='meta').device.type == 'meta'
+
+
+@pytest.mark.parametrize('bias', [None, 'drawn'])
+@pytest.mark.parametrize('affine', [True, False])
+def test_fusing_a_norm(bias, affine):
+    weight, mean, variance, x = draw(4, 3, 3, 3), draw(4), draw(4).square(), draw(2, 3, 8, 8)
+    bias = None if bias is None else draw(4)
+    gamma, beta = (draw(4), draw(4)) if affine else (None, None)
+    fused = fuse_norm(weight, bias, mean, variance, 1e-3, gamma, beta)
+    assert close(F.conv2d(x, *fused), F.batch_norm(F.conv2d(x, weight, bias), mean, variance, gamma, beta, eps=1e-3))
+    halves = fuse_norm(weight.half(), None if bias is None else bias.half(), mean.half(), variance.half(), 1e-3, None, None)
+    exact = fuse_norm(*(None if t is None else t.half().double() for t in (weight, bias, mean, variance)), 1e-3)
+    for half, whole in zip(halves, exact, strict=True):
+        assert half.dtype == torch.float16 and ((half.double() - whole).abs() <= 1e-3 * whole.abs() + 1e-7).all()  # one rounding, 2^-11
+
+
+def test_conditions():
+    layer = torch.nn.Linear(2, 2).half()
+    before = layer.weight.data_ptr()
+    with pytest.raises(ZeroDivisionError), in_float32(layer, layer):
+        assert {p.dtype for p in layer.parameters()} == {torch.float32}
+        raise ZeroDivisionError
+    assert {p.dtype for p in layer.parameters()} == {torch.float16} and layer.weight.data_ptr() == before
+    wide = torch.nn.BatchNorm2d(2).double()
+    with in_float32(wide):
+        assert wide.weight.dtype == torch.float64 and wide.num_batches_tracked.dtype == torch.int64
+
+    x = torch.ones(2, 2)
+    assert not under_autocast(x) and not under_autocast(x.to('meta'))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert under_autocast(x) and (x @ x).dtype == torch.bfloat16
+        with without_autocast(x):
+            assert not under_autocast(x) and (x @ x).dtype == torch.float32
+    with without_autocast('what torch.fx traces with'):
+        pass
+
+    class Special(torch.Tensor):
+        pass
+
+    assert is_plain_eager(x, None, torch.nn.Parameter(x)) and not is_plain_eager(x, x.as_subclass(Special))
+    assert not torch.func.vmap(lambda row: row + is_plain_eager(row))(torch.zeros(2, 2)).any()
