@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from orepa_mm.errors import LayerError
 from orepa_mm.functional import average, compose, frequency_prior, fuse_norm, identity_kernel, merge_1x1_kxk, repvgg_l2, shifts_and_kernel
 from orepa_mm.functional.precision import in_float32, is_plain_eager, under_autocast, without_autocast
+from orepa_mm.functional.separable import DepthwiseGradient, add_separable, pointwise_gradient
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -52,14 +53,14 @@ def test_frequency_prior(channels, size):
 def test_large_kernels_are_stacks_of_small_ones_bit_for_bit(size, inputs, groups):
     needed = math.ceil(size / 3) ** 2 * inputs
     weight = draw(groups * (needed + 1), inputs, size, size)
-    first, *rest = shifts_and_kernel(weight, groups)
+    first, *rest = shifts_and_kernel(weight, groups) if groups > 1 else shifts_and_kernel(weight)
     assert len(rest) == size // 2 - 1
     for stage in (first, *rest[:-1]):
         assert set(stage.unique().tolist()) <= {0.0, 1.0}
     whole = first
     for stage in rest:
         assert stage.shape == (len(weight), needed + 1, 3, 3)
-        whole = compose(whole, stage, groups)
+        whole = compose(whole, stage, groups) if groups > 1 else compose(whole, stage)
     assert torch.equal(whole, weight)
     assert len(shifts_and_kernel(weight[: groups * needed], groups)) == size // 2
     with pytest.raises(LayerError, match=f'at least {needed * groups} output channels'):
@@ -71,11 +72,11 @@ def test_merging_stacked_convolutions(groups):
     first, first_bias, second, second_bias = draw(6, 4 // groups, 1, 1), draw(6), draw(8, 6 // groups, 3, 3), draw(8)
     x = draw(2, 4, 7, 7)
     inner = F.conv2d(x, first, first_bias, groups=groups)
-    kernel, bias = merge_1x1_kxk(first, first_bias, second, second_bias, groups)
+    kernel, bias = merge_1x1_kxk(first, first_bias, second, second_bias, **({'groups': groups} if groups > 1 else {}))
     assert close(F.conv2d(x, kernel, bias, groups=groups), F.conv2d(inner, second, second_bias, groups=groups))
     kernel, bias = average(first, first_bias, 3)
     assert close(F.conv2d(x, kernel, bias, groups=groups), F.avg_pool2d(inner, 3, 1))
-    identity = identity_kernel(4, 5, groups, dtype=torch.float64)
+    identity = identity_kernel(4, 5, **({'groups': groups} if groups > 1 else {}), dtype=torch.float64)
     assert torch.equal(F.conv2d(x, identity, padding=2, groups=groups), x)
     assert identity_kernel(4, 3, device='meta').device.type == 'meta'
 
@@ -88,10 +89,37 @@ def test_fusing_a_norm(bias, affine):
     gamma, beta = (draw(4), draw(4)) if affine else (None, None)
     fused = fuse_norm(weight, bias, mean, variance, 1e-3, gamma, beta)
     assert close(F.conv2d(x, *fused), F.batch_norm(F.conv2d(x, weight, bias), mean, variance, gamma, beta, eps=1e-3))
-    halves = fuse_norm(weight.half(), None if bias is None else bias.half(), mean.half(), variance.half(), 1e-3, None, None)
-    exact = fuse_norm(*(None if t is None else t.half().double() for t in (weight, bias, mean, variance)), 1e-3)
-    for half, whole in zip(halves, exact, strict=True):
-        assert half.dtype == torch.float16 and ((half.double() - whole).abs() <= 1e-3 * whole.abs() + 1e-7).all()  # one rounding, 2^-11
+    halves = [None if t is None else t.half() for t in (weight, bias, mean, variance, gamma, beta)]
+    exact = [None if t is None else t.double() for t in halves]
+    for half, whole in zip(fuse_norm(*halves[:4], 1e-3, *halves[4:]), fuse_norm(*exact[:4], 1e-3, *exact[4:]), strict=True):
+        assert torch.equal(half, whole.half())  # rounded once
+
+
+class Elsewhere(torch.Tensor):
+    """Says that it is on a GPU, where the sums are computed another way; computed on the CPU all the same."""
+
+    device = property(lambda self: torch.device('cuda'))
+
+
+@pytest.mark.parametrize('kind', [torch.Tensor, Elsewhere])
+@pytest.mark.parametrize('out_channels', [2, 21])
+def test_separable_sums(kind, out_channels):
+    w, pointwise, depthwise = draw(2, out_channels, 9, 5), draw(2, out_channels, 3, 5), draw(2, 3, 9, 5)
+    expected = w.clone()
+    d_pointwise, d_depthwise = torch.zeros_like(pointwise), torch.zeros_like(depthwise)
+    for o in range(out_channels):
+        for e in range(3):
+            expected[:, o] += pointwise[:, o, None, e] * depthwise[:, e]
+            d_pointwise[:, o, e] = (w[:, o] * depthwise[:, e]).sum(1)
+            d_depthwise[:, e] += w[:, o] * pointwise[:, o, None, e]
+    w, pointwise, depthwise = (value.as_subclass(kind) for value in (w, pointwise, depthwise))
+    gradient = DepthwiseGradient(depthwise, out_channels)
+    for part in (slice(0, 18), slice(18, out_channels)):
+        gradient.add(w[:, part], pointwise[:, part])
+    assert close(gradient.total(), d_depthwise)
+    assert close(pointwise_gradient(w, depthwise), d_pointwise) and pointwise_gradient(w, depthwise).is_contiguous()
+    add_separable(w, pointwise, depthwise)
+    assert close(w, expected)
 
 
 def test_conditions():
