@@ -7,7 +7,21 @@ import torch
 from torch.nn import functional as F
 
 from orepa_mm.errors import LayerError
-from orepa_mm.functional import average, compose, frequency_prior, fuse_norm, identity_kernel, merge_1x1_kxk, repvgg_l2, shifts_and_kernel
+from orepa_mm.functional import (
+    Branches,
+    average,
+    closed_form_1x1,
+    closed_form_kxk,
+    compose,
+    frequency_prior,
+    fuse_norm,
+    identity_kernel,
+    merge_1x1_kxk,
+    repvgg_l2,
+    shifts_and_kernel,
+    squeeze_1x1,
+    squeeze_kxk,
+)
 from orepa_mm.functional.precision import in_float32, is_plain_eager, under_autocast, without_autocast
 from orepa_mm.functional.separable import DepthwiseGradient, add_separable, pointwise_gradient
 
@@ -93,6 +107,43 @@ def test_fusing_a_norm(bias, affine):
     exact = [None if t is None else t.double() for t in halves]
     for half, whole in zip(fuse_norm(*halves[:4], 1e-3, *halves[4:]), fuse_norm(*exact[:4], 1e-3, *exact[4:]), strict=True):
         assert torch.equal(half, whole.half())  # rounded once
+
+
+def kxk_weights(groups: int, point: bool = True) -> list[torch.Tensor | None]:
+    shapes = [(5 + point, 6), (6, 9, 4 // groups), (6, 4 // groups, 1, 1), (6, 4 // groups, 1, 1), (6, 3, 3), (8, 4 // groups, 1, 1)]
+    shapes += [(6, 9, 8 // groups), (12, 1, 3, 3), (6, 12 // groups, 1, 1)]
+    return [draw(*shape) for shape in shapes] + [draw(6, 4 // groups, 1, 1) if point else None]
+
+
+def pointwise_weights(groups: int) -> list[torch.Tensor]:
+    return [draw(2, 6), draw(6, 4 // groups, 1, 1), draw(8, 4 // groups, 1, 1), draw(6, 8 // groups, 1, 1)]
+
+
+@pytest.mark.parametrize('autocast', [True, False])
+@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize('kind', ['kxk', 'kxk without its 1x1 branch', '1x1'])
+def test_closed_forms(kind, groups, autocast):
+    """Kernel, gradients and gradients of gradients are those of autograd through the plain formula; autocast rounds none of them."""
+    options = {} if groups == 1 else dict(groups=groups)
+    weights = pointwise_weights(groups) if kind == '1x1' else kxk_weights(groups, kind == 'kxk')
+    leaves = [w.requires_grad_() for i, w in enumerate(weights) if w is not None and not (i == 4 and kind != '1x1')]
+    if kind == '1x1':
+        forms = [lambda: squeeze_1x1(*weights, **options), lambda: closed_form_1x1(*weights, **options)]
+    else:
+        forms = [lambda: squeeze_kxk(Branches(*weights), 3, **options), lambda: closed_form_kxk(Branches(*weights), 3, **options)]
+    direction = draw(*forms[0]().shape)
+
+    def derivatives(form) -> list[torch.Tensor]:
+        kernel = form()
+        first = torch.autograd.grad((kernel * direction).sum(), leaves, retain_graph=True)
+        second = torch.autograd.grad((kernel.square() * direction).sum(), leaves, create_graph=True)
+        return [kernel, *first, *torch.autograd.grad(sum(g.square().sum() for g in second), leaves)]
+
+    expected = derivatives(forms[0])
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        actual = derivatives(forms[1])
+    for a, e in zip(actual, expected, strict=True):
+        assert close(a, e)
 
 
 class Elsewhere(torch.Tensor):
