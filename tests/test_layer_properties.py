@@ -55,6 +55,9 @@ def test_weights_in_half_precision(case):
     layer, x = case
     reference = copy.deepcopy(layer).double()
     assert difference(layer(x), written_out(reference, x.double())) < TOLERANCES[x.dtype]
+    plain, exact = (reparameterize(copy.deepcopy(form)) for form in (layer, reference))
+    for parameter, right in zip(plain.parameters(), exact.parameters(), strict=True):  # rounded once, by half a unit in the last place
+        assert parameter.dtype == x.dtype and difference(parameter, right) < 0.6 * torch.finfo(x.dtype).eps
     if isinstance(layer, OREPAConv2d):
         kernel, exact = layer.weight, reference.weight
         direction = torch.randn_like(kernel)
