@@ -16,8 +16,10 @@ from orepa_mm.functional import (
     frequency_prior,
     fuse_norm,
     identity_kernel,
+    kernel_of,
     merge_1x1_kxk,
     repvgg_l2,
+    rows_of,
     shifts_and_kernel,
     squeeze_1x1,
     squeeze_kxk,
@@ -109,6 +111,13 @@ def test_fusing_a_norm(bias, affine):
         assert torch.equal(half, whole.half())  # rounded once
 
 
+def test_rows():
+    kernel = draw(3, 2, 5, 5)
+    rows = rows_of(kernel)
+    assert rows.shape == (3, 25, 2) and rows.is_contiguous()
+    assert torch.equal(rows[:, 7], kernel[:, :, 1, 2]) and torch.equal(kernel_of(rows, 5), kernel)
+
+
 def kxk_weights(groups: int, point: bool = True) -> list[torch.Tensor | None]:
     shapes = [(5 + point, 6), (6, 9, 4 // groups), (6, 4 // groups, 1, 1), (6, 4 // groups, 1, 1), (6, 3, 3), (8, 4 // groups, 1, 1)]
     shapes += [(6, 9, 8 // groups), (12, 1, 3, 3), (6, 12 // groups, 1, 1)]
@@ -155,11 +164,11 @@ class Elsewhere(torch.Tensor):
 @pytest.mark.parametrize('kind', [torch.Tensor, Elsewhere])
 @pytest.mark.parametrize('out_channels', [2, 21])
 def test_separable_sums(kind, out_channels):
-    w, pointwise, depthwise = draw(2, out_channels, 9, 5), draw(2, out_channels, 3, 5), draw(2, 3, 9, 5)
+    w, pointwise, depthwise = draw(2, out_channels, 9, 5), draw(2, out_channels, 18, 5), draw(2, 18, 9, 5)
     expected = w.clone()
     d_pointwise, d_depthwise = torch.zeros_like(pointwise), torch.zeros_like(depthwise)
     for o in range(out_channels):
-        for e in range(3):
+        for e in range(18):
             expected[:, o] += pointwise[:, o, None, e] * depthwise[:, e]
             d_pointwise[:, o, e] = (w[:, o] * depthwise[:, e]).sum(1)
             d_depthwise[:, e] += w[:, o] * pointwise[:, o, None, e]
