@@ -125,7 +125,7 @@ def plain_formula(kernel: nn.Module) -> torch.Tensor:
         return first
     if hasattr(kernel, 'first'):
         return squeeze_1x1(kernel.scale, kernel.origin, kernel.first, kernel.second, kernel.groups)
-    return squeeze_kxk(kernel._branches(), kernel.kernel_size, kernel.groups)
+    return squeeze_kxk(kernel._branches(), kernel.shape, kernel.groups)
 
 
 def test_custom_l2_decays_squeezed_kernels():

@@ -123,7 +123,12 @@ def train(work_dir, epochs: int, by_iterations: bool = False, resume: bool = Fal
     cfg = dict(
         model=dict(type='PrunedNetwork'),
         work_dir=str(work_dir),
-        train_dataloader=dict(batch_size=4, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(type='RandomPictures'), collate_fn=dict(type='default_collate')),
+        train_dataloader=dict(
+            batch_size=4,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='RandomPictures'),
+            collate_fn=dict(type='default_collate'),
+        ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=2 * epochs) if by_iterations else dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
         param_scheduler=dict(type='MultiStepLR', milestones=[3], by_epoch=not by_iterations),

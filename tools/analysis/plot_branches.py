@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, load_config, run  # noqa: E402
 
 from orepa_mm.deploy.loading import build_model, load_model  # noqa: E402
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 from orepa_mm.functional import BRANCHES  # noqa: E402
 from orepa_mm.reparam.diversity import Diversity, branch_diversity  # noqa: E402
 
@@ -40,7 +40,8 @@ def draw(states: dict[str, Diversity], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     names = [name for name in BRANCHES if any(name in found.shares for found in states.values())]
-    figure, axes = plt.subplots(len(states), 3, figsize=(16, 4.2 * len(states)), width_ratios=(2.2, 1, 1), layout='constrained', squeeze=False)
+    size = dict(figsize=(16, 4.2 * len(states)), width_ratios=(2.2, 1, 1))
+    figure, axes = plt.subplots(len(states), 3, layout='constrained', squeeze=False, **size)
     for row, (title, found) in zip(axes, states.items(), strict=True):
         shares = torch.stack([found.shares[name] for name in names])
         image = row[0].imshow(shares, aspect='auto', cmap='viridis', vmin=0, vmax=1.2)
@@ -86,8 +87,7 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
-    if not args.out.parent.is_dir():
-        raise UsageError(f'{args.out.parent}: no such folder; make it first.')
+    check_writable(args.out)
     cfg = load_config(args)
     after = load_model(cfg, args.checkpoint)
     before = build_model(cfg)
