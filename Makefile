@@ -14,7 +14,7 @@ help:
 	@echo "make demo             fine-tune, test, re-parameterize and time a small Mask R-CNN; report in work_dirs/demo/ (DATA=/path/to/coco-like)"
 	@echo "make pipeline         pretrain on drawn data, transfer to detection and segmentation, test re-parameterized; report in work_dirs/pipeline/"
 	@echo "make test             the test suite"
-	@echo "make test-all         the test suite with the slow tests"
+	@echo "make test-all         the test suite with the slow tests, and fifteen times as many random cases"
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
 	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA"
 	@echo "make lint             ruff"
@@ -26,7 +26,7 @@ test: setup
 	@$(PYTEST) -m "not slow"
 
 test-all: setup
-	@$(PYTEST)
+	@$(PYTEST) --hypothesis-profile thorough
 
 test-openmmlab:
 	@$(MAKE) --no-print-directory test MM=openmmlab VENV=.venv-openmmlab

@@ -82,6 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
     args = parser.parse_args()
+    if args.write:
+        doc_tables.check(args.write, 'parameters')
     table = rows(progress=True)
     print(f'{"architecture":<20}{"method":<8}{"training form":>15}{"re-parameterized":>18}')
     for name, method, training, deployed in table:

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 from common import UsageError, run  # noqa: E402
 
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 
 def insert(text: str, name: str, table: str) -> str:
@@ -28,14 +28,21 @@ def insert(text: str, name: str, table: str) -> str:
     return f'{before}{begin}\n\n{table}\n\n{end}{after}'
 
 
+def check(path: Path, name: str) -> None:
+    """Raise as :func:`write` would, before the table is computed."""
+    if not path.is_file():
+        raise UsageError(f'{path}: no such file.')
+    insert(path.read_text(), name, '')
+    check_writable(path)
+
+
 def write(path: Path, name: str, table: str) -> None:
     """Put ``table`` into the file at ``path``.
 
     Raises:
         UsageError: When the file does not exist or has no place for it.
     """
-    if not path.is_file():
-        raise UsageError(f'{path}: no such file.')
+    check(path, name)
     text = insert(path.read_text(), name, table)
     with replacing(path) as partial:
         partial.write_text(text)

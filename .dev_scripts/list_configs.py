@@ -27,7 +27,7 @@ from mmengine.config import Config  # noqa: E402
 import orepa_mm  # noqa: E402
 from orepa_mm import OREPAConv2d  # noqa: E402
 from orepa_mm.deploy.loading import build_model  # noqa: E402
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
@@ -205,6 +205,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.write and args.patterns:
         raise UsageError('--write is for the page with all configs: leave the patterns out.')
+    if args.write:
+        check_writable(args.write)
     logging.disable(logging.WARNING)
     rows, known = {}, {}
     for name in configs(args.patterns):

@@ -30,7 +30,7 @@ from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
 from orepa_mm.deploy.export import export  # noqa: E402
 from orepa_mm.deploy.pictures import pictures_in, read_pixels  # noqa: E402
 from orepa_mm.deploy.quantize import OnnxNetwork, change, quantize  # noqa: E402
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 CONFIG = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
 # A quarter of the width of A0.
@@ -86,18 +86,24 @@ class Run:
         )
 
 
-def train(each: Run, out: Path) -> tuple[Path, Path]:
-    """Train unless that was done; the config and the checkpoint."""
+def train(each: Run, out: Path) -> tuple[Path, Path | None]:
+    """Train unless that was done; the config and the checkpoint, None where the loss did not stay finite."""
     work_dir = out.resolve() / each.name
     config = work_dir.parent / f'{each.name}.py'  # in work_dir mmengine would write the whole config over it
     checkpoint, log = work_dir / 'last.pth', work_dir / 'output.log'
     work_dir.mkdir(parents=True, exist_ok=True)
-    if not (checkpoint.is_file() and config.is_file() and config.read_text() == each.config):
+    same = config.is_file() and config.read_text() == each.config
+    if same and log.is_file() and 'loss: nan' in log.read_text():
+        return config, None
+    if not (same and checkpoint.is_file()):
         config.write_text(each.config)
         start = time.monotonic()
         with log.open('w') as output:
             command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir)]
             status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+        if status and 'loss: nan' in log.read_text():
+            print(f'{each.name}: diverged (output: {log})', flush=True)
+            return config, None
         if status:
             raise UsageError(f'{each.name}: the training failed (output: {log}).')
         print(f'trained {each.name} in {time.monotonic() - start:.0f} s', flush=True)
@@ -206,8 +212,12 @@ def draw(graphs: dict[str, Path], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 4, figsize=(15, 6.5), sharey=True, layout='constrained')
-    places = [axes[0, 0], axes[0, 1], axes[1, 1], axes[0, 2], axes[1, 2], axes[0, 3], axes[1, 3]]
-    for place, (title, graph) in zip(places, graphs.items(), strict=True):
+    for place in axes.flat:
+        place.axis('off')
+    for title, graph in graphs.items():  # a column for each network, above with decay of the parameters
+        name, _, decayed = title.partition(', decay of ')
+        place = axes[int(decayed != 'parameters'), [network.title for network in NETWORKS].index(name)]
+        place.axis('on')
         for layer, kernel in enumerate(kernels(graph)):
             rows = kernel.reshape(len(kernel), -1)
             for colour, shift, values in (('C0', -0.2, np.abs(rows).max(1)), ('C1', 0.2, np.sqrt((rows**2).mean(1)))):
@@ -219,11 +229,9 @@ def draw(graphs: dict[str, Path], path: Path) -> None:
         place.axhline(1 / 127, color='grey', linestyle=':', linewidth=1)
         place.set(yscale='log', ylim=(1e-3, 1.3), xlabel='convolution')
         place.grid(alpha=0.2)
-    axes[1, 0].axis('off')
-    for place in axes[:, :2].flat:
+    for place in axes.flat:
         place.tick_params(labelleft=True)
     axes[0, 0].set_ylabel("relative to the layer's largest weight")
-    axes[1, 1].set_ylabel("relative to the layer's largest weight")
     legend = "blue dot: an output channel's largest weight\norange dot: root mean square of its weights\nlines: the median channel\n"
     legend += 'dotted: a step of int8 with a scale a tensor\n\ndB: signal to noise of the kernels, median layer\n\n'
     legend += 'from the top to orange: lost with a scale a tensor\nfrom blue to orange: lost with a scale a channel'
@@ -248,6 +256,9 @@ def table(groups: dict[tuple[str, str, str], list[tuple[dict, Path]]]) -> str:
     titles = [network.title for network in NETWORKS]
     for names, found in sorted(groups.items(), key=lambda group: titles.index(group[0][0])):
         results = [result for result, _ in found]
+        if not found:
+            rows.append([*names, 'diverged', *[''] * (len(head) - len(names) - 1)])
+            continue
         rows.append(
             [
                 *names,
@@ -277,13 +288,17 @@ def main() -> None:
     parser.add_argument('--segmentor', nargs=2, type=Path, metavar=('CONFIG', 'CHECKPOINT'), help='a trained segmentor to quantize as well')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/int8'), help='folder of the runs (default: %(default)s)')
     args = parser.parse_args()
+    check_writable(args.out, folder=True)
     groups, graphs = {}, {}
     for each in runs(args.seeds):
         config, checkpoint = train(each, args.out)
-        found = measured(config, checkpoint, checkpoint.parent, ROOT / 'data' / 'imagenet-mini', 'accuracy/top1')
         decayed = 'deployed kernels' if each.kernel_decay else 'parameters'
+        group = groups.setdefault((each.network.title, f'{each.weight_decay:g}', decayed), [])
+        if checkpoint is None:
+            continue
+        found = measured(config, checkpoint, checkpoint.parent, ROOT / 'data' / 'imagenet-mini', 'accuracy/top1')
         graph = checkpoint.parent / 'float.onnx'
-        groups.setdefault((each.network.title, f'{each.weight_decay:g}', decayed), []).append((found, graph))
+        group.append((found, graph))
         if each.seed == args.seeds[0] and each.weight_decay == max(DECAYS):
             graphs[f'{each.network.title}, decay of {decayed}'] = graph
     page = ROOT / 'docs' / 'int8.md'

@@ -8,8 +8,6 @@ command that the report lists, so each can be run again by hand.
 
 import argparse
 import html
-import json
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +22,9 @@ from report import (
     pictures,
     plot_losses,
     print_rows,
+    read_coco,
     replace_folder,
+    run,
     table,
     table_rows,
     write_page,
@@ -38,26 +38,19 @@ LOSSES = ('loss', 'loss_cls', 'loss_bbox', 'loss_mask', 'loss_rpn_cls', 'loss_rp
 def coco_summary(data: Path) -> tuple[list[str], int]:
     """Category names of a COCO-format folder in the order of their ids, and the number of pictures to train on."""
     path = data / 'annotations' / 'instances_train2017.json'
-    try:
-        content = json.loads(path.read_text())
-        categories = sorted(content['categories'], key=lambda category: category['id'])
-        names = [str(category['name']) for category in categories]
-        pictures = len(content['images'])
-    except FileNotFoundError:
+    if not path.is_file():
         raise StepError(
             f'{path}: no such file. DATA is a folder in the layout of COCO: annotations/instances_{{train,val}}2017.json, '
             'train2017/ and val2017/.'
-        ) from None
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise StepError(f'{path}: not a COCO annotation file ({type(error).__name__}: {error}).') from None
+        )
+    content = read_coco(path, masks=True)
+    names = [category['name'] for category in sorted(content['categories'], key=lambda category: category['id'])]
     odd = [name for name in names if not name.strip() or not name.isprintable()]
     if odd:
         raise StepError(f'{path}: the category name {odd[0]!r} is empty or has characters that cannot be printed; rename it.')
-    if not pictures or not names:
-        raise StepError(f'{path}: lists no pictures or no categories.')
     if '{{' in str(data.resolve()):
         raise StepError(f'{data}: a path with {{{{ in it cannot stand in a config; rename the folder.')
-    return names, pictures
+    return names, len(content['images'])
 
 
 def config_text(classifier: Path, data: Path | None, names: Path, classes: int, pictures: int) -> str:
@@ -170,7 +163,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except StepError as error:
-        sys.exit(f'[demo] error: {error}')
+    run(main)

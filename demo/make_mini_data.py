@@ -332,9 +332,9 @@ def main() -> None:
     unknown = [name for name in args.datasets if name not in DATASETS]
     if unknown:
         parser.error(f'unknown dataset {unknown[0]!r}; choose from {", ".join(DATASETS)}')
-    for option in ('train', 'val', 'size'):
-        if getattr(args, option) is not None and getattr(args, option) < 1:
-            parser.error(f'--{option} must be positive')
+    for option, least in dict(train=1, val=1, size=1, seed=0).items():
+        if getattr(args, option) is not None and getattr(args, option) < least:
+            parser.error(f'--{option} must be {least} or more')
     if args.size is not None and args.size < SMALLEST:
         parser.error(f'--size must be {SMALLEST} or more')
     for name in args.datasets or DATASETS:
@@ -345,7 +345,7 @@ def main() -> None:
         try:
             make(name, root, args.train, args.val, args.size, args.seed)
         except OSError as error:
-            parser.exit(1, f'error: {root}: cannot be written: {error.strerror or error}\n')
+            parser.exit(2, f'error: {root}: cannot be written: {error.strerror or error}\n')
         print(f'wrote {root}')
 
 

@@ -6,7 +6,6 @@ command that the report lists. ``--short`` trains for a few iterations only, to 
 """
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from report import (
     plot_losses,
     print_rows,
     replace_folder,
+    run,
     table,
     table_rows,
     write_page,
@@ -117,7 +117,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except StepError as error:
-        sys.exit(f'[pipeline] error: {error}')
+    run(main)

@@ -14,6 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
+from coco_files import read_coco  # noqa: E402, F401  for demo.py
+from common import UsageError, run  # noqa: E402, F401  run is for both programs
+
 from orepa_mm.files import replacing  # noqa: E402
 
 CLASSIFIER = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
@@ -29,7 +32,7 @@ td:first-child, th:first-child { text-align: left } pre { background: #f4f4f4; p
 """
 
 
-class StepError(RuntimeError):
+class StepError(UsageError):
     """A step failed; the message says which, and where its output is."""
 
 
@@ -77,7 +80,7 @@ class Steps:
                 if any(word in line for word in ('Epoch(', 'Iter(', 'Re-parameterized', 'pictures')):
                     print('  ' + line.strip().split(' - INFO - ')[-1][:150], flush=True)
         if process.wait():
-            raise StepError(f'step {number} ({title}) failed: {last}\nIts whole output is in {log_path}')
+            raise StepError(f'step {number} ({title}) failed: {last.removeprefix("error: ")} (its whole output is in {log_path})')
         seconds = time.monotonic() - start
         print(f'[{self.name}] done in {seconds:.0f} s', flush=True)
         self.commands.append((title, shown, seconds))

@@ -29,6 +29,10 @@ class ReparameterizeError(OREPAError, RuntimeError):
     """Testing in deployed form makes no sense."""
 
 
+class NotFiniteError(OREPAError, ArithmeticError):
+    """A training has come to values that are not finite."""
+
+
 class CheckpointError(OREPAError, ValueError):
     """A checkpoint cannot be used."""
 

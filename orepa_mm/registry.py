@@ -48,7 +48,7 @@ def register_all() -> None:
         return
     register_layers()
     find_configs_of_mmseg()
-    for part in ('reparameterize_hook', 'check_hook', 'checkpoint_hook', 'seed_hook', 'optim_wrapper_constructor'):
+    for part in ('reparameterize_hook', 'check_hook', 'checkpoint_hook', 'seed_hook', 'finite_loss_hook', 'optim_wrapper_constructor'):
         import_module(f'{__package__}.engine.{part}')
     for toolbox in TOOLBOXES:
         if find_spec(toolbox) is not None:

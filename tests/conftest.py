@@ -12,9 +12,17 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that spin for eac
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'demo', '.dev_scripts'))]
+
+# The same cases in every run. `make test-all` asks for the thorough ones: pytest --hypothesis-profile=thorough
+unhurried = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile('quick', max_examples=100, **unhurried)
+settings.register_profile('thorough', max_examples=1500, **unhurried)
+settings.register_profile('mutants', max_examples=60, phases=[Phase.generate], **unhurried)  # a failure is all it takes
+settings.load_profile('quick')
 
 
 @pytest.fixture(autouse=True)

@@ -147,7 +147,7 @@ def test_bad_input(trained, tools, tmp_path, monkeypatch):
     torch.save(extra, tmp_path / 'extra.pth')
     refused(run(tmp_path / 'extra.pth', tmp_path / 'other'), 'neck.weight', 'no place')
     (tmp_path / 'file').write_text('mine')
-    refused(run(checkpoint, tmp_path / 'file', '--force'), 'is a file')
+    refused(run(checkpoint, tmp_path / 'file', '--force'), 'is no folder')
 
     def full(self, data):
         raise OSError(28, 'No space left on device')

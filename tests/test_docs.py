@@ -9,12 +9,18 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / 'docs' / 'configs.md').read_text()
+SCALING = (ROOT / 'docs' / 'scaling.md').read_text()
 sys.path[:0] = [str(ROOT / '.dev_scripts')]
 
 
 @pytest.fixture(scope='module')
 def listing():
     return importlib.import_module('list_configs')
+
+
+@pytest.fixture(scope='module')
+def communication():
+    return importlib.import_module('count_communication')
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +40,7 @@ def test_the_page_lists_every_config_as_it_is(listing):
     for name in names:
         row = rows()[name.removeprefix('configs/').removesuffix('.py')]
         assert (*row[:5], row[-1]) == listing.description(name), name
+        assert listing.read(name).default_scope == 'mmseg' or listing.read(name).auto_scale_lr.base_batch_size, name  # docs/scaling.md
 
 
 @pytest.mark.parametrize(
@@ -96,3 +103,24 @@ def test_the_stem_guide_names_configs_that_exist():
     for name in named:
         assert (ROOT / name).is_file(), name
     assert (ROOT / 'docs' / 'stem_lr_sweep.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_communication_table_is_computed_again(communication):
+    table = [line for line in SCALING.splitlines() if line.count('|') == len(communication.HEADER) + 1]
+    names = communication.names()
+    assert len(table) == len(names) + 2
+    for name in names[:2]:  # the others take longer to build
+        assert communication.markdown([communication.row(name)]).splitlines()[-1] in table
+    gradients = {tuple(line.strip('| ').split(' | ')[:2]): float(line.split(' | ')[2]) for line in table[2:]}
+    assert 2.5 < gradients['ResNet-50', 'OREPA'] / gradients['ResNet-50', 'none'] < 3
+
+
+def test_the_guide_to_scaling_names_what_there_is():
+    words = SCALING.replace('`', ' ').replace(',', ' ').split()
+    scripts = {word for word in words if word.startswith(('tools/', 'tests/'))}
+    assert {'tools/dist_train.sh', 'tools/dist_test.sh', 'tools/slurm_train.sh', 'tools/slurm_test.sh'} <= scripts
+    assert all((ROOT / name).is_file() for name in scripts)
+    variables = {word.partition('=')[0] for word in words if '=' in word and word.partition('=')[0].isupper()} - {'PYTHONPATH'}
+    read = ''.join((ROOT / name).read_text() for name in scripts if name.endswith('.sh'))
+    assert {'NNODES', 'NODE_RANK', 'MASTER_ADDR', 'GPUS'} <= variables
+    assert all(f'${{{name}:-' in read for name in variables)

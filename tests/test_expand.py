@@ -8,18 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
-from test_properties import quick
 from test_reparameterize import settle
 from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d, expand, reparameterize
-from orepa_mm.errors import ExpandError, LayerError, PlainKernelError
+from orepa_mm.errors import ExpandError, PlainKernelError
 from orepa_mm.reparam.comparison import largest_difference
 
 STARTS = ('balanced', 'zeros', 'shared')
@@ -69,39 +66,6 @@ def test_expanding_what_was_reparameterized():
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     expected = model(x)
     assert relative(expand(reparameterize(model))(x), expected) < 1e-10 and branches(model) == 2
-
-
-@settings(max_examples=100, **quick)
-@given(
-    size=st.sampled_from([1, 3, 5, 7, 9]),
-    groups=st.sampled_from([1, 2, 4, 8]),
-    inputs=st.integers(1, 2),
-    outputs=st.integers(1, 12),
-    stride=st.integers(1, 2),
-    dilation=st.integers(1, 2),
-    padding=st.sampled_from([0, 2, 'same', 'valid']),
-    padding_mode=st.sampled_from(['zeros', 'reflect', 'circular']),
-    bias=st.booleans(),
-    start=st.sampled_from(STARTS),
-    channels_last=st.booleans(),
-)
-def test_layer_arguments(size, groups, inputs, outputs, stride, dilation, padding, padding_mode, bias, start, channels_last):
-    stride = 1 if padding == 'same' else stride
-    arguments = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias, padding_mode=padding_mode)
-    conv = nn.Conv2d(groups * inputs, groups * outputs, size, **arguments).double().eval()
-    conv = conv.to(memory_format=torch.channels_last) if channels_last else conv
-    if size >= 7 and outputs < 9 * inputs:
-        with pytest.raises(LayerError, match='output channels'):
-            OREPAConv2d.from_conv(conv, start)
-        return
-    layer = OREPAConv2d.from_conv(conv, start)
-    x = torch.randn(1, groups * inputs, 20, 20, dtype=torch.float64)
-    assert relative(layer(x), conv(x)) < 1e-10
-    assert not layer.training
-    plain = reparameterize(layer)
-    assert plain.weight.is_contiguous(memory_format=torch.channels_last) or not channels_last or size == 1
-    for name in ('stride', 'padding', 'dilation', 'groups', 'padding_mode'):
-        assert getattr(plain, name) == getattr(conv, name)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

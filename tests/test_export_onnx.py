@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -330,10 +331,16 @@ class TestCommandLine:
         self.refused(run(*given, '--ema'), 'no EMAHook')
 
     def test_places_that_cannot_be_written(self, run, given, tmp_path, monkeypatch):
-        self.refused(run(*given, out='missing/x.onnx'), 'no such folder')
-        self.refused(run(*given, out='.'), 'is a folder')
-        monkeypatch.setattr(os, 'access', lambda path, mode: False)
-        self.refused(run(*given), 'cannot be written to')
+        (tmp_path / 'file').write_text('mine')
+        self.refused(run(*given, out='file/x.onnx'), 'cannot be written')
+        self.refused(run(*given, out='.'), 'no ordinary file')
+
+        def full(**options):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+        monkeypatch.setattr(tempfile, 'NamedTemporaryFile', full)
+        self.refused(run(*given), 'cannot be written: No space left')
+        assert [path.name for path in tmp_path.iterdir()] == ['file']
 
     def test_missing_packages(self, run, given, monkeypatch):
         find_spec = importlib.util.find_spec
@@ -435,16 +442,16 @@ class TestRunAlone:
         model.ir_version = 10
         onnx.save(model, tmp_path / 'bare.onnx')
         (tmp_path / 'text.onnx').write_text('no model')
-        for name, words in (('bare.onnx', 'no metadata'), ('text.onnx', 'cannot be loaded'), ('nowhere.onnx', 'cannot be loaded')):
+        for name, words in (('bare.onnx', 'metadata'), ('text.onnx', 'cannot be loaded'), ('nowhere.onnx', 'cannot be loaded')):
             result = run_alone(tmp_path / name, tmp_path / 'x.png')
-            assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1, result.stderr
+            assert result.returncode == 2 and words in result.stderr and result.stderr.count('\n') == 1, result.stderr
 
         model.metadata_props.add(key='task', value='classification')
         for key in ('prepare', 'classes', 'palette'):
             model.metadata_props.add(key=key, value='[]')
         onnx.save(model, tmp_path / 'x.onnx')
         result = run_alone(tmp_path / 'x.onnx', tmp_path / 'text.onnx', '--out-dir', tmp_path)
-        assert result.returncode == 1 and 'cannot be read as a picture' in result.stderr
+        assert result.returncode == 2 and 'cannot be read as a picture' in result.stderr
 
 
 def test_unknown_pictures_are_named(tmp_path, mini_data, checkpoint):

@@ -1,14 +1,9 @@
 """ReparameterizeHook in real runners."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import free_port
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -140,14 +135,15 @@ def test_it_refuses_weights_that_are_not_finite(mini_data, tmp_path):
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')])
     with torch.no_grad():
         runner.model.backbone.layer1[0].conv1.kernel.pointwise[0] = float('nan')
-    with pytest.raises(RuntimeError, match=r'"backbone\.layer1\.0\.conv1" differs from its training form by inf'):
+    with pytest.raises(RuntimeError, match=r'"backbone\.layer1\.0\.conv1" gives values that are not finite'):
         runner.test()
 
 
 def test_an_unusual_dtype_has_the_widest_tolerance():
+    odd, half, single = (torch.zeros(1, dtype=dtype) for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float32))
     hook = ReparameterizeHook()
-    assert hook._tolerance_for(torch.float8_e4m3fn) == hook._tolerance_for(torch.bfloat16) > hook._tolerance_for(torch.float32)
-    assert ReparameterizeHook(tolerance=0.3)._tolerance_for(torch.float8_e4m3fn) == 0.3
+    assert hook._tolerance_for(odd) == hook._tolerance_for(half) > hook._tolerance_for(single)
+    assert ReparameterizeHook(tolerance=0.3)._tolerance_for(odd) == 0.3
 
 
 def test_a_training_compiled_by_mmengine(mini_data, tmp_path):
@@ -184,44 +180,3 @@ def test_with_ema_the_averaged_weights_are_tested_and_training_weights_kept(mini
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert scores[0] == scores[1]
-
-
-def test_it_works_under_distributed_training(mini_data, tmp_path):
-    script = tmp_path / 'run.py'
-    script.write_text(
-        textwrap.dedent(f"""
-        import gc, sys, torch
-        sys.path[:0] = [{str(ROOT / 'tests')!r}]
-        from pathlib import Path
-        from test_hook import build_runner
-        from orepa_mm import OREPAConv2d
-
-        def main():
-            data, out = Path({str(mini_data)!r}), Path({str(tmp_path)!r})
-            changes = {{'launcher': 'pytorch', 'model_wrapper_cfg': dict(type='MMDistributedDataParallel', device_ids=None)}}
-            runner = build_runner(data, out / "run", [dict(type="ReparameterizeHook", val=True)], **changes)
-            runner.train()
-            assert type(runner.model).__name__ == 'MMDistributedDataParallel'
-            assert sum(isinstance(m, OREPAConv2d) for m in runner.model.modules()) == 17
-            weights = torch.cat([p.detach().flatten() for p in runner.model.parameters()])
-            other = weights.clone()
-            torch.distributed.broadcast(other, 0)
-            assert torch.equal(weights, other)
-
-        torch.distributed.init_process_group('gloo')
-        main()
-        gc.collect()
-        torch.distributed.destroy_process_group()
-        """)
-    )
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}', str(script)],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
-        cwd=ROOT,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
-    assert log.count('Re-parameterized 17 layers') == 2
-    assert isinstance(torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)['state_dict'], dict)

@@ -89,7 +89,7 @@ def test_what_is_not_drawn_here_is_left_alone(tmp_path, tools):
         path.parent.mkdir()
         path.write_text('mine')
     status, error = tools.run('demo/make_mini_data', 'coco', '--out', tmp_path, '--force', '--train', '1', '--val', '1', '--size', '64')
-    assert status == 1 and 'was not drawn by this script' in str(error)
+    assert status == 2 and 'was not drawn by this script' in str(error)
     assert all(path.read_text() == 'mine' for path in mine) and len(list(tmp_path.iterdir())) == 2
     assert tools.run('demo/make_mini_data', 'coco', '--size', '1')[0] == 2
 

@@ -10,13 +10,11 @@ import torch
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.errors import LayerError
-from orepa_mm.functional import kernel_of
 from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 FORMS = {
@@ -65,41 +63,6 @@ def test_plain_sizes_of_a_conv_cfg():
         build(4, 8, (1, 3))
     with pytest.raises(TypeError):  # by position it would be taken for something else
         OREPAConv2d(4, 8, 1, 1, 0, 1, 1, True, 'zeros', None, None, (1,))
-
-
-@pytest.mark.parametrize('form', [form for form in FORMS if FORMS[form]['kernel_size'] < 7])
-def test_output_is_the_branches_run_one_by_one(form):
-    """Each branch as its own convolution over the picture, summed, equals the one squeezed convolution."""
-    conv = build(form, bias=True, dtype=torch.float64)
-    x = torch.randn(2, 6, 13, 11, dtype=torch.float64)
-    kernel, groups = conv.kernel, conv.groups
-    geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=groups)
-    scale = kernel.scale.view(len(kernel.scale), -1, 1, 1)
-    if isinstance(kernel, OREPAPointwiseKernel):
-        stacked = F.conv2d(F.conv2d(x, kernel.first, groups=groups), kernel.second, groups=groups)
-        expected = scale[0] * F.conv2d(x, kernel.origin, groups=groups) + scale[1] * stacked
-    else:
-        k, expansion = conv.kernel_size[0], kernel.depthwise.shape[0] // 6
-        origin, seq_kxk = kernel_of(kernel.origin, k), kernel_of(kernel.seq_kxk, k)
-        mean = torch.full((12, 1, k, k), 1 / k**2, dtype=x.dtype)
-
-        def after_1x1(weight, spatial):
-            return F.conv2d(F.conv2d(x, weight, groups=groups), spatial, **dict(geometry, groups=12))
-
-        seq = F.conv2d(F.conv2d(x, kernel.seq_1x1 + kernel.identity, groups=groups), seq_kxk, **geometry)
-        expanded = x.unflatten(1, (groups, 1, -1)).expand(-1, -1, expansion, -1, -1, -1).flatten(1, 3)  # every input channel, over and over
-        depthwise = F.conv2d(expanded, kernel.depthwise, **dict(geometry, groups=6 * expansion))
-        centre = F.pad(kernel.point, [k // 2] * 4)
-        expected = (
-            scale[0] * F.conv2d(x, origin, **geometry)
-            + scale[1] * after_1x1(kernel.avg, mean)
-            + scale[2] * after_1x1(kernel.freq, kernel.prior.unsqueeze(1))
-            + scale[3] * seq
-            + scale[4] * F.conv2d(x, centre, **geometry)
-            + scale[5] * F.conv2d(depthwise, kernel.pointwise, groups=groups)
-        )
-        assert expansion == 8
-    assert relative(conv(x), expected + conv.bias.view(-1, 1, 1)) < 1e-10
 
 
 @pytest.mark.parametrize('form', FORMS)

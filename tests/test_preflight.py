@@ -11,6 +11,7 @@ import preflight
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import ExifTags, Image
 from test_tools import SCOPES, refused
 
 PICTURE = dict(imagenet='train/circle/*.jpg', coco='train2017/*.jpg', cityscapes='leftImg8bit/train/mini/*.png')
@@ -96,6 +97,46 @@ def test_label_map_in_colour_or_missing(copied, tools, tmp_path):
     refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'picture in colour', 'one channel')
     path.unlink()
     refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'no such label map')
+
+
+def test_label_map_of_another_size(copied, tools, tmp_path):
+    root, options = copied('cityscapes')
+    path = last(root, 'gtFine/train/mini/*.png')
+    cv2.imwrite(str(path), np.zeros((32, 64), np.uint8))
+    refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'has 64 x 32 pixels', '(128, 64)')
+
+
+def test_labels_lie_as_their_pictures_are_read(tmp_path):
+    """A camera held upright writes a lying picture, and says so; cv2 turns it."""
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS)) | dict(
+        pipeline=[*LOAD, dict(type='LoadAnnotations')]
+    )
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new('RGB', (8, 4)).save(tmp_path / 'images/a.jpg', exif=exif)
+    assert cv2.imread(str(tmp_path / 'images/a.jpg')).shape == (8, 4, 3)
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), np.zeros((8, 4), np.uint8))
+    check('mmseg', dataset)
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), np.zeros((4, 8), np.uint8))
+    with pytest.raises(preflight.UsageError, match='has 8 x 4 pixels, .* read with'):
+        check('mmseg', dataset)
+
+
+def test_labels_of_pictures_in_other_formats(tmp_path):
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS), pipeline=[*LOAD, dict(type='LoadAnnotations')])
+    (tmp_path / 'images/a.jpg').unlink()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'images/a.tif')
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), np.zeros((8, 8), np.uint8))
+    check('mmseg', dataset | dict(img_suffix='.tif'))
+
+
+def test_pictures_larger_than_opencv_opens(tmp_path, monkeypatch):
+    dataset = coco(tmp_path, PETS) | dict(pipeline=LOAD)
+    monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '63')
+    with pytest.raises(preflight.UsageError, match='a.jpg: has 8 x 8 pixels'):
+        check('mmdet', dataset)
+    monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '64')
+    check('mmdet', dataset)
 
 
 def test_labels_that_were_not_converted(copied, tools, tmp_path):
@@ -194,7 +235,7 @@ def test_cityscapes_metric_without_its_package(mini_data, tools, tmp_path, monke
         'tools/train', 'configs/cityscapes/mask-rcnn_orepa-r50_fpn_1x_cityscapes.py', '--work-dir', tmp_path, options=options
     )
     status, error = result
-    assert status == 1 and 'pip install cityscapesscripts' in error.splitlines()[-1]
+    assert status == 2 and 'val_evaluator[0]' in error.splitlines()[-1] and 'pip install cityscapesscripts' in error.splitlines()[-1]
 
 
 # What is certain to fail is refused, what may be meant is a warning, what the toolbox can load passes.
@@ -217,7 +258,7 @@ def label_maps(root: Path, **settings) -> dict:
     for folder in ('images', 'labels'):
         (root / folder).mkdir()
     cv2.imwrite(str(root / 'images/a.jpg'), np.zeros((8, 8, 3), np.uint8))
-    cv2.imwrite(str(root / 'labels/a.png'), np.uint8([[0, 1], [255, 1]]))
+    cv2.imwrite(str(root / 'labels/a.png'), np.uint8([[0, 1], [255, 1]]).repeat(4, 0).repeat(4, 1))
     suffixes = dict(img_suffix='.jpg', seg_map_suffix='.png')
     return dict(data_root=str(root), data_prefix=dict(img_path='images', seg_map_path='labels'), **suffixes, **settings)
 
@@ -282,6 +323,10 @@ def test_models_that_read_the_names_of_the_classes(tmp_path):
 def test_panoptic_heads_count_things_and_all(tmp_path):
     info = dict(classes=('cat', 'dog', 'sky'), thing_classes=('cat', 'dog'), stuff_classes=('sky',))
     dataset = coco(tmp_path, info['classes']) | dict(type='CocoPanopticDataset', metainfo=info)
+    content = json.loads((tmp_path / 'a.json').read_text())
+    content['annotations'] = [dict(image_id=1, file_name='a.png', segments_info=[dict(id=1, category_id=1, bbox=[1, 1, 4, 4], area=16)])]
+    content['categories'] = [dict(category, isthing=1) for category in content['categories']]
+    (tmp_path / 'a.json').write_text(json.dumps(content))
     both = dict(num_things_classes=2, num_stuff_classes=1)
     model = dict(roi_head=heads(bbox_head=2, mask_head=2), semantic_head=both, panoptic_fusion_head=both)
     check('mmdet', dataset, model)
@@ -306,7 +351,7 @@ def test_test_sets_have_no_annotations(tmp_path):
     del content['annotations']
     (tmp_path / 'a.json').write_text(json.dumps(content))
     check('mmdet', dataset | dict(test_mode=True))
-    with pytest.raises(preflight.UsageError, match='no "annotations"'):
+    with pytest.raises(preflight.UsageError, match='"annotations" is a required'):
         check('mmdet', dataset)
 
 
@@ -327,6 +372,14 @@ def test_remote_data_is_left_to_the_toolbox(where, tmp_path):
     check('mmdet', dataset, train_evaluator=evaluator)
     with pytest.raises(preflight.UsageError, match='absent.json: no such annotation file'):
         check('mmdet', dataset, train_evaluator=evaluator | dict(backend_args=dict(backend='local')))
+
+
+def test_annotation_files_of_metrics(tmp_path):
+    dataset, evaluator = coco(tmp_path, PETS), dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'))
+    check('mmdet', dataset, train_evaluator=evaluator)
+    (tmp_path / 'b.json').write_text('{"images": []}')
+    with pytest.raises(preflight.UsageError, match='b.json: not a COCO annotation file'):
+        check('mmdet', dataset, train_evaluator=[dict(evaluator, ann_file=str(tmp_path / 'b.json'))])
 
 
 def test_pictures_without_labels(tmp_path):
@@ -352,7 +405,7 @@ def test_one_mean_for_all_channels(mean, tmp_path):
 @pytest.mark.parametrize('name', SCOPES)
 def test_misspelled_dataset(name, tools, tmp_path):
     result = tools.train(name, tmp_path / 'run', options={'train_dataloader.dataset.type': 'CityskapesDataset'})
-    refused(result, 'CityskapesDataset', 'no dataset of this type', 'custom_imports')
+    refused(result, tools.CONFIGS[name], 'train_dataloader.dataset', 'CityskapesDataset is not in the')
 
 
 def test_misspelled_option_of_a_dataset(tmp_path):

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize
-from orepa_mm.checkpoints.published_layers import export_block, import_block, import_conv
+from orepa_mm.checkpoints.published_layers import export_block, export_deployed, export_kxk, import_block, import_conv, import_kxk
+from orepa_mm.errors import LayoutError
 from orepa_mm.functional import frequency_prior
 
 BLOCKS = torch.load(Path(__file__).parent / 'data' / 'published_blocks.pth', weights_only=True)
@@ -124,3 +125,25 @@ def test_start_of_the_kernel_without_its_1x1_branch():
     assert kernel.scale[:, 0].tolist() == [0.25, 0.25, 0, 0.5, 0.5]
     bound = (6 / 2 / (16 * 9)) ** 0.5  # Kaiming uniform, a = 1
     assert 0.95 * bound < kernel.origin.abs().max() <= bound
+
+
+def test_kernels_there_and_back():
+    layer = {key: value for key, value in CASES['orepa_3x3_g2']['state_dict'].items() if key.split('_')[0] in ('vector', 'weight', 'id')}
+    again = export_kxk(import_kxk(layer))
+    assert {key: (value.dtype, value.shape) for key, value in again.items()} == {k: (v.dtype, v.shape) for k, v in layer.items()}
+    assert all(torch.allclose(value, layer[key], rtol=0, atol=1e-12) for key, value in again.items())
+    needed = {key: layer[f'weight_orepa_{key}'] for key in ('origin', 'gconv_dw', 'gconv_pw', '1x1_kxk_conv2')}
+    assert len(import_kxk({f'weight_orepa_{key}': value for key, value in needed.items()})) == 4
+    with pytest.raises(LayoutError, match=r'are missing; it has weight_orepa_origin, weight_orepa_gconv_dw, weight_orepa_gconv_pw$'):
+        import_kxk({f'weight_orepa_{key}': value for key, value in needed.items() if 'conv2' not in key} | {'more': needed['origin']})
+
+
+def test_deployed_layers_there_and_back():
+    layer = {'orepa_reparam.weight': torch.randn(4, 2, 3, 3), 'orepa_reparam.bias': torch.randn(4)}
+    conv, norm = import_conv(layer)
+    assert norm['num_batches_tracked'].item() == 0
+    again = export_deployed(conv, norm | {'num_batches_tracked': torch.tensor(5)}, 'orepa_reparam')
+    assert again.keys() == layer.keys() and all(torch.equal(value, layer[key]) for key, value in again.items())
+    for key in ('weight', 'running_mean', 'running_var'):
+        with pytest.raises(LayoutError, match='^the norms have been trained since'):
+            export_deployed(conv, norm | {key: norm[key] + 1e-3}, 'orepa_reparam')

@@ -29,7 +29,7 @@ from common import UsageError, keep_freed_memory, run
 from torch import nn
 
 import orepa_mm
-from orepa_mm.files import replacing
+from orepa_mm.files import check_writable, replacing
 from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
@@ -443,8 +443,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with its floor')
     parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
     args = parser.parse_args()
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise UsageError(f'--device {args.device}: no GPU found.')
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f'--device {args.device}: cannot be used here ({str(error).splitlines()[0]}).') from None
     for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
         if getattr(args, option) < least:
             raise UsageError(f'--{option} must be at least {least}.')
@@ -454,6 +456,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    check_writable(args.out, folder=True)
     keep_freed_memory()
     torch.manual_seed(0)
     machine = (
@@ -463,7 +466,6 @@ def main() -> None:
     )
     settings = [args.dtype, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
     caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.grow:
         args.methods, args.no_memory, name = ['none', 'OREPA'], True, 'growth'
         rows = grow(args)

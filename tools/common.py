@@ -5,33 +5,29 @@ import ctypes
 import gc
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from failures import report
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
-from orepa_mm.errors import OREPAError, UsageError
+from orepa_mm.engine.distributed import adapt_to_cpus
+from orepa_mm.errors import UsageError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run ``main``; an error becomes one line and exit status 2 where the user can mend it, else 1 and the traceback goes into a file."""
+    """Run ``main``; what it raises becomes one line and an exit status by :func:`failures.report`."""
     try:
         main()
-    except OREPAError as error:
-        sys.exit(_fail(str(error)))
-    except Exception as error:
-        with tempfile.NamedTemporaryFile('w', prefix='orepa_mm-', suffix='.log', delete=False) as log:
-            traceback.print_exc(file=log)
-        message = ' '.join(str(error).split())
-        _fail(f'{type(error).__name__}: {message[:500]}{"..." * (len(message) > 500)} (traceback in {log.name})')
-        sys.exit(1)
+        sys.stdout.flush()  # a full disk or a closed pipe shows here
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error))
     finally:
         if torch.distributed.is_initialized():
             gc.collect()  # a wrapper that outlives its process group can abort the interpreter at exit
@@ -53,22 +49,32 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
 
 
-def _fail(message: str) -> int:
-    print(f'error: {message}', file=sys.stderr)
-    return 2
-
-
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """The options all MM train and test scripts have."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    add_cfg_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """The option that overrides settings of the config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Settings,
         help='override settings of the config: key=value pairs; lists as key="[a,b]" or key=a,b, without white space',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+class _Settings(DictAction):
+    """mmengine's action, for which a word that is no setting is a wrong argument and not a fault."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError, RecursionError) as error:
+            parser.error(f'{option_string}: these are no key=value pairs ({error})')
 
 
 def merge_options(cfg: Config, options: dict) -> None:
@@ -100,9 +106,14 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         cfg = Config.fromfile(args.config)
-    except (OSError, SyntaxError, ImportError) as error:
-        raise UsageError(f'{args.config}: cannot be read: {error}') from None
-    merge_options(cfg, args.cfg_options or {})
+    except RecursionError:
+        raise UsageError(
+            f'{args.config}: has no end: a file in its _base_ has it, or itself, as a base, or a list in it is too deep.'
+        ) from None
+    try:
+        merge_options(cfg, args.cfg_options or {})
+    except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        raise UsageError(f'--cfg-options: cannot be set in {args.config}: {error.args[0] if error.args else error}.') from None
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -115,22 +126,13 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def _without_sync(node: Any) -> Any:
-    """A config with ordinary batch norms for synchronised ones."""
-    if isinstance(node, dict):
-        return type(node)({key: 'BN' if (key, value) == ('type', 'SyncBN') else _without_sync(value) for key, value in node.items()})
-    return type(node)(_without_sync(item) for item in node) if type(node) in (list, tuple) else node
-
-
 def build_runner(cfg: Config) -> Runner:
     """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names, with the checks of ``CheckHook``."""
     hooks = cfg.get('custom_hooks') or []
     if not any(hook.get('type') == 'CheckHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='CheckHook')]
-    if cfg.launcher != 'none' and not torch.cuda.is_available():
-        cfg.model = _without_sync(cfg.model)  # alone, torch's synchronised norm runs on CPUs as well
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # mmengine's own start of a distributed run asks for a GPU; one that runs already it takes as it is.
-        torch.distributed.init_process_group('gloo')
-        cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    changed = adapt_to_cpus(cfg) if cfg.launcher != 'none' and get_device() == 'cpu' else None
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if changed:
+        runner.logger.warning(changed)
+    return runner

@@ -9,7 +9,6 @@ What cannot work is an error, what may be meant is a warning. Layouts not known 
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -19,13 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from coco_files import read_coco
 from common import UsageError, add_common_options, load_config, run
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image, UnidentifiedImageError
+from picture_files import is_turned, read_picture
 
 SAMPLE = 200  # files of a dataset that are opened before a run
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
@@ -34,7 +33,6 @@ OTHER_CLASSES = (
     "For other classes set type='BaseSegDataset', or a dataset class of your own, metainfo=dict(classes=(...), palette=[...]), img_suffix, "
     'seg_map_suffix and num_classes of the heads; label maps count the classes from 0, with 255 for void.'
 )
-Image.MAX_IMAGE_PIXELS = None  # the guard against hostile files refuses large aerial pictures
 
 
 def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE) -> None:
@@ -59,6 +57,8 @@ def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE
             ann_file = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
             if isinstance(ann_file, str) and not _is_remote(evaluator):
                 _need(Path(ann_file), 'annotation file')
+                if getattr(evaluator.get('type'), '__name__', evaluator.get('type')) == 'CocoMetric':
+                    read_coco(Path(ann_file))  # the metric does so after the first epoch
 
 
 def _require(condition: Any, message: str) -> None:
@@ -95,8 +95,6 @@ def _is_remote(dataset: dict) -> bool:
 def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> None:
     with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
         known = registry.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
-    unknown = f'{dataset.get("type")}: {registry.scope} has no dataset of this type'
-    _require(known, f'{unknown}: check the spelling, custom_imports of the config, and whether the toolbox needs more packages for it.')
     # A subclass that reads its files itself may have any layout.
     reader = next((c.__name__ for c in getattr(known, '__mro__', ()) if {'load_data_list', 'parse_data_info'} & vars(c).keys()), None)
     if reader not in READERS or _is_remote(dataset):
@@ -130,31 +128,17 @@ def _spread(items: list, count: int | None) -> list:
     return items if count is None or len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
-def _open(path: Path, kind: str, scaled: bool = False) -> Image.Image | None:
-    """The decoded picture; None where only cv2 knows the format.
-
-    cv2, which the toolboxes decode with, fills the rest of a file that is cut short with grey and says nothing.
-    """
-    try:
-        with Image.open(path) as picture:
-            if scaled:
-                picture.draft(None, (1, 1))  # a JPEG is then read to its end, but not computed in full
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError) as error:
-        if scaled and isinstance(error, UnidentifiedImageError) and cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None:
-            return None
-        raise UsageError(f'{path}: cannot be read as a {kind} ({error}); copy it again, or take it out of the dataset.') from None
-
-
 def _step(dataset: dict, name: str) -> dict | None:
     """The step of the pipeline whose type ends in ``name``."""
     steps = [step for step in dataset.get('pipeline') or () if isinstance(step, dict)]
     return next((step for step in steps if getattr(step.get('type'), '__name__', str(step.get('type'))).endswith(name)), None)
 
 
-def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], None]:
-    """A function that raises for a picture the pipeline cannot read, or reads with another number of channels than the model takes."""
+def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], tuple[int, int] | None]:
+    """A function that raises for a picture the pipeline cannot read, or reads with another number of channels than the model takes.
+
+    It returns the width and height of the picture as the pipeline reads it, where these are known.
+    """
     load = _step(dataset, 'LoadImageFromFile')
     if load is None or load.get('imdecode_backend') == 'tifffile':
         return lambda path: None
@@ -162,14 +146,15 @@ def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], None]:
     mean = ((cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('mean')
     channels = len(mean) if isinstance(mean, list | tuple) and len(mean) > 1 else None  # one value serves any number of channels
 
-    def check(path: Path) -> None:
-        picture = _open(path, 'picture', scaled=True)
-        if picture is None or channels is None:
-            return
+    def check(path: Path) -> tuple[int, int] | None:
+        picture, size = read_picture(path, 'picture', scaled=True)
+        if picture is None:
+            return None
         found = 3 if colour.startswith('color') or picture.mode == 'P' else 1 if 'grayscale' in colour else len(picture.getbands())
         loaded = f'{found} channel{"s" * (found > 1)} (color_type={colour!r})'
         remedy = f"set color_type='{'color' if channels == 3 else 'grayscale'}' of LoadImageFromFile, which converts, in all pipelines."
-        _require(found == channels, f'{path}: is loaded with {loaded} and the model takes {channels}: {remedy}')
+        _require(channels in (None, found), f'{path}: is loaded with {loaded} and the model takes {channels}: {remedy}')
+        return size[::-1] if colour in ('color', 'grayscale') and is_turned(picture) else size
 
     return check
 
@@ -209,22 +194,17 @@ def _check_num_classes(built: BaseDataset, dataset: dict, cfg: Config, where: Pa
 def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
     path = Path(built.ann_file)
     _need(path, 'annotation file')
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UsageError(f'{path}: not JSON ({error}); a COCO annotation file is needed.') from None
-    for key in ('images', 'categories') if built.test_mode else ('images', 'annotations', 'categories'):
-        _require(isinstance(content, dict) and key in content, f'{path}: not a COCO annotation file, it has no "{key}".')
+    key = 'coco_url' if reader == 'LVISV1Dataset' else 'file_name'
+    masks = bool((_step(dataset, 'LoadAnnotations') or {}).get('with_mask'))
+    content = read_coco(path, key, annotated=not built.test_mode, panoptic=reader == 'CocoPanopticDataset', masks=masks)
     images = content['images']
-    _require(images, f'{path}: lists no images.')
     if not built.test_mode and (built.filter_cfg or {}).get('filter_empty_gt'):
         used = {annotation['image_id'] for annotation in content['annotations']}
         images = [image for image in images if image['id'] in used]
         _require(images, f'{path}: has no annotations to train on.')
-    check_picture, key = _picture_check(dataset, cfg), 'coco_url' if reader == 'LVISV1Dataset' else 'file_name'
+    check_picture = _picture_check(dataset, cfg)
 
     def check(image: dict) -> None:
-        _require(key in image, f'{path}: image {image.get("id")} has no "{key}", which {reader} reads.')
         name = image[key].replace('http://images.cocodataset.org/', '')
         file = Path(built.data_prefix['img'], name[-16:] if reader == 'LVISV05Dataset' and name.startswith('COCO') else name)
         _need(file, 'picture', f', though {path} lists it')
@@ -260,11 +240,16 @@ def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Con
     check_picture = _picture_check(dataset, cfg)
 
     def check(picture: Path) -> None:
-        check_picture(picture)
+        size = check_picture(picture)
         if labelled:
             label = labels / (str(picture.relative_to(images)).removesuffix(built.img_suffix) + built.seg_map_suffix)
             _need(label, 'label map', f', though there is {picture}')
-            values = np.asarray(_open(label, 'label map'))
+            opened, covered = read_picture(label, 'label map')
+            _require(
+                size in (None, covered),
+                f'{label}: has {covered[0]} x {covered[1]} pixels but its picture {picture} is read with {size}: both must be of one size.',
+            )
+            values = np.asarray(opened)
             _require(values.ndim == 2, f'{label}: is a picture in colour; a label map has one channel, of class indices.')
             wrong = values[(values > highest) & (values != built.ignore_index)][:1]
             _require(not wrong.size, f'{label}: has the label {wrong.max(initial=0)}, but {allowed}. {hint}{OTHER_CLASSES}')

@@ -471,7 +471,7 @@ def main() -> None:
 if __name__ == '__main__':
     try:
         main()
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         sys.exit(f'[setup] error: {error}')
     except KeyboardInterrupt:
         sys.exit('\n[setup] interrupted; run `make setup` again to go on.')

@@ -17,7 +17,8 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from preflight import check_data
 
-from orepa_mm.files import replacing
+from orepa_mm.engine.distributed import check_together, start_processes
+from orepa_mm.files import check_writable, replacing
 
 HOOK = 'ReparameterizeHook'
 MERGED = dict(  # how each toolbox merges the predictions of augmented pictures, where the config does not say
@@ -134,8 +135,14 @@ def main() -> None:
         paint_predictions(cfg, args)
     if args.out:
         keep_predictions(cfg, args.out)
+        check_writable(args.out, folder=cfg.default_scope == 'mmseg')
+    if args.metrics:
+        check_writable(args.metrics)
+    if args.show_dir:
+        check_writable(args.show_dir, folder=True)
+    start_processes(cfg)
     if not args.no_check_data:
-        check_data(cfg, ('test',))
+        check_together(lambda: check_data(cfg, ('test',)))
     if args.tta:
         augment(cfg)
     cfg.load_from = args.checkpoint

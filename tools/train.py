@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from preflight import check_data
 
+from orepa_mm.engine.distributed import check_together, start_processes
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,8 +61,9 @@ def main() -> None:
     apply_options(cfg, args)
     if get_device() == 'cpu':
         keep_freed_memory()
+    start_processes(cfg)
     if not args.no_check_data:
-        check_data(cfg, ('train', 'val'))
+        check_together(lambda: check_data(cfg, ('train', 'val')))
     build_runner(cfg).train()
 
 

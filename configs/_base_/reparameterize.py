@@ -1,2 +1,2 @@
-# Validates and tests in deployed form, and refuses checkpoints that do not fit.
-custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]
+# Validates and tests in deployed form, refuses checkpoints that do not fit, and ends where the loss is not finite.
+custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook'), dict(type='FiniteLossHook')]

@@ -59,6 +59,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     """
     if file is None and not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
+    _check_kind(path if file is None else file, path)
     _check_sums(path if file is None else file, path)
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
@@ -74,12 +75,34 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f'{path}: cut short or damaged ({first}); download or copy it again.') from None
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    unnamed = [key for key in state if not isinstance(key, str)] if isinstance(state, dict) else []
+    if unnamed:
+        raise CheckpointError(f'{path}: holds keys that are no names of weights ({unnamed[0]!r}); give the state dict of a model.')
     if not isinstance(checkpoint, dict) or not state_dict_of(checkpoint):
         raise CheckpointError(f'{path}: holds no weights; a checkpoint is a dict with a "state_dict", or a state dict itself.')
     empty = [key for key, value in state_dict_of(checkpoint).items() if value.is_meta]
     if empty:
         raise CheckpointError(f'{path}: holds names without numbers ({empty[0]} is on the meta device); save it from a model with weights.')
     return checkpoint
+
+
+def _check_kind(file: str | Path | BinaryIO, path: str | Path) -> None:
+    """Tell what often lies where a checkpoint should from files that are damaged or hostile."""
+    if isinstance(file, str | Path):
+        with open(file, 'rb') as opened:
+            start = opened.read(64)
+    else:
+        start = file.read(64)
+        file.seek(0)
+    if start.startswith(b'version https://git-lfs'):
+        raise CheckpointError(f'{path}: is a pointer of git-LFS, not the checkpoint it stands for; fetch that with `git lfs pull`.')
+    if start.lstrip().startswith(b'<'):
+        raise CheckpointError(
+            f'{path}: is a web page and no checkpoint: what was downloaded is a notice or asks to log in. Download the file itself.'
+        )
+    if start and not start.startswith((b'PK', b'\x80')):  # a zip archive, or the pickle that torch wrote before 1.6
+        raise CheckpointError(f'{path}: not a PyTorch checkpoint, it begins with {start[:12]!r}; download or copy it again.')
 
 
 def _check_sums(file: str | Path | BinaryIO, path: str | Path) -> None:
@@ -103,4 +126,4 @@ def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict):
         return {}
-    return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
+    return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}

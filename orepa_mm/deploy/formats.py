@@ -55,6 +55,13 @@ def _quiet():
         yield
 
 
+def _own_operators(network: DeployNetwork) -> str:
+    """Which operators of mmcv a network has, in words: exporters know none of them."""
+    kinds = {type(module).__name__ for module in network.modules() if type(module).__module__.startswith('mmcv.ops.')}
+    kinds -= {'RoIAlign'}  # switched to torchvision's
+    return f" (it has operators of mmcv's own: {', '.join(sorted(kinds))})" if kinds else ''
+
+
 def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool) -> ExportedProgram:
     """The graph of a network.
 
@@ -89,7 +96,7 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
         with torch.no_grad(), _quiet():
             return torch.export.export(network, (picture,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises whatever its tracing met
-        raise ExportError(f'{name} cannot be exported: {_first_line(error)}') from error
+        raise ExportError(f'{name} cannot be exported{_own_operators(network)}: {_first_line(error)}') from error
 
 
 def write_onnx(program: ExportedProgram, network: DeployNetwork, metadata: dict[str, str], path: Path, opset: int | None = None) -> None:

@@ -68,7 +68,7 @@ def read_pixels(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             return np.array(ImageOps.exif_transpose(file).convert('RGB'))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f'{path}: cannot be read as a picture ({error}).') from None
 
 

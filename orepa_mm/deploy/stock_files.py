@@ -13,7 +13,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..files import replacing, save
+from ..files import check_writable, replacing, save
 from ..version import __version__
 from .classifiers import preprocessing
 from .stock_model import StockModel
@@ -25,11 +25,8 @@ load_from = '{{ fileDirname }}/model.pth'
 
 
 def check_out_dir(out_dir: Path, force: bool) -> None:
-    """Raise :class:`UsageError` where a result is already, or a file is in the way."""
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UsageError(f'{out_dir}: is a file; give a folder.')
-    if out_dir.exists() and not force:
-        raise UsageError(f'{out_dir}: exists; --force overwrites the files of the same name in it.')
+    """Raise :class:`UsageError` where a result is already, or nothing can be written."""
+    check_writable(out_dir, folder=True, force=force)
 
 
 def provenance(checkpoint: Path, stock: StockModel) -> dict[str, Any]:

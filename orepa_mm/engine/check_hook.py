@@ -1,10 +1,13 @@
 """Checks before a run."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..checkpoints.checking import check_pretrained, check_state_dict
 from ..checkpoints.checks_weights import ChecksWeights
@@ -32,21 +35,37 @@ class CheckHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    def __init__(self) -> None:
+        use_safe_loaders()  # not later: FlexibleRunner loads before before_run
+
     def before_run(self, runner) -> None:
-        use_safe_loaders()
         if _is_training(runner):
-            check_pretrained(_network(runner))
+            with _whole(runner.model):
+                check_pretrained(_network(runner))
             _check_multipliers(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        with _whole(runner.model):
+            self._check(runner, checkpoint)
+
+    def _check(self, runner, checkpoint: dict) -> None:
         path = runner.cfg.get('load_from') or 'the checkpoint to resume from'
         resuming = _is_training(runner) and runner.cfg.get('resume')
+        if resuming and isinstance(runner.model, FullyShardedDataParallel):
+            raise CheckpointError(
+                f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "
+                'torch takes it; start a new run from its weights, with load_from instead of resume.'
+            )
         network, state = _network(runner), state_dict_of(checkpoint)
         plain = plain_kernels(network, state)
         if plain and resuming and 'optimizer' in checkpoint:
             raise CheckpointError(
                 f'{path}: cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to '
                 'other parameters; start a new run from its weights, with load_from instead of resume.'
+            )
+        if resuming and not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
+            raise CheckpointError(
+                f'{path}: cannot be resumed, because it holds weights only; start a new run from it, with load_from instead of resume.'
             )
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
@@ -57,6 +76,12 @@ class CheckHook(Hook):
 
 def _is_training(runner) -> bool:
     return isinstance(runner.optim_wrapper, OptimWrapper)  # built for training only
+
+
+def _whole(model: nn.Module) -> AbstractContextManager:
+    """While it lasts, a sharded model has its parameters in their own shapes, for all processes."""
+    sharded = isinstance(model, FullyShardedDataParallel)
+    return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
 
 
 def _network(runner) -> nn.Module:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
@@ -120,7 +121,9 @@ def _decayed_block(block: nn.Module) -> Decayed:
 
 
 def _factor(norm: nn.Module) -> Tensor:
-    return (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach()
+    variance = norm.running_var.detach().clone()
+    all_reduce(variance, op='mean')  # each process of a distributed run has statistics of its own, and all must take the same step
+    return norm.weight.detach() * (variance + norm.eps).rsqrt()
 
 
 def _add_gradients(decayed: list[Decayed], strengths: list[float], optimizer: torch.optim.Optimizer) -> None:

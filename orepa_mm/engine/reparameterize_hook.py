@@ -7,12 +7,15 @@ from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
-from ..errors import ReparameterizeError
+from ..errors import FuseError, ReparameterizeError
 from ..reparam import Swap, plan_swaps
 from ..reparam.comparison import LayerComparison
+from ..reparam.convert import check_whole
 
-# How far rounding alone can take the two forms of a layer apart, relative to its output's scale. On GPUs float32 convolutions run in TF32.
-TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
+# Of a layer's output scale, by the parameters' dtype: some ten times what rounding comes to, which is 24 roundings of a sum in float32 and
+# 1.5 of the plain weights in half precision. On a GPU float32 convolutions run in TF32, with 11 bits.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
+TF32_TOLERANCE = 1e-3
 
 
 @HOOKS.register_module()
@@ -33,11 +36,12 @@ class ReparameterizeHook(Hook):
 
     Args:
         val: Re-parameterize for validation too, not only for testing.
-        tolerance: Largest difference of a layer's outputs allowed, relative to their scale. Default: by the outputs' dtype, 1e-3 for
-            float32, 5e-2 for float16, 1e-1 for bfloat16.
+        tolerance: Largest difference of a layer's outputs allowed, relative to their scale. Default: by the parameters' dtype, 3e-5 for
+            float32 (1e-3 on a GPU), 8e-3 for float16, 6e-2 for bfloat16.
 
     Raises:
-        ReparameterizeError: When a layer's outputs differ by more than ``tolerance``, or when the model has nothing to re-parameterize.
+        ReparameterizeError: When a layer's outputs differ by more than ``tolerance`` or are not finite, when the model has nothing to
+            re-parameterize, and for a sharded model, before its training starts.
     """
 
     # First among the hooks, so that the training form is back before EMAHook swaps weights and CheckpointHook saves.
@@ -50,6 +54,10 @@ class ReparameterizeHook(Hook):
         self._planned: list[Swap] = []
         self._applied: list[Swap] = []
         self._comparison: LayerComparison | None = None
+
+    def before_train(self, runner) -> None:
+        if self.val and runner.val_loop is not None:
+            _check_whole(runner.model)  # now, and not after a first epoch
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self._undo()
@@ -84,6 +92,7 @@ class ReparameterizeHook(Hook):
 
     def _compare(self, runner) -> None:
         self._undo()
+        _check_whole(runner.model)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._planned = plan_swaps(model)
         if not self._planned:
@@ -105,13 +114,19 @@ class ReparameterizeHook(Hook):
             runner.logger.warning(f'The first batch did not reach {len(unreached)} of {len(layers)} layers to compare them: {some}.')
         worst, self.difference, tolerance = None, 0.0, self.tolerance
         if differences:
-            worst = max(differences, key=lambda path: differences[path].largest / self._tolerance_for(differences[path].dtype))
-            self.difference, tolerance = differences[worst].largest, self._tolerance_for(differences[worst].dtype)
-            if not self.difference <= tolerance:
+            worst = max(differences, key=lambda path: differences[path].largest / self._tolerance_for(differences[path].parameter))
+            self.difference, tolerance = differences[worst].largest, self._tolerance_for(differences[worst].parameter)
+            if self.difference == float('inf'):
+                raise ReparameterizeError(
+                    f'the layer "{worst}" gives values that are not finite on the first batch, in training or in plain form: its weights, '
+                    'norm statistics or inputs are not finite, or too large for half precision.'
+                )
+            if self.difference > tolerance:
                 raise ReparameterizeError(
                     f'the plain form of the layer "{worst}" differs from its training form by {self.difference:.2e} of the output scale on '
-                    f'the first batch, more than the tolerance of {tolerance:.0e}. Usual causes: weights or norm statistics that are not '
-                    'finite or were not loaded, half precision. Set ReparameterizeHook(tolerance=...) if the difference is acceptable.'
+                    f'the first batch, more than the tolerance of {tolerance:.0e}. Usual causes: weights or norm statistics that were not '
+                    'loaded, norms with a variance near zero, half precision. Set ReparameterizeHook(tolerance=...) if the difference is '
+                    'acceptable.'
                 )
         before = _count(runner.model)
         self._apply_all(swaps)
@@ -121,8 +136,12 @@ class ReparameterizeHook(Hook):
             + (f'{compared}, tolerance {tolerance:.0e}.' if worst else 'none was compared.')
         )
 
-    def _tolerance_for(self, dtype: torch.dtype) -> float:
-        return TOLERANCES.get(dtype, max(TOLERANCES.values())) if self.tolerance is None else self.tolerance
+    def _tolerance_for(self, parameter: torch.Tensor) -> float:
+        if self.tolerance is not None:
+            return self.tolerance
+        if parameter.dtype == torch.float32 and parameter.is_cuda:
+            return TF32_TOLERANCE
+        return TOLERANCES.get(parameter.dtype, max(TOLERANCES.values()))
 
     def _apply_all(self, swaps: list[Swap]) -> None:
         self._applied = swaps
@@ -135,6 +154,15 @@ class ReparameterizeHook(Hook):
         for swap in reversed(self._applied):
             swap.undo()
         self._planned, self._applied, self._comparison = [], [], None
+
+
+def _check_whole(model: nn.Module) -> None:
+    try:
+        check_whole(model)
+    except FuseError as error:
+        raise ReparameterizeError(
+            f'{error} ReparameterizeHook(val=False) lets a training validate in training form; test its checkpoint without sharding.'
+        ) from None
 
 
 def _count(model: nn.Module) -> int:

@@ -1,13 +1,16 @@
 """Randomness that does not depend on what ran before, so that a resumed run goes on as if nothing had happened."""
 
+import logging
 import random
 from collections.abc import Iterator
-from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import Dataset
@@ -19,8 +22,11 @@ class SeedHook(Hook):
 
     A checkpoint holds no random states, and those of the dataloader's workers cannot be read. With this hook there is nothing to save:
     before each iteration the generators of Python, numpy and torch start from the seed, the rank and the iteration, and before each
-    sample's augmentation from the seed, the epoch and the sample. A run that is stopped and resumed so ends with the weights of one that is
-    not, whatever the number of workers. The seed is ``randomness.seed`` of the config, or what mmengine drew; its checkpoints hold it.
+    sample's augmentation from the seed, the epoch, the sample and its place in the epoch. A run that is stopped and resumed so ends with
+    the weights of one that is not, whatever the number of workers. The seed is ``randomness.seed`` of the config, or what mmengine drew;
+    its checkpoints hold it.
+
+    Dataset wrappers that look samples up in a table of their own (``ClassBalancedDataset``) lose the place; a warning says so.
 
     Fires before a training, before each of its epochs and before each of its iterations::
 
@@ -30,50 +36,98 @@ class SeedHook(Hook):
     priority = 'HIGHEST'
 
     def __init__(self) -> None:
-        self._samples: list[_SeedSample] = []
+        self._places: _Places | None = None
 
     def before_train(self, runner) -> None:
         loader = runner.train_dataloader
-        sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+        sampler = getattr(loader.batch_sampler, 'sampler', None)
+        sampler = sampler.sampler if isinstance(sampler, _Places) else sampler
         if hasattr(sampler, 'seed'):
             sampler.seed = runner.seed  # otherwise drawn anew when a run without a seed of its own is resumed
-        self._samples = [_SeedSample(runner.seed, len(dataset)) for dataset in _with_pipelines(loader.dataset)]
-        for dataset, sample in zip(_with_pipelines(loader.dataset), self._samples, strict=True):
+        if sampler is not None:
+            self._places = loader.batch_sampler.sampler = _Places(sampler)
+        for dataset in _with_pipelines(loader.dataset):
             transforms = [step for step in dataset.pipeline.transforms if not isinstance(step, _SeedSample)]
-            dataset.pipeline.transforms = [sample, *transforms]
+            dataset.pipeline.transforms = [_SeedSample(runner.seed), *transforms]
+        lost = [type(wrapper).__name__ for wrapper in _wrappers(loader.dataset) if not _keeps_place(wrapper)]
+        if lost or sampler is None:
+            what = lost[0] if lost else type(loader.batch_sampler).__name__
+            print_log(
+                f'SeedHook: {what} does not tell a sample its place: a resumed run draws other augmentation.', 'current', logging.WARNING
+            )
 
     def before_train_epoch(self, runner) -> None:
-        for sample in self._samples:
-            sample.epoch.fill_(runner.epoch)
-            sample.visits.zero_()
-        if runner.iter and not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            self._count_skipped(runner)
-
-    def _count_skipped(self, runner) -> None:
-        """Count the samples that a resumed run by iterations passes over without loading them."""
-        loader = runner.train_dataloader
-        if len(self._samples) != 1 or not hasattr(loader.sampler, 'skip') or loader.batch_size is None:
-            return  # then mmengine loads them
-        sampler = type(loader.sampler)(loader.dataset, shuffle=loader.sampler.shuffle, seed=loader.sampler.seed)
-        indices = torch.tensor(list(islice(iter(sampler), runner.iter * loader.batch_size)), dtype=torch.long)
-        self._samples[0].visits += torch.bincount(indices, minlength=len(loader.dataset)).to(torch.int32)
+        if self._places is None:
+            return
+        loader, by_epoch = runner.train_dataloader, isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self._places.epoch = runner.epoch if by_epoch else 0
+        # A resumed run by iterations passes over samples without asking for them, or else asks for them all once more.
+        skips = not by_epoch and hasattr(self._places.sampler, 'skip') and loader.batch_size is not None
+        self._places.start = runner.iter * loader.batch_size if skips else 0
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         _start_from(runner.seed, get_rank(), runner.iter)
 
 
-class _SeedSample:
-    """A transform that changes nothing but the state of the generators. Its counts are shared with the dataloader's workers."""
+class _Index(int):
+    """A sample's number that knows where it stands: epoch and place in it. Repeated and concatenated datasets compute with it."""
 
-    def __init__(self, seed: int, samples: int) -> None:
+    def __new__(cls, value: int, place: tuple[int, int]) -> '_Index':
+        index = super().__new__(cls, value)
+        index.place = place
+        return index
+
+    def __getnewargs__(self) -> tuple[int, tuple[int, int]]:
+        return int(self), self.place
+
+    def __mod__(self, other: int) -> '_Index':
+        return _Index(int(self) % other, self.place)
+
+    def __sub__(self, other: int) -> '_Index':
+        return _Index(int(self) - other, self.place)
+
+
+class _Places:
+    """A sampler whose numbers are :class:`_Index`.
+
+    Args:
+        sampler: The one of the config.
+
+    Attributes:
+        epoch: Of the next pass.
+        start: Place of the next pass's first sample.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler, self.epoch, self.start = sampler, 0, 0
+
+    def __iter__(self) -> Iterator[_Index]:
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        for place, index in enumerate(self.sampler, start):
+            yield _Index(index, (epoch, place))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+
+
+class _SeedSample:
+    """A transform that changes nothing but the state of the generators.
+
+    Samples without a place, such as those that are mixed into another, go on with its generators.
+    """
+
+    def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.visits = torch.zeros(samples, dtype=torch.int32).share_memory_()  # by a sample's number, in this epoch
 
     def __call__(self, results: dict) -> dict:
         index = results['sample_idx']
-        _start_from(self.seed, int(self.epoch), index, int(self.visits[index]))
-        self.visits[index] += 1
+        if isinstance(index, _Index):
+            _start_from(self.seed, int(index), *index.place)
         return results
 
 
@@ -82,6 +136,21 @@ def _start_from(*numbers: int) -> None:
     random.seed(int(state[0]))
     np.random.seed(state[1])
     torch.manual_seed(int(state[2]))
+
+
+def _wrappers(dataset: Dataset) -> Iterator[Dataset]:
+    """The datasets around others."""
+    inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or [])]
+    inner = [each for each in inner if each is not None]
+    if inner:
+        yield dataset
+    for each in inner:
+        yield from _wrappers(each)
+
+
+def _keeps_place(wrapper: Dataset) -> bool:
+    """Whether a wrapper hands on the number it was given, or computes with it."""
+    return isinstance(wrapper, RepeatDataset | ConcatDataset) or hasattr(wrapper, 'update_skip_type_keys')  # the last mixes
 
 
 def _with_pipelines(dataset: Dataset) -> Iterator[Dataset]:

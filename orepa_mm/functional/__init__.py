@@ -4,7 +4,7 @@ from .closed_form import closed_form_1x1, closed_form_kxk
 from .factor import shifts_and_kernel
 from .fuse import fuse_norm
 from .merge import average, identity_kernel, merge_1x1_kxk
-from .precision import is_plain_eager, without_autocast
+from .precision import in_float32, is_plain_eager, under_autocast, without_autocast
 from .repvgg_l2 import repvgg_l2
 from .squeeze import Branches, compose, frequency_prior, kernel_of, rows_of, squeeze_1x1, squeeze_kxk
 
@@ -17,6 +17,7 @@ __all__ = [
     'frequency_prior',
     'fuse_norm',
     'identity_kernel',
+    'in_float32',
     'is_plain_eager',
     'kernel_of',
     'merge_1x1_kxk',
@@ -25,5 +26,6 @@ __all__ = [
     'shifts_and_kernel',
     'squeeze_1x1',
     'squeeze_kxk',
+    'under_autocast',
     'without_autocast',
 ]

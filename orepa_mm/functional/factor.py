@@ -51,7 +51,6 @@ def shifts_and_kernel(weight: Tensor, groups: int = 1) -> list[Tensor]:
                 stage[here, channel, 1 - step_y, 1 - step_x] = 1
         # Each position belongs to the first centre that reaches it.
         rows, columns = ([p for p in range(c - 1, c + 2) if next(d for d in centres if abs(p - d) < 2) == c] for c in (y, x))
-        own = slice(g * per_group, (g + 1) * per_group)
         for row, column in product(rows, columns):
-            stages[-1][own, channel, 1 - (row - y), 1 - (column - x)] = weight[own, i, reach + row, reach + column]
+            stages[-1][:, channel, 1 - (row - y), 1 - (column - x)] = weight[:, i, reach + row, reach + column]
     return stages

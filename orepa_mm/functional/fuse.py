@@ -30,10 +30,10 @@ def fuse_norm(
     dtype = torch.promote_types(weight.dtype, torch.float32)
     factor = (running_var.to(dtype) + eps).rsqrt()
     if gamma is not None:
-        factor = factor * gamma.to(dtype)
-    shift = -running_mean.to(dtype) if bias is None else bias.to(dtype) - running_mean.to(dtype)
+        factor = factor * gamma
+    shift = -running_mean.to(dtype) if bias is None else bias - running_mean.to(dtype)
     shift = shift * factor
     if beta is not None:
-        shift = shift + beta.to(dtype)
-    fused = weight.to(dtype) * factor.view(-1, *[1] * (weight.dim() - 1))
+        shift = shift + beta
+    fused = weight * factor.view(-1, *[1] * (weight.dim() - 1))
     return fused.to(weight.dtype), shift.to(weight.dtype)

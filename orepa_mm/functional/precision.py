@@ -1,6 +1,7 @@
 """Under which conditions a kernel is squeezed."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,26 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
         return nullcontext()
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
+
+
+@contextmanager
+def in_float32(*modules: nn.Module) -> Iterator[None]:
+    """Parameters and buffers in half precision hold their values in float32 meanwhile, so that sums are rounded once, by the caller."""
+    values = {id(value): value for module in modules for value in (*module.parameters(), *module.buffers())}
+    narrow = [(value, value.data) for value in values.values() if value.dtype in (torch.float16, torch.bfloat16)]
+    try:
+        for value, data in narrow:
+            value.data = data.float()
+        yield
+    finally:
+        for value, data in narrow:
+            value.data = data
+
+
+def under_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the device of ``tensor``."""
+    kind = tensor.device.type
+    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
 
 
 def is_plain_eager(*tensors: Tensor | None) -> bool:

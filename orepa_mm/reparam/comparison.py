@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional import in_float32, under_autocast, without_autocast
 from .convert import Swap
 
 
@@ -17,11 +18,11 @@ class Difference:
 
     Attributes:
         largest: Relative to the output's largest magnitude; inf where a value is not finite.
-        dtype: Of the output.
+        parameter: One of the layer, for dtype and device of the arithmetic.
     """
 
     largest: float
-    dtype: torch.dtype
+    parameter: Tensor
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -50,10 +51,15 @@ def largest_difference(expected: Any, actual: Any) -> float:
     return largest
 
 
+def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 class LayerComparison:
     """Runs the plain form of each layer beside it, until :meth:`stop`.
 
-    It needs to know nothing of the model: whatever runs it, each layer is compared on the inputs it gets.
+    It needs to know nothing of the model: whatever runs it, each layer is compared on the inputs it gets. Values in half precision must be
+    finite, but half precision rounds more than most faults change: there the two forms run once more in float32.
 
     Args:
         swaps: The layers, all in the model.
@@ -74,10 +80,16 @@ class LayerComparison:
     def _compare(self, swap: Swap, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         # forward, as calling it would run the layer's hooks again, which its plain form shares
         largest = largest_difference(output, swap.new.forward(*args, **kwargs))
+        parameter = next(layer.parameters())
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        if largest < float('inf') and (parameter.dtype != dtype or under_autocast(parameter)):
+            args = [_as_dtype(value, dtype) for value in args]
+            kwargs = {name: _as_dtype(value, dtype) for name, value in kwargs.items()}
+            with without_autocast(parameter), in_float32(layer, swap.new):
+                largest = largest_difference(layer.forward(*args, **kwargs), swap.new.forward(*args, **kwargs))
         seen = self.differences.get(swap.path)
         if seen is None or largest > seen.largest:
-            dtype = next(tensors(output), torch.empty(0)).dtype
-            self.differences[swap.path] = Difference(largest, dtype)
+            self.differences[swap.path] = Difference(largest, parameter)
 
     def stop(self) -> None:
         for handle in self._handles:

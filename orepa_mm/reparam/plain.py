@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import FuseError
-from ..functional import fuse_norm, identity_kernel
+from ..functional import fuse_norm, identity_kernel, in_float32
 from ..layers import ReparameterizableConv2d
 from ..layers.base import memory_format_of
 
@@ -39,10 +39,14 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
     """
     if isinstance(module, ReparameterizableConv2d):
         _check_norms(module, path)
-        plain = plain_conv(module, *module.equivalent_conv(), module)
+        with in_float32(module):
+            plain = plain_conv(module, *module.equivalent_conv(), module)
+        plain.to(next(module.parameters()).dtype)
     elif is_repvgg_block(module):
         _check_norms(module, path)
-        plain = _merged_repvgg_block(module)
+        with in_float32(module):
+            plain = _merged_repvgg_block(module)
+        plain.to(next(module.parameters()).dtype)
     elif _deploys_itself(module):
         _check_norms(module, path)
         plain = _deployed_copy(module, path)

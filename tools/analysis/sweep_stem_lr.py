@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 STEM = ('backbone.conv1', 'backbone.bn1')
 MULTIPLIERS = (0.0, 0.03, 0.1, 0.3, 1.0)
@@ -119,6 +119,7 @@ def main() -> None:
     args = parse_args()
     cfg = check(args)
     args.out = args.out or Path('work_dirs') / f'sweep_{Path(args.config).stem}'
+    check_writable(args.out, folder=True)
     names = (args.metric,) if args.metric else METRICS[cfg.default_scope]
     values = {f'{m:g}': [] for m in sorted(set(args.multipliers))}
     for seed in args.seeds:

@@ -17,13 +17,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-from common import UsageError, load_config, run  # noqa: E402
+from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 
 from orepa_mm.deploy.export import export, table  # noqa: E402
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,21 +38,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--pictures', type=Path, metavar='FOLDER', help="pictures for the check (default: of the config's test dataset)")
     parser.add_argument('--ema', action=argparse.BooleanOptionalAction, help='averaged weights of an EMAHook, or those that were trained')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
+    add_cfg_options(parser)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Refuse early what could not be written after minutes."""
-    if out.is_dir():
-        raise UsageError(f'{out}: is a folder; name the file to write.')
-    if out.exists() and not force:
-        raise UsageError(f'{out}: exists; --force overwrites it.')
-    if not out.parent.is_dir():
-        raise UsageError(f'{out.parent}: no such folder; make it first.')
-    if not os.access(out.parent, os.W_OK):
-        raise UsageError(f'{out.parent}: cannot be written to; choose another folder.')
 
 
 def check_compiler() -> None:
@@ -65,31 +51,28 @@ def check_compiler() -> None:
 
 def main() -> None:
     args = parse_args()
-    check_out(args.out, args.force)
+    check_writable(args.out, force=args.force)
     if args.format == 'pt2':
         check_compiler()
         if args.opset is not None:
             raise UsageError('--opset is for ONNX; leave it out with --format pt2.')
     cfg = load_config(args)
-    try:
-        with replacing(args.out) as partial:
-            rows = list(
-                export(
-                    cfg,
-                    args.checkpoint,
-                    partial,
-                    file_format=args.format,
-                    size=args.size and tuple(args.size),
-                    dynamic=args.dynamic,
-                    softmax=args.softmax,
-                    labels=args.labels,
-                    opset=args.opset,
-                    pictures=args.pictures,
-                    ema=args.ema,
-                )
+    with replacing(args.out) as partial:
+        rows = list(
+            export(
+                cfg,
+                args.checkpoint,
+                partial,
+                file_format=args.format,
+                size=args.size and tuple(args.size),
+                dynamic=args.dynamic,
+                softmax=args.softmax,
+                labels=args.labels,
+                opset=args.opset,
+                pictures=args.pictures,
+                ema=args.ema,
             )
-    except OSError as error:
-        raise UsageError(f'{args.out}: cannot be written ({error.strerror or error}).') from None
+        )
     print(table(rows))
     print(f'wrote {args.out}: {args.out.stat().st_size / 2**20:.1f} MiB')
 

@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-from common import UsageError, load_config, run  # noqa: E402
+from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 from preflight import check_data  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
@@ -30,7 +30,7 @@ from orepa_mm.deploy.quantize import (  # noqa: E402
     latencies,
     quantize,
 )
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--count', type=int, default=100, help='pictures to calibrate with, as many more to compare on (default: 100)')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the pictures (default: as the file says)')
     parser.add_argument('--config', help='config whose test set both networks are evaluated on')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    add_cfg_options(parser)
     parser.add_argument('--threads', type=int, default=1, help='threads of the latencies (default: 1)')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
@@ -57,18 +57,6 @@ def pictures_of(args: argparse.Namespace, network: OnnxNetwork) -> tuple[list[Ar
     if len(ready) == 2 * args.count:
         return ready[::2], ready[1::2], f'{args.count} pictures that were not calibrated with'
     return ready[: args.count], ready, f'the {len(ready)} pictures of the folder'
-
-
-def check_out(args: argparse.Namespace) -> None:
-    """Refuse early what could not be written after minutes."""
-    if args.out.is_dir():
-        raise UsageError(f'{args.out}: is a folder; name the file to write.')
-    if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
-        raise UsageError(f'{args.out}: is the float network itself; choose another name.')
-    if args.out.exists() and not args.force:
-        raise UsageError(f'{args.out}: exists; --force overwrites it.')
-    if not args.out.parent.is_dir():
-        raise UsageError(f'{args.out.parent}: no such folder; make it first.')
 
 
 def report(args: argparse.Namespace, networks: list[OnnxNetwork], pictures: list[Array], which: str, cfg: Config | None) -> None:
@@ -92,7 +80,9 @@ def report(args: argparse.Namespace, networks: list[OnnxNetwork], pictures: list
 def main() -> None:
     args = parse_args()
     require_packages(PACKAGES)
-    check_out(args)
+    if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
+        raise UsageError(f'{args.out}: is the float network itself; choose another name.')
+    check_writable(args.out, force=args.force)
     if args.count < 1 or args.threads < 1:
         raise UsageError('--count and --threads are at least 1.')
     cfg = None
@@ -103,11 +93,8 @@ def main() -> None:
     calibration, others, which = pictures_of(args, network)
     content = quantize(args.model, calibration, per_channel=not args.per_tensor)
     quantized = OnnxNetwork(content, args.threads)
-    try:
-        with replacing(args.out) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise UsageError(f'{args.out}: cannot be written: {error.strerror or error}.') from None
+    with replacing(args.out) as partial:
+        partial.write_bytes(content)
     print(f'wrote {args.out}, calibrated with {len(calibration)} pictures, a scale for each {"kernel" if args.per_tensor else "channel"}')
     report(args, [network, quantized], others, which, cfg)
 

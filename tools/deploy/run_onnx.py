@@ -10,6 +10,8 @@ Needs onnxruntime, numpy and Pillow, and nothing else: copy this file to where t
 import argparse
 import json
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,12 @@ from PIL import Image, ImageDraw, ImageOps
 RESAMPLING = dict(nearest=Image.Resampling.NEAREST, bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC)
 
 
+def refuse(message: str) -> None:
+    """End with a line about what the user can mend."""
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(2)
+
+
 class Model:
     """An exported network with its metadata."""
 
@@ -26,13 +34,13 @@ class Model:
         try:
             self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
         except Exception as error:  # onnxruntime raises several kinds
-            sys.exit(f'error: {path}: cannot be loaded ({" ".join(str(error).split())[:200]})')
+            refuse(f'{path}: cannot be loaded ({" ".join(str(error).split())[:200]})')
         facts = self.session.get_modelmeta().custom_metadata_map
-        if 'task' not in facts or 'prepare' not in facts:
-            sys.exit(f'error: {path}: holds no metadata of export_onnx.py, so it is not known how to run it')
-        self.task, self.facts = facts['task'], facts
-        self.steps = json.loads(facts['prepare'])
-        self.classes, self.palette = json.loads(facts['classes']), json.loads(facts['palette'])
+        try:
+            self.run, self.facts = TASKS[facts['task']], facts
+            self.steps, self.classes, self.palette = (json.loads(facts[key]) for key in ('prepare', 'classes', 'palette'))
+        except (KeyError, ValueError) as error:
+            refuse(f'{path}: its metadata are not those of export_onnx.py, so it is not known how to run it ({error})')
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.input = self.session.get_inputs()[0]
 
@@ -40,10 +48,10 @@ class Model:
         array = np.asarray(picture).transpose(2, 0, 1)[None]
         for have, need in zip(array.shape[2:], self.input.shape[2:], strict=True):
             if isinstance(need, int) and have != need:
-                sys.exit(f'error: the model takes pictures of {self.input.shape[2]} x {self.input.shape[3]}, not {array.shape[2:]}')
+                refuse(f'the model takes pictures of {self.input.shape[2]} x {self.input.shape[3]}, not {array.shape[2:]}')
         smallest, largest = json.loads(self.facts.get('sides', '[1, 100000]'))
         if min(array.shape[2:]) < smallest or max(array.shape[2:]) > largest:
-            sys.exit(f'error: the model takes sides of {smallest} to {largest} pixels, not {array.shape[2]} x {array.shape[3]}')
+            refuse(f'the model takes sides of {smallest} to {largest} pixels, not {array.shape[2]} x {array.shape[3]}')
         return dict(zip(self.outputs, self.session.run(None, {self.input.name: np.ascontiguousarray(array)}), strict=True))
 
     def name(self, label: int) -> str:
@@ -167,8 +175,11 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file).convert('RGB')
-    except (OSError, SyntaxError, ValueError) as error:
-        sys.exit(f'error: {path}: cannot be read as a picture ({error})')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        refuse(f'{path}: cannot be read as a picture ({error})')
+
+
+TASKS = dict(classification=classify, segmentation=segment, detection=detect)
 
 
 def main() -> None:
@@ -179,15 +190,22 @@ def main() -> None:
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a box that is shown (default: 0.3)')
     args = parser.parse_args()
     model = Model(args.model)
-    run = dict(classification=classify, segmentation=segment, detection=detect)[model.task]
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(args.pictures):
         picture = open_picture(path)
         print(path)
-        drawn = run(model, picture, args)
+        drawn = model.run(model, picture, args)
         same_name = any(other.stem == path.stem for other in args.pictures[:index])
         drawn.save(args.out_dir / (f'{path.stem}_{index}.png' if same_name else f'{path.stem}.png'))
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except OSError as error:
+        refuse(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+    except Exception as error:
+        with tempfile.NamedTemporaryFile('w', prefix='run_onnx-', suffix='.log', delete=False) as log:
+            traceback.print_exc(file=log)
+        print(f'error: {sys.argv[1]}: {type(error).__name__}: {" ".join(str(error).split())} (traceback in {log.name})', file=sys.stderr)
+        sys.exit(1)

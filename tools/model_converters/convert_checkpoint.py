@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-from common import UsageError, run  # noqa: E402
+from common import run  # noqa: E402
 
 from orepa_mm.checkpoints.conversion import export_checkpoint, import_checkpoint, not_finite  # noqa: E402
 from orepa_mm.checkpoints.reading import read_checkpoint  # noqa: E402
-from orepa_mm.files import save  # noqa: E402
+from orepa_mm.files import check_writable, save  # noqa: E402
 
 METHODS = ('OREPA', 'DBB', 'RepVGG', 'none')
 
@@ -39,8 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.destination.exists() and not args.force:
-        raise UsageError(f'{args.destination}: exists; --force overwrites it.')
+    check_writable(args.destination, force=args.force)
     checkpoint = read_checkpoint(args.source)
     if args.reverse:
         result = export_checkpoint(checkpoint, args.source, args.arch)

@@ -23,7 +23,7 @@ from orepa_mm.checkpoints.plain_kernels import plain_kernels  # noqa: E402
 from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of  # noqa: E402
 from orepa_mm.deploy.loading import build_model  # noqa: E402
 from orepa_mm.errors import LayoutError  # noqa: E402
-from orepa_mm.files import save  # noqa: E402
+from orepa_mm.files import check_writable, save  # noqa: E402
 
 
 def classifier_of_state(state: dict, source: Path) -> tuple[nn.Module, dict]:
@@ -49,8 +49,7 @@ def main() -> None:
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     add_common_options(parser)
     args = parser.parse_args()
-    if args.out.exists() and not args.force:
-        raise UsageError(f'{args.out}: exists; --force overwrites it.')
+    check_writable(args.out, force=args.force)
     checkpoint = read_checkpoint(args.checkpoint)
     state = state_dict_of(checkpoint)
     if args.config == 'none':

@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, run  # noqa: E402
 
 from orepa_mm.checkpoints.reading import read_checkpoint  # noqa: E402
-from orepa_mm.files import replacing  # noqa: E402
+from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument('out_file', type=Path, help='name of the result, without the hash')
     parser.add_argument('--save-keys', nargs='+', default=['meta', 'state_dict'], help='what is kept (default: %(default)s)')
     args = parser.parse_args()
+    check_writable(args.out_file)
     checkpoint = read_checkpoint(args.in_file)
     if 'state_dict' not in checkpoint:
         checkpoint = dict(state_dict=checkpoint)
