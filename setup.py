@@ -1,8 +1,31 @@
+"""Packaging. What ``mim`` and ``_base_ = 'orepa_mm::...'`` look for goes into ``orepa_mm/.mim``: configs, tools and the model index."""
+
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+MIM = ('configs', 'tools', 'model-index.yml')
+
+
+class BuildWithMIM(build_py):
+    """Puts :data:`MIM` into the package: copies in a wheel, links in an editable installation."""
+
+    def run(self) -> None:
+        super().run()
+        folder = ROOT / 'orepa_mm' / '.mim' if self.editable_mode else Path(self.build_lib, 'orepa_mm', '.mim')
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in MIM:
+            source, target = ROOT / name, folder / name
+            if self.editable_mode:
+                if not target.is_symlink():
+                    target.symlink_to(Path('..', '..', name), target_is_directory=source.is_dir())
+            elif source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'), dirs_exist_ok=True)
+            else:
+                shutil.copy(source, target)
 
 
 def requirements(name: str) -> list[str]:
@@ -17,17 +40,23 @@ setup(
     name='orepa_mm',
     version=version['__version__'],
     description='Online convolutional re-parameterization (OREPA) for mmdetection, mmsegmentation and mmpretrain',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    author='The orepa_mm authors',
+    project_urls={'Paper': 'https://arxiv.org/abs/2204.00826'},
     packages=find_packages(include=['orepa_mm', 'orepa_mm.*']),
+    cmdclass=dict(build_py=BuildWithMIM),
     python_requires='>=3.10',
     # The MM packages exist in two distributions with the same import names, so neither is a hard requirement: see the extras.
     # torch 2.6 is the first whose safe_globals() takes (function, name) pairs, with which checkpoints are read.
     # jsonschema-rs is for the tools, which check annotation files.
     install_requires=['torch>=2.6', 'numpy', 'jsonschema-rs>=0.30'],
     extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'deploy', 'test')},
+    keywords='structural re-parameterization, object detection, semantic segmentation, OpenMMLab, PyTorch',
     classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',

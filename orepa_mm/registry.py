@@ -34,10 +34,12 @@ def register_backbones(toolbox: str) -> None:
         registry._locations.append(adapter)
 
 
-def find_configs_of_mmseg() -> None:
-    """Let ``_base_ = 'mmseg::...'`` find mmseg under its module name too, as OneDL's distribution is not called mmsegmentation."""
+def find_configs() -> None:
+    """Let ``_base_ = 'orepa_mm::...'`` find the configs here, and ``'mmseg::...'`` OneDL's, which is not called mmsegmentation."""
     from mmengine.config.utils import MODULE2PACKAGE
     from mmengine.utils import is_installed
+
+    MODULE2PACKAGE['orepa_mm'] = 'orepa_mm'
 
     if find_spec('mmseg') is not None and not is_installed('mmsegmentation'):
         MODULE2PACKAGE['mmseg'] = 'mmseg'
@@ -47,7 +49,7 @@ def register_all() -> None:
     if find_spec('mmengine') is None:
         return
     register_layers()
-    find_configs_of_mmseg()
+    find_configs()
     hooks = ('reparameterize_hook', 'check_hook', 'finite_loss_hook', 'checkpoint_hook', 'seed_hook', 'prune_branches_hook')
     for part in (*hooks, 'optim_wrapper_constructor'):
         import_module(f'{__package__}.engine.{part}')
