@@ -131,7 +131,7 @@ def train(work_dir, epochs: int, by_iterations: bool = False, resume: bool = Fal
         ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=2 * epochs) if by_iterations else dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-        param_scheduler=dict(type='MultiStepLR', milestones=[3], by_epoch=not by_iterations),
+        param_scheduler=dict(type='MultiStepLR', milestones=[2], by_epoch=not by_iterations),
         custom_hooks=[dict(type='PruneBranchesHook', threshold=0.3, **when), dict(type='EMAHook')],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=not by_iterations)),
         randomness=dict(seed=0),

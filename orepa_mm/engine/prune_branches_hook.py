@@ -83,7 +83,10 @@ class PruneBranchesHook(Hook):
                 _edit_optimizer(each.optimizer, dropped, rows)
         for hook in runner.hooks:
             if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):
-                drop_branches(hook.ema_model.module, names)
+                average = hook.ema_model
+                drop_branches(average.module, names)
+                now = dict(average.module.named_parameters()) | dict(average.module.named_buffers())
+                average.avg_parameters = {name: now[name] for name in average.avg_parameters if name in now}
         if is_model_wrapper(runner.model):
             # A distributed wrapper waits for the gradients of the parameters it was built with.
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
