@@ -6,6 +6,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
+from PIL import Image
+from small_models import config, path_of, save_weights
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -13,6 +15,7 @@ import orepa_mm
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.prune_branches_hook import PruneBranchesHook
 from orepa_mm.errors import LayerError, PruneError
+from orepa_mm.functional import BRANCHES
 from orepa_mm.reparam.prune import branch_shares, drop_branches
 
 
@@ -177,3 +180,12 @@ def test_momentum_of_the_scales_that_stay(tmp_path):
     hook.before_train_epoch(runner)
     after = optimizer.state[kernel.scale]['momentum_buffer']
     assert torch.equal(after, before[[names.index(name) for name in kernel.branches]]) and len(after) < len(before)
+
+
+def test_the_plot_of_what_branches_do(tools, tmp_path):
+    checkpoint, out = save_weights(config('classifier'), tmp_path / 'weights.pth'), tmp_path / 'branches.png'
+    status, output, *_ = tools.run('tools/analysis/plot_branches', path_of('classifier'), checkpoint, out)
+    assert status == 0, output
+    with Image.open(out) as picture:
+        assert picture.size[0] > 1000
+    assert all(f'{name:<12}' in output for name in BRANCHES)
