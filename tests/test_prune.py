@@ -15,7 +15,6 @@ import orepa_mm
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.prune_branches_hook import PruneBranchesHook
 from orepa_mm.errors import LayerError, PruneError
-from orepa_mm.functional import BRANCHES
 from orepa_mm.reparam.prune import branch_shares, drop_branches
 
 
@@ -184,8 +183,7 @@ def test_momentum_of_the_scales_that_stay(tmp_path):
 
 def test_the_plot_of_what_branches_do(tools, tmp_path):
     checkpoint, out = save_weights(config('classifier'), tmp_path / 'weights.pth'), tmp_path / 'branches.png'
-    status, output, *_ = tools.run('tools/analysis/plot_branches', path_of('classifier'), checkpoint, out)
-    assert status == 0, output
+    status, error = tools.run('tools/analysis/plot_branches', path_of('classifier'), checkpoint, out)
+    assert status == 0, error
     with Image.open(out) as picture:
-        assert picture.size[0] > 1000
-    assert all(f'{name:<12}' in output for name in BRANCHES)
+        assert picture.size[0] > 1000 and len(picture.convert('RGB').getcolors(1 << 20)) > 50
