@@ -36,9 +36,9 @@ def test_one_network(tools, tmp_path):
     [
         ('repvgg-a0', ()),
         ('resnet50', ('--dtype', 'bfloat16', '--channels-last')),
-        ('mask-rcnn', ('--size', '64', '--no-memory')),
         ('pspnet', ('--size', '64', '--no-memory')),
-        ('deeplabv3plus', ('--size', '64', '--no-memory')),
+        pytest.param('mask-rcnn', ('--size', '64', '--no-memory'), marks=pytest.mark.slow),
+        pytest.param('deeplabv3plus', ('--size', '64', '--no-memory'), marks=pytest.mark.slow),
     ],
 )
 def test_other_networks(arch, options, tools, tmp_path):

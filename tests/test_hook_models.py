@@ -74,7 +74,7 @@ def validated_and_tested(cfg: Config, loader: dict, evaluator: dict, work_dir: P
     return runner, log
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow) if 'queryinst' in name else name for name in DETECTORS])
 def test_detectors(name, mini_data, tmp_path):
     cfg = stock('mmdet', name)
     cfg.merge_from_dict({'model.backbone': BACKBONE, **DETECTORS[name]})

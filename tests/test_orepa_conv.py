@@ -65,7 +65,7 @@ def test_plain_sizes_of_a_conv_cfg():
         OREPAConv2d(4, 8, 1, 1, 0, 1, 1, True, 'zeros', None, None, (1,))
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', [pytest.param(form, marks=pytest.mark.slow) if form == 'grouped-stem' else form for form in FORMS])
 def test_gradcheck_of_every_branch(form):
     kwargs = dict(FORMS[form], padding=FORMS[form].get('padding', 0))
     kwargs['groups'] = min(kwargs.get('groups', 1), 2)

@@ -55,7 +55,9 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize(('kind', 'use_orig_params'), [('fsdp', False), ('fsdp', True), ('fully_shard', None)])
+@pytest.mark.parametrize(
+    ('kind', 'use_orig_params'), [('fsdp', False), pytest.param('fsdp', True, marks=pytest.mark.slow), ('fully_shard', None)]
+)
 def test_sharded_models_train_alike_and_are_not_reparameterized(kind, use_orig_params, tmp_path):
     if kind == 'fully_shard' and torch.__version__.startswith('2.6'):
         pytest.skip('FSDP2 of torch 2.6 has no path for CPUs')

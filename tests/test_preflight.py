@@ -235,7 +235,7 @@ def test_cityscapes_metric_without_its_package(mini_data, tools, tmp_path, monke
         'tools/train', 'configs/cityscapes/mask-rcnn_orepa-r50_fpn_1x_cityscapes.py', '--work-dir', tmp_path, options=options
     )
     status, error = result
-    assert status == 2 and 'val_evaluator[0]' in error.splitlines()[-1] and 'pip install cityscapesscripts' in error.splitlines()[-1]
+    assert status == 2 and 'val_evaluator[1]' in error.splitlines()[-1] and 'pip install cityscapesscripts' in error.splitlines()[-1]
 
 
 # What is certain to fail is refused, what may be meant is a warning, what the toolbox can load passes.

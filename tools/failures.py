@@ -145,7 +145,7 @@ def _blamed(frames: list[FrameType], known: bool) -> str | None:
 def _witness(frame: FrameType, cfg: Config | None, config: str | None) -> str | None:
     """What a function was given: by the config ``cfg`` in the file ``config``, or by name."""
     match frame.f_globals.get('__name__'), frame.f_code.co_name, frame.f_locals:
-        case 'mmengine.config.config', 'fromfile' | '_file2dict', {'filename': path}:
+        case 'mmengine.config.config', 'fromfile' | '_file2dict', {'filename': path} if os.path.exists(path):  # else who named it
             return _shown(path)
         case 'mmengine.config.config', _, _:  # something was asked for that the config has not
             return config

@@ -247,7 +247,8 @@ def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Con
             opened, covered = read_picture(label, 'label map')
             _require(
                 size in (None, covered),
-                f'{label}: has {covered[0]} x {covered[1]} pixels but its picture {picture} is read with {size}: both must be of one size.',
+                f'{label}: has {" x ".join(map(str, covered))} pixels, and its picture {picture} is read with '
+                f'{" x ".join(map(str, size or ()))}: both must be of one size.',
             )
             values = np.asarray(opened)
             _require(values.ndim == 2, f'{label}: is a picture in colour; a label map has one channel, of class indices.')
