@@ -123,6 +123,8 @@ def network_name(cfg: Config) -> str:
         name += ', stock detector'
     if backbone.get('plain_stem') or backbone.get('frozen_stages') == 0:
         name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
+    if (branches := backbone.get('branches')) is not None:
+        name += f', {branches} branches'
     if cfg.default_scope == 'mmpretrain':
         return name
     model = cfg.model.decode_head.type.removesuffix('Head') if cfg.default_scope == 'mmseg' else cfg.model.type
