@@ -159,11 +159,11 @@ def write_package(program: ExportedProgram, metadata: dict[str, str], path: Path
     """
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / 'model.pt2'
+        # Frozen weights are laid out for the processor. The compiler loses tensors that are written into a graph, as detectors have.
+        configs = {'freezing': not program.tensor_constants, 'aot_inductor.metadata': metadata}
         try:
             with torch.no_grad(), _quiet():
-                torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(package), inductor_configs={'freezing': True, 'aot_inductor.metadata': metadata}
-                )
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configs)
         except Exception as error:  # as above
             raise ExportError(f'the graph cannot be compiled: {_first_line(error)}') from error
         shutil.copyfile(package, path)
