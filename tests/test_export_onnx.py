@@ -108,6 +108,19 @@ def test_any_size(name, checkpoint, mini_data, tmp_path):
         assert (np.asarray(drawn).astype(int) != np.asarray(before)).any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['classifier', 'retinanet'])
+def test_compiled_packages(name, checkpoint, mini_data, tmp_path):
+    """Of one size, with weights frozen and, where the graph has tensors of its own, not."""
+    path, folder = tmp_path / 'model.pt2', pictures(name, mini_data)
+    rows = list(export(config(name, **SHORT.get(name, {})), checkpoint(name), path, file_format='pt2', pictures=folder, calls=1))
+    assert len(rows) == 4 and all(row.agreement.problem == '' and row.agreement.largest < 1e-4 for row in rows)
+    assert set(rows[0].milliseconds) == {'training form', 'eager', 'AOTInductor', 'onnxruntime'}
+    model = torch._inductor.aoti_load_package(str(path))
+    assert model.get_metadata()['task'] == ('classification' if name == 'classifier' else 'detection')
+    assert len(model(torch.zeros(1, 3, *rows[0].size, dtype=torch.uint8))) == len(OUTPUTS[name])
+
+
 @pytest.mark.parametrize('size', [(1, 1), (5, 7), (16, 9), (33, 64)])
 @pytest.mark.parametrize('output', [1, 2, 3, 6, (4, None), (None, 3)])
 def test_adaptive_pool_is_torch_s(size, output):
