@@ -103,7 +103,7 @@ def test_label_map_of_another_size(copied, tools, tmp_path):
     root, options = copied('cityscapes')
     path = last(root, 'gtFine/train/mini/*.png')
     cv2.imwrite(str(path), np.zeros((32, 64), np.uint8))
-    refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'has 64 x 32 pixels', '(128, 64)')
+    refused(tools.train('cityscapes', tmp_path / 'run', options=options), path.name, 'has 64 x 32 pixels', '128 x 64')
 
 
 def test_labels_lie_as_their_pictures_are_read(tmp_path):

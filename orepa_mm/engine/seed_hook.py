@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import ConcatDataset, RepeatDataset
-from mmengine.dist import get_rank
+from mmengine.dist import get_dist_info, get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
@@ -104,15 +104,17 @@ class _Places:
     def __iter__(self) -> Iterator[_Index]:
         epoch, start = self.epoch, self.start
         self.epoch, self.start = epoch + 1, 0
+        rank, processes = get_dist_info()
         for place, index in enumerate(self.sampler, start):
-            yield _Index(index, (epoch, place))
+            yield _Index(index, (epoch, rank + place * processes))  # mmengine's samplers deal the samples out in turn
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def set_epoch(self, epoch: int) -> None:
-        if hasattr(self.sampler, 'set_epoch'):
-            self.sampler.set_epoch(epoch)
+    def __getattr__(self, name: str) -> Any:
+        if name == 'sampler':  # not there while a copy is made
+            raise AttributeError(name)
+        return getattr(self.sampler, name)  # what batch samplers and loops ask of the config's: set_epoch, dataset
 
 
 class _SeedSample:
