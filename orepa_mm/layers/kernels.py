@@ -97,6 +97,11 @@ def branches_in(state: dict[str, Tensor], prefix: str) -> tuple[str, ...]:
     return names if scale is not None and len(scale) == len(names) else ()
 
 
+def _scale_to_move_into(scale: Tensor) -> Tensor:
+    """The scales [O] of a plain branch that more is moved into: one where it is switched off, as nothing could be moved otherwise."""
+    return torch.where(scale.abs() < SMALLEST_SCALE, torch.ones_like(scale), scale)
+
+
 class OREPAKernel(nn.Module):
     """The branches of a k x k kernel (paper, figure 3 and section 3.2).
 
@@ -246,9 +251,8 @@ class OREPAKernel(nn.Module):
             weights['prior'] = frequency_prior(shape[0], self.kernel_size, device, torch.float64)
         weights = {name: weight.double() for name, weight in weights.items()}
         kernel = squeeze_kxk(Branches(scale=torch.stack([rows[name].double() for name in others]), **weights), shape, self.groups)
-        # A plain branch that is switched off is switched on again: nothing can be moved into it otherwise.
         plain = rows['origin'].double()
-        divisor = torch.where(plain.abs() < SMALLEST_SCALE, torch.ones_like(plain), plain)
+        divisor = _scale_to_move_into(plain)
         moved = state[f'{prefix}origin'].double() * plain.view(-1, 1, 1) + rows_of(kernel)
         state[f'{prefix}origin'] = (moved / divisor.view(-1, 1, 1)).to(state[f'{prefix}origin'].dtype)
         rows['origin'] = divisor.to(scale.dtype)
@@ -424,7 +428,7 @@ class OREPAPointwiseKernel(nn.Module):
         there = [name in state for name in names]
         if self.branches == ('origin',) and all(there):
             scale, origin, first, second = (state.pop(name).double() for name in names)
-            divisor = torch.where(scale[0].abs() < SMALLEST_SCALE, 1.0, scale[0])
+            divisor = _scale_to_move_into(scale[0])
             kernel = squeeze_1x1(scale, origin, first, second, self.groups) / divisor.view(-1, 1, 1, 1)
             state |= {names[0]: divisor[None].to(self.scale.dtype), names[1]: kernel.to(self.scale.dtype)}
             logger.info('%s: the branch sequence of the checkpoint was added to the plain one.', prefix.rstrip('.'))
@@ -463,8 +467,8 @@ class OREPAPointwiseKernel(nn.Module):
             raise LayerError('branches are moved into origin, which stays')
         if 'sequence' not in names or self.first is None:
             return
-        plain, whole = self.scale[0].double(), squeeze_1x1(*(p.double() for p in self._weights()), self.groups)
-        divisor = torch.where(plain.abs() < SMALLEST_SCALE, 1.0, plain)
+        whole = squeeze_1x1(*(p.double() for p in self._weights()), self.groups)
+        divisor = _scale_to_move_into(self.scale[0].double())
         self.origin.copy_(whole / divisor.view(-1, 1, 1, 1))
         self.scale = nn.Parameter(divisor[None].to(self.scale.dtype), requires_grad=self.scale.requires_grad)
         self.first = self.second = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import BRANCHES
-from .prune import kernels_with_branches
+from .prune import branch_shares, kernels_with_branches
 
 
 @dataclass
@@ -30,20 +30,18 @@ class Diversity:
 def branch_diversity(model: nn.Module) -> Diversity:
     """Compare the branches of each :class:`.OREPAConv2d` of a model."""
     rows, scales = [], {name: [] for name in BRANCHES}
-    layers = []
-    for path, kernel in kernels_with_branches(model):
-        parts = {name: part.flatten() for name, part in kernel.parts().items()}
-        rows.append((parts, sum(parts.values()).norm()))
-        layers.append(path)
+    found = branch_shares(model)
+    for _, kernel in kernels_with_branches(model):
+        rows.append({name: part.flatten() for name, part in kernel.parts().items()})
         for name, row in zip(kernel.branches, kernel.scale, strict=True):
             scales[name].append(row.abs().double())
-    names = [name for name in BRANCHES if any(name in parts for parts, _ in rows)]
+    names = [name for name in BRANCHES if any(name in parts for parts in rows)]
     nan = torch.tensor(float('nan'), dtype=torch.float64)
-    shares = {name: torch.stack([parts[name].norm() / whole if name in parts else nan for parts, whole in rows]) for name in names}
+    shares = {name: torch.tensor([each.get(name, nan) for each in found.values()], dtype=torch.float64) for name in names}
     cosines = {}
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
-            both = [(parts[a], parts[b]) if a in parts and b in parts else None for parts, _ in rows]
+            both = [(parts[a], parts[b]) if a in parts and b in parts else None for parts in rows]
             # 0 / 0 where a branch is zero: no direction, NaN.
             cosines[a, b] = torch.stack([nan if pair is None else pair[0] @ pair[1] / (pair[0].norm() * pair[1].norm()) for pair in both])
-    return Diversity(layers, shares, cosines, {name: torch.cat(scales[name]) for name in names})
+    return Diversity(list(found), shares, cosines, {name: torch.cat(scales[name]) for name in names})
