@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import PruneError
 from ..layers.kernels import branches_in
-from ..reparam.prune import branch_shares, drop_branches, kernels_with_branches
+from ..reparam.prune import branches_below, check_threshold, drop_branches, kernels_with_branches
 
 
 @HOOKS.register_module()
@@ -37,8 +37,7 @@ class PruneBranchesHook(Hook):
     def __init__(self, threshold: float, epoch: int | None = None, iteration: int | None = None) -> None:
         if (epoch is None) == (iteration is None):
             raise PruneError('PruneBranchesHook: give one of epoch and iteration')
-        if not 0 <= threshold <= 1:
-            raise PruneError(f"PruneBranchesHook: threshold={threshold!r}: a share of the kernel's norm between 0 and 1 is needed")
+        check_threshold(threshold)
         self.threshold, self.epoch, self.iteration = threshold, epoch, iteration
 
     def before_train_epoch(self, runner) -> None:
@@ -60,8 +59,7 @@ class PruneBranchesHook(Hook):
             self._drop(runner, names)
 
     def _prune(self, runner) -> None:
-        shares = branch_shares(_module(runner.model))
-        names = {path: [name for name in each if each[name] < self.threshold] for path, each in shares.items()}
+        names = branches_below(_module(runner.model), self.threshold)
         self._drop(runner, names)
         count = sum(name != 'origin' for each in names.values() for name in each)
         print_log(f'PruneBranchesHook: {count} branches of {len(names)} kernels added less than {self.threshold:g}.', logger='current')

@@ -53,10 +53,20 @@ def prune_branches(model: nn.Module, threshold: float) -> nn.Module:
     Example:
         >>> orepa_mm.prune_branches(model, 0.02)
     """
+    check_threshold(threshold)
+    drop_branches(model, branches_below(model, threshold))
+    return model
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise :class:`.PruneError` for what is no share of a kernel's norm."""
     if not 0 <= threshold <= 1:
         raise PruneError(f"threshold={threshold!r}: a share of the kernel's norm between 0 and 1 is needed")
-    drop_branches(model, {path: [name for name in shares if shares[name] < threshold] for path, shares in branch_shares(model).items()})
-    return model
+
+
+def branches_below(model: nn.Module, threshold: float) -> dict[str, list[str]]:
+    """Branches that add less than ``threshold`` to their kernel, by its path."""
+    return {path: [name for name in shares if shares[name] < threshold] for path, shares in branch_shares(model).items()}
 
 
 def drop_branches(model: nn.Module, names: dict[str, list[str]]) -> None:
