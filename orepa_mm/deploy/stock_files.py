@@ -13,7 +13,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..files import check_writable, replacing, save
+from ..files import replacing, save
 from ..version import __version__
 from .classifiers import preprocessing
 from .stock_model import StockModel
@@ -22,11 +22,6 @@ LOAD_FROM = """
 # A training goes on from the weights beside this file.
 load_from = '{{ fileDirname }}/model.pth'
 """
-
-
-def check_out_dir(out_dir: Path, force: bool) -> None:
-    """Raise :class:`UsageError` where a result is already, or nothing can be written."""
-    check_writable(out_dir, folder=True, force=force)
 
 
 def provenance(checkpoint: Path, stock: StockModel) -> dict[str, Any]:

@@ -8,11 +8,18 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, init_dist
+from mmengine.model import is_model_wrapper
 from mmengine.utils.dl_utils import set_multi_processing
+from torch import nn
 
 from ..errors import UsageError
 
 SYNCHRONISED = ('SyncBN', 'MMSyncBN')
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def start_processes(cfg: Config) -> None:

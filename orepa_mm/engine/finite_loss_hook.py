@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
 from ..errors import NotFiniteError
 from ..reparam.comparison import tensors
+from .distributed import unwrapped
 
 
 @HOOKS.register_module()
@@ -39,7 +39,7 @@ class FiniteLossHook(Hook):
     def before_train(self, runner) -> None:
         self.after_train(runner)
         self._allowed, self._seen = self.patience if hasattr(runner.optim_wrapper, 'loss_scaler') else 0, 0
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         self._handle = model.register_forward_hook(self._check, with_kwargs=True)
 
     def after_train(self, runner) -> None:
@@ -76,7 +76,9 @@ def first_not_finite(model: nn.Module, *args, **kwargs) -> str | None:
 
 
 def _is_finite(value: Any) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors(value))
+    finite = [tensor.isfinite().all() for tensor in tensors(value)]
+    # One wait for the accelerator, however many losses there are.
+    return not finite or bool(torch.stack([each.to(finite[0].device) for each in finite]).all())
 
 
 def _message(model: nn.Module, path: str | None) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import PruneError
 from ..layers.kernels import branches_in
 from ..reparam.prune import branches_below, check_threshold, drop_branches, kernels_with_branches
+from .distributed import unwrapped
 
 
 @HOOKS.register_module()
@@ -50,7 +51,7 @@ class PruneBranchesHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Drop what the checkpoint was pruned of before its weights and its optimizer's state are loaded."""
-        model, state = _module(runner.model), checkpoint.get('state_dict', checkpoint)
+        model, state = unwrapped(runner.model), checkpoint.get('state_dict', checkpoint)
         names = {}
         for path, kernel in kernels_with_branches(model):
             there = branches_in(state, f'{path}.')
@@ -59,13 +60,13 @@ class PruneBranchesHook(Hook):
             self._drop(runner, names)
 
     def _prune(self, runner) -> None:
-        names = branches_below(_module(runner.model), self.threshold)
+        names = branches_below(unwrapped(runner.model), self.threshold)
         self._drop(runner, names)
         count = sum(name != 'origin' for each in names.values() for name in each)
         print_log(f'PruneBranchesHook: {count} branches of {len(names)} kernels added less than {self.threshold:g}.', logger='current')
 
     def _drop(self, runner, names: dict[str, list[str]]) -> None:
-        model = _module(runner.model)
+        model = unwrapped(runner.model)
         before, branches = dict(model.named_parameters()), {path: kernel.branches for path, kernel in kernels_with_branches(model)}
         drop_branches(model, names)
         after = dict(model.named_parameters())
@@ -88,10 +89,6 @@ class PruneBranchesHook(Hook):
         if is_model_wrapper(runner.model):
             # A distributed wrapper waits for the gradients of the parameters it was built with.
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
-
-
-def _module(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _edit_optimizer(optimizer, dropped: set[int], rows: dict[int, tuple[nn.Parameter, list[int]]]) -> None:

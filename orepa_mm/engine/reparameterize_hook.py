@@ -2,7 +2,6 @@
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
@@ -11,6 +10,7 @@ from ..errors import FuseError, ReparameterizeError
 from ..reparam import Swap, plan_swaps
 from ..reparam.comparison import LayerComparison
 from ..reparam.convert import check_whole
+from .distributed import unwrapped
 
 # Of a layer's output scale, by the parameters' dtype: some ten times what rounding comes to, which is 24 roundings of a sum in float32 and
 # 1.5 of the plain weights in half precision. On a GPU float32 convolutions run in TF32, with 11 bits.
@@ -93,7 +93,7 @@ class ReparameterizeHook(Hook):
     def _compare(self, runner) -> None:
         self._undo()
         _check_whole(runner.model)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         self._planned = plan_swaps(model)
         if not self._planned:
             raise ReparameterizeError(

@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-from common import UsageError, load_config, run  # noqa: E402
+from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 
 from orepa_mm.deploy.loading import build_model, load_model  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument('config', metavar='CONFIG')
     parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='of this config, in training form')
     parser.add_argument('out', type=Path, metavar='OUT.png')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
+    add_cfg_options(parser)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     check_writable(args.out)

@@ -20,8 +20,9 @@ from common import add_common_options, load_config, run  # noqa: E402
 from orepa_mm.deploy.batches import random_batch, real_batches  # noqa: E402
 from orepa_mm.deploy.classifiers import LIBRARIES, to_library  # noqa: E402
 from orepa_mm.deploy.loading import load_model  # noqa: E402
-from orepa_mm.deploy.stock_files import check_out_dir, write_classifier, write_stock_model  # noqa: E402
+from orepa_mm.deploy.stock_files import write_classifier, write_stock_model  # noqa: E402
 from orepa_mm.deploy.stock_model import to_stock_model  # noqa: E402
+from orepa_mm.files import check_writable  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    check_out_dir(args.out_dir, args.force)
+    check_writable(args.out_dir, folder=True, force=args.force)
     cfg = load_config(args)
     model = load_model(cfg, args.checkpoint, args.ema, expand=False)
     real = real_batches(cfg)
