@@ -38,7 +38,9 @@ scripts = Path(find_spec(scope).origin).parent / '.mim' / 'tools'
 sys.argv = [str(scripts / 'test.py'), config, weights, '--work-dir', out]
 runpy.run_path(sys.argv[0], run_name='__main__')
 if scope == 'mmpretrain':  # and goes on training from there
-    sys.argv = [str(scripts / 'train.py'), config, '--work-dir', out + '/finetuned', '--no-validate']
+    # mmengine keeps one logger for each experiment's name and second, and a test that short would share its log
+    named = ['--cfg-options', 'experiment_name=finetuned']
+    sys.argv = [str(scripts / 'train.py'), config, '--work-dir', out + '/finetuned', '--no-validate', *named]
     runpy.run_path(sys.argv[0], run_name='__main__')
     log = next(Path(out, 'finetuned').glob('*/*.log')).read_text()
     assert 'Load checkpoint from ' + weights in log and 'Epoch(train) [1]' in log, log[-1000:]
