@@ -13,16 +13,16 @@ help:
 	@echo "make setup            virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
 	@echo "make demo             fine-tune, test, re-parameterize and time a small Mask R-CNN; report in work_dirs/demo/ (DATA=/path/to/coco-like)"
 	@echo "make pipeline         pretrain on drawn data, transfer to detection and segmentation, test re-parameterized; report in work_dirs/pipeline/"
-	@echo "make test             the test suite"
+	@echo "make test             lint, and the test suite"
 	@echo "make test-all         the test suite with the slow tests, and fifteen times as many random cases"
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
 	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA"
-	@echo "make lint             ruff"
+	@echo "make lint             ruff, codespell, import-linter (the layers in pyproject.toml) and mypy"
 
 setup:
 	@$(PYTHON) tools/setup_env.py
 
-test: setup
+test: lint
 	@$(PYTEST) -m "not slow"
 
 test-all: setup
@@ -40,5 +40,8 @@ pipeline: setup
 bench: setup
 	@$(RUN) tools/benchmark.py
 
+# Types are checked with the torch they were written for: what others call a mistake differs.
 lint: setup
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --quiet --check . && $(VENV)/bin/codespell
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(if $(TORCH),,$(VENV)/bin/mypy --no-error-summary)

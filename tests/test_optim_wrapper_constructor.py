@@ -193,3 +193,9 @@ def test_custom_l2_says_when_it_makes_no_sense():
     for model in (repvgg('RepVGG'), resnet()):
         with pytest.raises(ValueError, match='needs a weight_decay'):
             wrapper(model, optimizer=dict(type='SGD', lr=0.1), custom_l2=True)
+
+
+def test_custom_l2_needs_statistics():
+    stateless = dict(type='BN', track_running_stats=False)
+    with pytest.raises(ValueError, match='running statistics of the norms in RepVGG blocks'):
+        wrapper(MODELS.build(dict(type='OREPARepVGG', arch='A0', method='RepVGG', base_channels=8, norm_cfg=stateless)), custom_l2=True)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from mmpretrain.models.backbones import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
@@ -14,7 +15,7 @@ from ..reparam import reparameterize
 METHODS = ('OREPA', 'RepVGG')
 
 
-def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None) -> dict:
+def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None) -> dict[str, Any]:
     """The convolution layer of a method.
 
     Raises:
@@ -50,15 +51,17 @@ class OREPARepVGG(ChecksWeights, RepVGG):
         >>> backbone = dict(type='OREPARepVGG', arch='A0', out_indices=(0, 1, 2, 3))
     """
 
+    arch_settings: ClassVar[dict[str, Any]]
+
     def __init__(
         self,
-        arch: str | dict,
+        arch: str | dict[str, Any],
         *,
         method: str = 'OREPA',
         branches: str | Iterable[str] | None = None,
-        conv_cfg: dict | None = None,
+        conv_cfg: dict[str, Any] | None = None,
         deploy: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if branches is not None and conv_cfg is not None:
             raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')

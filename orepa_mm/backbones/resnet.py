@@ -1,6 +1,7 @@
 """What the OREPA ResNets of the three toolboxes have in common."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..layers import DBBConv2d
 METHODS = ('OREPA', 'DBB', 'none')
 
 
-def conv_cfg_of(method: str, depth: int, norm_cfg: dict | None, branches: str | Iterable[str] | None = None) -> dict:
+def conv_cfg_of(method: str, depth: int, norm_cfg: dict[str, Any] | None, branches: str | Iterable[str] | None = None) -> dict[str, Any]:
     """The convolution layer of a method, as the published networks use it.
 
     OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. DBB replaces
@@ -76,9 +77,9 @@ class OREPAResNetMixin(ChecksWeights):
         *,
         method: str = 'OREPA',
         branches: str | Iterable[str] | None = None,
-        conv_cfg: dict | None = None,
+        conv_cfg: dict[str, Any] | None = None,
         plain_stem: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if branches is not None and conv_cfg is not None:
             raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')
@@ -97,16 +98,16 @@ class OREPAResNetMixin(ChecksWeights):
         if self.plain_stem:
             squeeze_stem(state, prefix)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def make_res_layer(self, **kwargs):
+    def make_res_layer(self, **kwargs: Any) -> nn.Module:
         if kwargs.get('dcn') is None:
-            return super().make_res_layer(**kwargs)
+            return super().make_res_layer(**kwargs)  # type: ignore[misc]  # the stock class's
         # The stock blocks demand that conv_cfg is None beside deformable convolutions: their other convolutions are built afterwards.
         conv_cfg = kwargs.pop('conv_cfg')
-        layer = super().make_res_layer(conv_cfg=None, **dict(kwargs, dcn=dict(kwargs['dcn'])))
+        layer = super().make_res_layer(conv_cfg=None, **dict(kwargs, dcn=dict(kwargs['dcn'])))  # type: ignore[misc]
         for block in layer:
             for parent, name in ((block, 'conv1'), (block, 'conv2'), (block, 'conv3'), (block.downsample, '0'), (block.downsample, '1')):
                 child = getattr(parent, name, None)
@@ -115,7 +116,7 @@ class OREPAResNetMixin(ChecksWeights):
         return layer
 
 
-def _rebuilt(conv: nn.Conv2d, conv_cfg: dict) -> nn.Module:
+def _rebuilt(conv: nn.Conv2d, conv_cfg: dict[str, Any]) -> nn.Module:
     """The layer that ``conv_cfg`` makes of a stock convolution's arguments."""
     return build_conv_layer(
         conv_cfg,
@@ -148,5 +149,5 @@ class OREPAResNeXtMixin(OREPAResNetMixin):
         ValueError: As ``OREPAResNet``.
     """
 
-    def __init__(self, depth: int, *, groups: int = 32, **kwargs) -> None:
+    def __init__(self, depth: int, *, groups: int = 32, **kwargs: Any) -> None:
         super().__init__(depth, groups=groups, **kwargs)

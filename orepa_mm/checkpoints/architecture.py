@@ -1,12 +1,13 @@
 """Telling an architecture from the keys and shapes of a classifier's state dict."""
 
 import re
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import LayoutError
 
-DEPTHS = {  # blocks of the four stages, whether bottlenecks
+DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {  # blocks of the four stages, whether bottlenecks
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
     ((3, 4, 6, 3), True): 50,
@@ -24,7 +25,7 @@ def _kernel_shape(state: dict[str, Tensor], conv: str) -> tuple[int, int]:
     raise LayoutError(f'no kernel found for {conv}: this is no ResNet classifier')
 
 
-def recognise(state: dict[str, Tensor]) -> dict:
+def recognise(state: dict[str, Tensor]) -> dict[str, Any]:
     """The mmpretrain config of the OREPA backbone that a classifier's state dict belongs to.
 
     Args:
@@ -42,7 +43,7 @@ def _blocks(state: dict[str, Tensor], stage: str) -> tuple[int, ...]:
     return tuple(map(len, numbers))
 
 
-def _recognise_resnet(state: dict[str, Tensor]) -> dict:
+def _recognise_resnet(state: dict[str, Tensor]) -> dict[str, Any]:
     counts = _blocks(state, r'backbone\.layer')
     bottleneck = any(key.startswith('backbone.layer1.0.conv3.') for key in state)
     if (counts, bottleneck) not in DEPTHS:
@@ -60,7 +61,7 @@ def _recognise_resnet(state: dict[str, Tensor]) -> dict:
     return config
 
 
-def _recognise_repvgg(state: dict[str, Tensor]) -> dict:
+def _recognise_repvgg(state: dict[str, Tensor]) -> dict[str, Any]:
     from mmpretrain.models.backbones import RepVGG
 
     deploy = any('.branch_reparam.' in key for key in state)
@@ -86,14 +87,14 @@ def _recognise_repvgg(state: dict[str, Tensor]) -> dict:
     return dict(config, deploy=True) if deploy else config
 
 
-def _used(found: dict, arch: dict) -> dict:
+def _used(found: dict[str, Any], arch: dict[str, Any]) -> dict[str, Any]:
     """``found`` with the groups of ``arch`` where these differ in layers the network does not have."""
     layers, declared = sum(found['num_blocks']), arch['group_layer_map'] or {}
     same = {i: g for i, g in declared.items() if i <= layers} == (found['group_layer_map'] or {})
     return dict(found, group_layer_map=arch['group_layer_map']) if same else found
 
 
-def name_of(config: dict) -> str:
+def name_of(config: dict[str, Any]) -> str:
     """The usual name, such as ``resnet50``, ``wideresnet18-x1.5``, ``resnext50-32x4d`` or ``repvgg-a0``; other widths get a suffix."""
     if config['type'] == 'OREPARepVGG':
         arch = config['arch']
@@ -110,7 +111,7 @@ def name_of(config: dict) -> str:
     return name if width == 1 else f'{name}-w{width:g}'
 
 
-def output_channels(config: dict) -> int:
+def output_channels(config: dict[str, Any]) -> int:
     """Channels of the last stage of a backbone that :func:`recognise` found, which the linear head takes."""
     if config['type'] == 'OREPARepVGG':
         from mmpretrain.models.backbones import RepVGG

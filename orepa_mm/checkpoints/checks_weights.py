@@ -1,16 +1,20 @@
 """What the backbones do with weights that are loaded into them, whoever loads them."""
 
+from typing import Any
+
+from torch import nn
+
 from .checking import check_state_dict
 from .plain_kernels import plain_kernels
 
 
-class ChecksWeights:
+class ChecksWeights(nn.Module):
     """Put before a backbone's class: loading refuses weights of another network, and logs how many plain kernels are expanded.
 
     Loaders that are not strict, as those of the inferencers, would drop them and run a network with random weights.
     """
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         if weights:
             check_state_dict(self, weights, 'the checkpoint', partial=True)

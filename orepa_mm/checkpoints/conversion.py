@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def sha256_of_state(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_network(state: dict[str, Tensor], config: dict) -> None:
+def check_network(state: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Compare a classifier's state dict with the network that ``config`` builds, both ways.
 
     Raises:
@@ -43,7 +44,7 @@ def check_network(state: dict[str, Tensor], config: dict) -> None:
         raise LayoutError(f'it does not match {name_of(config)}: {shown}')
 
 
-def _recognise(state: dict[str, Tensor], source: Path, arch: str) -> dict:
+def _recognise(state: dict[str, Tensor], source: Path, arch: str) -> dict[str, Any]:
     config = recognise(state)
     if arch not in ('auto', name_of(config)):
         raise CheckpointError(f'--arch {arch}: {source} is a {name_of(config)}.')
@@ -51,8 +52,8 @@ def _recognise(state: dict[str, Tensor], source: Path, arch: str) -> dict:
 
 
 def import_checkpoint(
-    checkpoint: dict, source: Path, arch: str = 'auto', method: str | None = None, backbone_only: bool = False
-) -> dict[str, dict]:
+    checkpoint: dict[str, Any], source: Path, arch: str = 'auto', method: str | None = None, backbone_only: bool = False
+) -> dict[str, dict[str, Any]]:
     """The MM checkpoint of a published one.
 
     Args:
@@ -82,7 +83,7 @@ def import_checkpoint(
         raise CheckpointError(f'{source}: not a published ResNet, ResNeXt or RepVGG ({error}).') from None
     if backbone_only:
         converted = {key: value for key, value in converted.items() if key.startswith('backbone.')}
-    published = {key: value for key, value in checkpoint.items() if isinstance(value, int | float | str)}
+    published: dict[str, Any] = {key: value for key, value in checkpoint.items() if isinstance(value, int | float | str)}
     published['module_prefix'] = all(key.startswith('module.') for key in checkpoint.get('state_dict', checkpoint))
     published['deployed'] = deployed_names(state)
     meta = dict(
@@ -97,7 +98,7 @@ def import_checkpoint(
     return dict(meta=meta, state_dict=converted)
 
 
-def export_checkpoint(checkpoint: dict, source: Path, arch: str = 'auto') -> dict:
+def export_checkpoint(checkpoint: dict[str, Any], source: Path, arch: str = 'auto') -> dict[str, Any]:
     """The inverse of :func:`import_checkpoint`.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -24,11 +25,11 @@ def use_safe_loaders() -> None:
         CheckpointLoader.register_scheme(prefixes, loader=loader, force=True)
 
 
-def load_from_local(filename: str, map_location=None) -> dict:
+def load_from_local(filename: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
     return read_checkpoint(Path(filename).expanduser(), map_location)
 
 
-def load_from_http(url: str, map_location=None) -> dict:
+def load_from_http(url: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
     """Download into torch hub's folder of checkpoints, once, and read from there."""
     path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
     error = None
@@ -44,33 +45,33 @@ def load_from_http(url: str, map_location=None) -> dict:
     return read_checkpoint(path, map_location)
 
 
-def load_from_torchvision(filename: str, map_location=None) -> dict:
+def load_from_torchvision(filename: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
     return _load_named(filename, get_torchvision_models(), map_location)
 
 
-def load_from_openmmlab(filename: str, map_location=None) -> dict:
+def load_from_openmmlab(filename: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
     models, renamed = get_external_models(), get_deprecated_model_names()
     return _load_named(filename, models | {old: models[new] for old, new in renamed.items() if new in models}, map_location)
 
 
-def load_from_mmcls(filename: str, map_location=None) -> dict:
+def load_from_mmcls(filename: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
     checkpoint = _load_named(filename, get_mmcls_models(), map_location)
     state = checkpoint.get('state_dict', checkpoint)
     return dict(state_dict={key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')})
 
 
-def _load_named(filename: str, urls: dict[str, str], map_location) -> dict:
+def _load_named(filename: str, urls: dict[str, str], map_location: str | torch.device | None) -> dict[str, Any]:
     scheme, _, name = filename.partition('://')
     if name not in urls:
         raise CheckpointError(f'{filename}: {scheme} has no checkpoint of this name; known are {", ".join(sorted(urls)[:5])}, ...')
     return load_from_http(urls[name], map_location)
 
 
-def load_from_storage(filename: str, map_location=None) -> dict:
+def load_from_storage(filename: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
     return read_checkpoint(filename, map_location, file=io.BytesIO(get(filename)))
 
 
-def load_from_pavi(filename: str, map_location=None) -> dict:
+def load_from_pavi(filename: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
     raise CheckpointError(f'{filename}: cannot be read from there without running code from it; download it and give the path of the file.')
 
 

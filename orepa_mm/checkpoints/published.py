@@ -70,7 +70,7 @@ def _place(location: str) -> tuple[str, str]:
 
 
 def _import_resnet(layers: State) -> State:
-    converted = {}
+    converted: State = {}
     for location, layer in split(layers, CONVOLUTION):
         conv_path, norm_path = _place(location)
         conv, norm = import_conv(layer)
@@ -91,7 +91,7 @@ def _export_resnet(layers: State, deployed: dict[str, str]) -> State:
         location = f'{prefix}.shortcut' if kind == 'downsample.' else f'{prefix}.conv{number}'
         is_norm = kind == 'bn' or (kind == 'downsample.' and number == '1')
         (norms if is_norm else convs).setdefault(location, {})[key[match.end() :]] = value
-    exported = {}
+    exported: State = {}
     for location, conv in convs.items():
         norm = norms.pop(location, {})
         layer = export_deployed(conv, norm, deployed[location]) if location in deployed else export_conv(conv, norm)
@@ -102,7 +102,7 @@ def _export_resnet(layers: State, deployed: dict[str, str]) -> State:
 
 
 def _import_repvgg(layers: State) -> State:
-    converted = {}
+    converted: State = {}
     for location, block in split(layers, BLOCK):
         path = 'backbone.stem' if location == 'stage0' else f'backbone.{location.replace("stage", "stage_")}'
         converted |= {f'{path}.{key}': value for key, value in import_block(block).items()}
@@ -110,7 +110,7 @@ def _import_repvgg(layers: State) -> State:
 
 
 def _export_repvgg(layers: State) -> State:
-    exported = {}
+    exported: State = {}
     for location, block in split(layers, r'backbone\.(stem|stage_[1-4]\.\d+)'):
         path = 'stage0' if location == 'stem' else location.replace('stage_', 'stage')
         exported |= {f'{path}.{key}': value for key, value in export_block(block).items()}

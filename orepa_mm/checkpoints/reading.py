@@ -1,9 +1,10 @@
 """Reading checkpoints without running code from them."""
 
+import importlib
 import pickle
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def is_local(path: str) -> bool:
     return '://' not in path
 
 
-def _method_of_log_history(owner: type, name: str):
+def _method_of_log_history(owner: type, name: str) -> Any:
     """What pickle's ``getattr`` is replaced with: a method of mmengine's log history and nothing else."""
     from mmengine.logging import HistoryBuffer
 
@@ -25,12 +26,12 @@ def _method_of_log_history(owner: type, name: str):
     return getattr(owner, name)
 
 
-def _allowed_globals() -> list:
+def _allowed_globals() -> list[Any]:
     """The harmless classes in which mmengine's own training checkpoints keep their log history."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    multiarray: Any = importlib.import_module(f'numpy.{"_core" if hasattr(np, "_core") else "core"}.multiarray')
     numbers = (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)
     constructors = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *(type(np.dtype(n)) for n in numbers)]
     # numpy 1 and 2 write the same two functions under different names.
@@ -42,11 +43,11 @@ def _allowed_globals() -> list:
     return [entry for entry in allowed if _name(entry) not in theirs]
 
 
-def _name(entry) -> str:
+def _name(entry: Any) -> str:
     return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
 
 
-def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu', file: BinaryIO | None = None) -> dict:
+def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu', file: BinaryIO | None = None) -> dict[str, Any]:
     """Load a checkpoint without running code from it.
 
     Args:
@@ -121,7 +122,7 @@ def _check_sums(file: str | Path | BinaryIO, path: str | Path) -> None:
         raise CheckpointError(f'{path}: damaged, the checksum of {damaged} is wrong; download or copy it again.')
 
 
-def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
+def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The weights in a checkpoint, without the ``module.`` prefix of distributed wrappers."""
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict):

@@ -4,9 +4,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModel
+from torch import Tensor
 
 from ..registry import TOOLBOXES
 from ..reparam.comparison import largest_difference
@@ -33,7 +35,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def stock_predictions(model: nn.Module, pictures: Tensor) -> list:
+def stock_predictions(model: BaseModel, pictures: Tensor) -> list[Any]:
     """What the toolbox's own ``test_step`` predicts.
 
     Args:
@@ -46,7 +48,7 @@ def stock_predictions(model: nn.Module, pictures: Tensor) -> list:
     return model.test_step(batch_of(scope_of(model), pictures))
 
 
-def scope_of(model: nn.Module) -> str:
+def scope_of(model: BaseModel) -> str:
     """The toolbox a model is of, or the one its class is built on."""
     packages = [kind.__module__.partition('.')[0] for kind in type(model).__mro__]
     return next(package for package in packages if package in TOOLBOXES)
@@ -63,7 +65,7 @@ def median_ms(run: Callable[[], object], count: int) -> float:
 
 
 @torch.no_grad()
-def compare(reference: nn.Module, network: DeployNetwork, run: Run, pictures: Tensor) -> Agreement:
+def compare(reference: BaseModel, network: DeployNetwork, run: Run, pictures: Tensor) -> Agreement:
     """Compare what an exported network and the training form's stock code predict.
 
     Args:
@@ -75,7 +77,7 @@ def compare(reference: nn.Module, network: DeployNetwork, run: Run, pictures: Te
     return COMPARISONS[network.task](reference, network, run(pictures), pictures)
 
 
-def _compare_scores(reference: nn.Module, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
+def _compare_scores(reference: BaseModel, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
     batch = reference.data_preprocessor(batch_of(scope_of(reference), pictures), False)
     expected = reference(**batch, mode='tensor')
     expected = expected.softmax(1) if network.softmax else expected
@@ -86,7 +88,7 @@ def _compare_scores(reference: nn.Module, network: DeployNetwork, outputs: tuple
     return _agreement(f'label {", ".join(map(str, labels.tolist()))}', largest_difference(expected, scores), problem)
 
 
-def _compare_maps(reference: nn.Module, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
+def _compare_maps(reference: BaseModel, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
     expected = torch.stack([sample.seg_logits.data for sample in stock_predictions(reference, pictures)])
     (found,) = outputs
     if expected.shape[1] == 1:  # one class: the stock code gives probabilities
@@ -121,7 +123,7 @@ def _agreement(found: str, largest: float | None, problem: str = '') -> Agreemen
     return Agreement(found, largest, problem)
 
 
-def _compare_detections(reference: nn.Module, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
+def _compare_detections(reference: BaseModel, network: Any, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
     expected = stock_predictions(reference, pictures)[0].pred_instances
     boxes, scores, labels, *masks = outputs
     pairs = match(expected.bboxes, expected.labels, boxes, labels)
@@ -172,7 +174,7 @@ def match(expected: Tensor, expected_labels: Tensor, boxes: Tensor, labels: Tens
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
 
 
-def _mask_probabilities(model: nn.Module, pictures: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+def _mask_probabilities(model: BaseModel, pictures: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
     """What the stock mask head gives for boxes; its predictions hold the masks only after pasting and thresholding."""
     head = model.roi_head
     if not len(boxes):

@@ -27,7 +27,7 @@ def real_batches(cfg: Config, count: int = 2) -> list[Any]:
         return []
 
 
-def batch_of(scope: str, pictures: Tensor) -> dict:
+def batch_of(scope: str, pictures: Tensor) -> dict[str, Any]:
     """The batch a dataloader of a toolbox makes of pictures that need no resizing, for the model's ``test_step``.
 
     Args:
@@ -41,7 +41,7 @@ def batch_of(scope: str, pictures: Tensor) -> dict:
     return dict(inputs=[picture.flip(0) for picture in pictures], data_samples=[sample(metainfo=dict(meta)) for _ in pictures])
 
 
-def random_batch(cfg: Config, count: int = 2, seed: int = 0) -> dict:
+def random_batch(cfg: Config, count: int = 2, seed: int = 0) -> dict[str, Any]:
     """``count`` pictures of noise, as a batch for the model's ``test_step``."""
     generator = torch.Generator().manual_seed(seed)
     scope = cfg.default_scope

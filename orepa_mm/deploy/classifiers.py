@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from torch import nn
 
 from ..errors import DeployError
@@ -37,7 +38,7 @@ def build_classifier(library: str, name: str, num_classes: int) -> nn.Module:
     return models.get_model(name, weights=None, num_classes=num_classes)
 
 
-def to_library(stock: nn.Module, library: str, batches: Iterable[Any]) -> tuple[str, nn.Module]:
+def to_library(stock: BaseModel, library: str, batches: Iterable[Any]) -> tuple[str, nn.Module]:
     """Name and model of ``library`` that computes what the stock ResNet classifier of mmpretrain computes, on normalised pictures.
 
     Args:

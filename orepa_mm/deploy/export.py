@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from mmengine.config import Config
+from torch.export import ExportedProgram
 
 from ..errors import ExportError, UsageError
 from . import formats
 from .agreement import TOLERANCE, Agreement, compare, median_ms, stock_predictions
 from .loading import load_model
 from .metadata import fixed_preparation, metadata, preparation, usual_size
-from .networks import deploy_network
+from .networks import DeployNetwork, deploy_network
 from .pictures import find_pictures, read_picture
 
 SCALES = ((1, 1), (0.7, 0.9), (1.25, 1.5), (1.6, 1.15))  # of the size that is asked for: what a dynamic graph is tried at
@@ -101,8 +103,8 @@ def export(
         runners = {'AOTInductor': formats.load_package(path)} | _onnx_beside(program, network)
     run = next(iter(runners.values()))
     for index, scales in enumerate(SCALES):
-        here = tuple(min(max(int(side * scale), lowest), formats.LARGEST) for side, scale in zip(size, scales, strict=True))
-        here = here if dynamic else size
+        height, width = (min(max(int(side * scale), lowest), formats.LARGEST) for side, scale in zip(size, scales, strict=True))
+        here = (height, width) if dynamic else size
         names = [files[(index + shift) % len(files)] for shift in range(2 if dynamic and network.batched else 1)]
         picture = torch.cat([read_picture(name, here) for name in names])
         agreement = compare(reference, network, run, picture)
@@ -110,14 +112,14 @@ def export(
             where = f'{here[0]} x {here[1]}, {", ".join(name.name for name in names)}'
             raise ExportError(f'what was written does not predict what the training form does ({where}): {agreement.problem}.')
         with torch.no_grad():
-            times = {'training form': median_ms(lambda picture=picture: stock_predictions(reference, picture), calls)}
-            times['eager'] = median_ms(lambda picture=picture: network(picture), calls)
+            times = {'training form': median_ms(partial(stock_predictions, reference, picture), calls)}
+            times['eager'] = median_ms(partial(network, picture), calls)
             for name, runner in runners.items():
-                times[name] = median_ms(lambda runner=runner, picture=picture: runner(picture), calls)
+                times[name] = median_ms(partial(runner, picture), calls)
         yield Row(here, [name.name for name in names], agreement, times)
 
 
-def _onnx_beside(program, network) -> dict[str, formats.Run]:
+def _onnx_beside(program: ExportedProgram, network: DeployNetwork) -> dict[str, formats.Run]:
     """onnxruntime to time beside a compiled package, where it is installed."""
     try:
         formats.require_packages()

@@ -4,9 +4,10 @@ import importlib.util
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -49,7 +50,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
@@ -123,6 +124,7 @@ def write_onnx(program: ExportedProgram, network: DeployNetwork, metadata: dict[
                 input_names=['picture'],
                 output_names=list(network.outputs),
             )
+            assert exported is not None  # without dynamo=True it would be
             model = exported.model_proto
     except Exception as error:  # as above
         raise ExportError(f'{type(network.model).__name__} cannot be written as ONNX: {_first_line(error)}') from error
@@ -135,7 +137,7 @@ def write_onnx(program: ExportedProgram, network: DeployNetwork, metadata: dict[
     path.write_bytes(model.SerializeToString())
 
 
-def _tidy(model) -> None:
+def _tidy(model: Any) -> None:
     """Leave out where each node came from (with paths of this machine) and give the dimensions their names."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *model.functions):

@@ -3,10 +3,12 @@
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.checking import check_state_dict
 from ..checkpoints.plain_kernels import plain_kernels
@@ -14,7 +16,7 @@ from ..checkpoints.reading import read_checkpoint, state_dict_of
 from ..errors import CheckpointError, UsageError
 
 
-def build_model(cfg: Config) -> nn.Module:
+def build_model(cfg: Config) -> BaseModel:
     """The model of a config of mmdet, mmseg or mmpretrain as its toolbox builds it: on the CPU, with random weights, in training mode.
 
     Raises:
@@ -30,7 +32,7 @@ def build_model(cfg: Config) -> nn.Module:
     return import_module(f'{scope}.registry').MODELS.build(model)
 
 
-def weights_of(checkpoint: dict, path: str | Path, ema: bool | None = None) -> dict[str, Tensor]:
+def weights_of(checkpoint: dict[str, Any], path: str | Path, ema: bool | None = None) -> dict[str, Tensor]:
     """The state dict of a checkpoint.
 
     Args:
@@ -53,7 +55,7 @@ def weights_of(checkpoint: dict, path: str | Path, ema: bool | None = None) -> d
     return state | trained
 
 
-def load_model(cfg: Config, path: str | Path, ema: bool | None = None, *, expand: bool = True) -> nn.Module:
+def load_model(cfg: Config, path: str | Path, ema: bool | None = None, *, expand: bool = True) -> BaseModel:
     """The model of a config with all weights of a checkpoint, in evaluation mode on the CPU.
 
     Both must be of one model: nothing is missing, nothing left over.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from torch import nn
+from mmengine.model import BaseModel
 
 from ..version import __version__
 from .networks import DeployNetwork
@@ -15,15 +15,15 @@ Step = dict[str, Any]
 QUIET = ('Load', 'Pack', 'Collect', 'ToTensor', 'ImageToTensor')  # transforms that leave the picture as it is
 
 
-def test_pipeline(cfg: Config) -> list[dict]:
+def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
     """The transforms of the config's test dataset, without wrappers such as augmentation in testing; empty where there is none."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    dataset: Any = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:
-        dataset = dataset.dataset
+        dataset = dataset['dataset']
     return dataset.get('pipeline') or cfg.get('test_pipeline') or []
 
 
-def _resize(transform: dict) -> Step:
+def _resize(transform: dict[str, Any]) -> Step:
     how = dict(interpolation=transform.get('interpolation', 'bilinear'), antialias=transform.get('backend') == 'pillow')
     if transform['type'].endswith('ResizeEdge'):
         return dict(step='resize', **{f'{transform.get("edge", "short")}_side': transform['scale']}, **how)
@@ -82,11 +82,11 @@ def fixed_preparation(steps: list[Step], size: tuple[int, int], network: DeployN
     return [dict(step='resize', inside=box, **how), dict(step='pad', size=box, value=fill)]
 
 
-def dataset_names(cfg: Config, model: nn.Module) -> tuple[list, list]:
+def dataset_names(cfg: Config, model: BaseModel) -> tuple[list[Any], list[Any]]:
     """Classes and palette of the checkpoint, else of the config; empty where neither names them."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    dataset: Any = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:
-        dataset = dataset.dataset
+        dataset = dataset['dataset']
     metas = [getattr(model, 'dataset_meta', {}), dataset.get('metainfo') or {}]
     metas = [{key.lower(): value for key, value in meta.items()} for meta in metas]
     classes, palette = (next((list(meta[key]) for meta in metas if meta.get(key)), []) for key in ('classes', 'palette'))

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..reparam.comparison import tensors
 
@@ -13,7 +14,7 @@ Outputs = list[Tensor]
 
 
 @torch.no_grad()
-def dense_outputs(model: nn.Module, data_batch: Any) -> Callable[..., Outputs]:
+def dense_outputs(model: BaseModel, data_batch: Any) -> Callable[..., Outputs]:
     """A function that runs ``model``, or another network of the same kind, on ``data_batch`` and returns its outputs before any sorting
     or thresholding.
 
@@ -31,7 +32,7 @@ def dense_outputs(model: nn.Module, data_batch: Any) -> Callable[..., Outputs]:
     proposals = model.rpn_head.predict(model.extract_feat(inputs), samples, rescale=False) if two_stages else []
     found = any(len(instances) for instances in proposals)  # the stock heads cannot run on none
 
-    def run(network: nn.Module = model) -> Outputs:
+    def run(network: BaseModel = model) -> Outputs:
         dtype = next(network.parameters()).dtype
         pictures = inputs.to(dtype)
         if not two_stages:

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4)
 _GIVE = 'give pictures the model was made for with --pictures FOLDER.'
 
 
-def read_pixels(path: Path) -> np.ndarray:
+def read_pixels(path: Path) -> np.ndarray[Any, Any]:
     """A picture as uint8 [H, W, 3], RGB.
 
     Raises:

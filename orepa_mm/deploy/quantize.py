@@ -16,7 +16,8 @@ import numpy as np
 from ..errors import UsageError
 from .formats import require_packages
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
+Step = dict[str, Any]
 PACKAGES = ('onnx', 'onnxruntime')
 OUTPUTS = dict(classification='scores', segmentation='logits')  # task -> what is compared
 NOISE = 0.3  # correlation of neighbouring pixels; that of noise is 0, also after JPEG, that of photographs above 0.8
@@ -51,10 +52,10 @@ class OnnxNetwork:
             self.session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
         except Exception as error:  # onnxruntime has a class for each kind of damage
             raise UsageError(f'{name}: onnxruntime cannot load it ({str(error).splitlines()[0][:200]}).') from None
-        self.facts = {key: _parsed(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
+        self.facts: dict[str, Any] = {key: _parsed(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
         self.task = self.facts.get('task')
         inputs, outputs = self.session.get_inputs(), [output.name for output in self.session.get_outputs()]
-        self.output = OUTPUTS.get(self.task)
+        self.output = OUTPUTS.get(str(self.task))
         if self.output not in outputs or len(inputs) != 1 or inputs[0].type != 'tensor(uint8)' or len(inputs[0].shape) != 4:
             raise UsageError(
                 f'{name}: is no classifier or segmentor as tools/deploy/export_onnx.py writes them (task {self.task}, '
@@ -98,7 +99,7 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _resize(picture: Array, step: dict) -> Array:
+def _resize(picture: Array, step: Step) -> Array:
     import mmcv
 
     height, width = picture.shape[:2]
@@ -115,13 +116,13 @@ def _resize(picture: Array, step: dict) -> Array:
     return mmcv.imresize(picture, scaled, **how)
 
 
-def _crop(picture: Array, step: dict) -> Array:
+def _crop(picture: Array, step: Step) -> Array:
     height, width = picture.shape[:2]
     top, left = (max(0, round((side - target) / 2)) for side, target in ((height, step['size'][1]), (width, step['size'][0])))
     return picture[top : top + step['size'][1], left : left + step['size'][0]]
 
 
-def _pad(picture: Array, step: dict) -> Array:
+def _pad(picture: Array, step: Step) -> Array:
     import mmcv
 
     width, height = step['size']
@@ -184,10 +185,10 @@ def quantize(model: Path, pictures: list[Array], per_channel: bool = True) -> by
     name = graph.graph.input[0].name
 
     class Pictures(CalibrationDataReader):
-        def __init__(self):
+        def __init__(self) -> None:
             self.rest = iter(pictures)
 
-        def get_next(self):
+        def get_next(self) -> dict[str, Array] | None:
             picture = next(self.rest, None)
             return None if picture is None else {name: picture}
 
@@ -255,7 +256,7 @@ def latencies(networks: list[OnnxNetwork], picture: Array, rounds: int = 30) -> 
         picture: uint8 [1, 3, H, W].
         rounds: Calls of each, after three that do not count.
     """
-    times = [[] for _ in networks]
+    times: list[list[float]] = [[] for _ in networks]
     for i in range(rounds + 3):
         for network, found in zip(networks, times, strict=True):
             start = time.perf_counter()

@@ -1,6 +1,7 @@
 """The config of a re-parameterized network under the stock class names."""
 
 import inspect
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -57,7 +58,7 @@ def _name(kind: Any) -> str:
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
-def _has(node: Any, found) -> bool:
+def _has(node: Any, found: Callable[[Any], bool]) -> bool:
     if isinstance(node, dict):
         return any(_has(value, found) for value in node.values())
     return any(_has(value, found) for value in node) if isinstance(node, list | tuple) else found(node)
@@ -98,7 +99,7 @@ def _is_pretrained(key: str, value: Any) -> bool:
     return key == 'pretrained' and isinstance(value, str)
 
 
-def _stock_resnet(node: dict, name: str) -> dict:
+def _stock_resnet(node: dict[str, Any], name: str) -> dict[str, Any]:
     if 'groups' not in node and 'ResNeXt' in name:
         node['groups'] = 32  # the default of some of the stock classes is another one
     node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'plain_stem')}

@@ -59,7 +59,7 @@ def write_classifier(out_dir: Path, stock: StockModel, checkpoint: Path, library
     Raises:
         UsageError: As :func:`write_stock_model`.
     """
-    facts = dict(library=library, model=name, num_classes=model.fc.out_features, input=preprocessing(stock.cfg))
+    facts = dict(library=library, model=name, num_classes=len(model.get_parameter('fc.bias')), input=preprocessing(stock.cfg))
     classes = (getattr(stock.model, 'dataset_meta', None) or {}).get('classes')
     facts |= dict(classes=classes) if classes else {}
     facts |= provenance(checkpoint, stock)

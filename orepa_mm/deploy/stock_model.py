@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from mmengine.model import BaseModel
 
 from ..errors import DeployError
 from ..reparam import plan_swaps, reparameterize
@@ -30,11 +30,11 @@ class StockModel(NamedTuple):
     """
 
     cfg: Config
-    model: nn.Module
+    model: BaseModel
     differences: dict[torch.dtype, float]
 
 
-def to_stock_model(cfg: Config, model: nn.Module, batches: Iterable[Any]) -> StockModel:
+def to_stock_model(cfg: Config, model: BaseModel, batches: Iterable[Any]) -> StockModel:
     """The stock model that computes what ``model`` computes.
 
     Norms are kept, so the result can be trained on. Both are run side by side, in float32 and in float64; in float64 both forms are made
@@ -69,7 +69,7 @@ def to_stock_model(cfg: Config, model: nn.Module, batches: Iterable[Any]) -> Sto
     return StockModel(stock_cfg, stock, differences)
 
 
-def _stock_of(cfg: Config, plain: nn.Module) -> tuple[Config, nn.Module]:
+def _stock_of(cfg: Config, plain: BaseModel) -> tuple[Config, BaseModel]:
     dtype = next(plain.parameters()).dtype
     try:
         stock = build_model(cfg)
@@ -88,7 +88,7 @@ def _stock_of(cfg: Config, plain: nn.Module) -> tuple[Config, nn.Module]:
     return cfg, stock.eval()
 
 
-def _check_stock(model: nn.Module) -> None:
+def _check_stock(model: BaseModel) -> None:
     ours = [name for name, module in model.named_modules() if type(module).__module__.split('.')[0] == __package__.split('.')[0]]
     if ours:
         raise DeployError(f'"{ours[0]}" is built by orepa_mm even with the stock config: a setting of it is not known here.')

@@ -1,5 +1,7 @@
 """The weights of a re-parameterized network under the stock model's names."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,7 +36,7 @@ def stock_state(plain: nn.Module, stock: nn.Module) -> dict[str, Tensor]:
         if f'{path}.running_mean' in state:
             state[f'{path}.running_mean'] = state[f'{path}.running_mean'] - bias
         else:
-            norm = stock.get_submodule(path)
+            norm: Any = stock.get_submodule(path)
             zeros, ones = torch.zeros_like(bias), torch.ones_like(bias)
             passing = dict(weight=ones, bias=bias, running_mean=zeros, running_var=ones - norm.eps, num_batches_tracked=torch.tensor(0))
             state |= {f'{path}.{name}': value for name, value in passing.items()}

@@ -1,11 +1,13 @@
 """Checks before a run."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -38,17 +40,17 @@ class CheckHook(Hook):
     def __init__(self) -> None:
         use_safe_loaders()  # not later: FlexibleRunner loads before before_run
 
-    def before_run(self, runner) -> None:
+    def before_run(self, runner: Runner) -> None:
         if _is_training(runner):
             with _whole(runner.model):
                 check_pretrained(_network(runner))
             _check_multipliers(runner)
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         with _whole(runner.model):
             self._check(runner, checkpoint)
 
-    def _check(self, runner, checkpoint: dict) -> None:
+    def _check(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         path = runner.cfg.get('load_from') or 'the checkpoint to resume from'
         resuming = _is_training(runner) and runner.cfg.get('resume')
         if resuming and isinstance(runner.model, FullyShardedDataParallel):
@@ -74,17 +76,17 @@ class CheckHook(Hook):
             runner.logger.info(f'{len(others)} plain convolutions of the checkpoint outside the backbone are expanded into branches.')
 
 
-def _is_training(runner) -> bool:
+def _is_training(runner: Runner) -> bool:
     return isinstance(runner.optim_wrapper, OptimWrapper)  # built for training only
 
 
-def _whole(model: nn.Module) -> AbstractContextManager:
+def _whole(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, a sharded model has its parameters in their own shapes, for all processes."""
     sharded = isinstance(model, FullyShardedDataParallel)
     return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
 
 
-def _network(runner) -> nn.Module:
+def _network(runner: Runner) -> nn.Module:
     """The model inside distributed and test-time-augmentation wrappers."""
     model = runner.model
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -92,7 +94,7 @@ def _network(runner) -> nn.Module:
     return model
 
 
-def _check_multipliers(runner) -> None:
+def _check_multipliers(runner: Runner) -> None:
     """A learning-rate multiplier on frozen parameters, or on none, does nothing."""
     keys = ((runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
     for key, settings in keys.items():

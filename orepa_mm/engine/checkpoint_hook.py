@@ -1,12 +1,15 @@
 """Checkpoints that survive a kill at any moment."""
 
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
 from ..checkpoints.reading import read_checkpoint
 from ..errors import CheckpointError
@@ -31,31 +34,33 @@ class AtomicCheckpointHook(CheckpointHook):
         kwargs: As for the stock hook.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    backend_args: dict[str, Any] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self.file_client_args is None and '://' not in str(self.out_dir):
             self.backend_args = dict(backend=BACKEND)
 
-    def before_run(self, runner) -> None:
+    def before_run(self, runner: Runner) -> None:
         if runner.cfg.get('resume') and not runner.cfg.get('load_from') and self.backend_args == dict(backend=BACKEND):
             if is_main_process():
                 repair_last_checkpoint(Path(runner.work_dir), self.out_dir, runner.logger)
             barrier()
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
         if isinstance(self.file_backend, AtomicBackend):
             self.file_backend.flush()
 
-    def after_train_iter(self, runner, *args, **kwargs) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         super().after_train_iter(runner, *args, **kwargs)
         self._flush()
 
-    def after_train_epoch(self, runner) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         super().after_train_epoch(runner)
         self._flush()
 
-    def after_val_epoch(self, runner, metrics) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         super().after_val_epoch(runner, metrics)
         self._flush()
 
@@ -68,17 +73,17 @@ class AtomicCheckpointHook(CheckpointHook):
 class AtomicBackend(LocalBackend):
     """Local files, replaced as a whole; what is to be removed stays until :meth:`flush`."""
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._unwanted: dict[str, tuple[int, int]] = {}
 
-    def put(self, obj, filepath) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         with replacing(filepath) as partial, open(partial, 'wb') as file:
             file.write(obj)
             file.flush()
             os.fsync(file.fileno())
 
-    def remove(self, filepath) -> None:
+    def remove(self, filepath: str | Path) -> None:
         self._unwanted[os.fspath(filepath)] = _identity(filepath)
 
     def flush(self) -> None:
@@ -94,7 +99,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns  # the number of a file that is gone may be given to another
 
 
-def repair_last_checkpoint(work_dir: Path, out_dir: str | Path | None, logger) -> None:
+def repair_last_checkpoint(work_dir: Path, out_dir: str | Path | None, logger: logging.Logger) -> None:
     """Let ``last_checkpoint`` in ``work_dir`` name the newest checkpoint of a training that is whole; no file where there is none."""
     record = work_dir / 'last_checkpoint'
     named = Path(record.read_text(errors='replace').strip()) if record.is_file() else None

@@ -19,7 +19,8 @@ SYNCHRONISED = ('SyncBN', 'MMSyncBN')
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside a distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model
+    inner: Any = model
+    return inner.module if is_model_wrapper(model) else model
 
 
 def start_processes(cfg: Config) -> None:

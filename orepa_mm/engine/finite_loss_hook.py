@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import NotFiniteError
 from ..reparam.comparison import tensors
@@ -34,19 +36,19 @@ class FiniteLossHook(Hook):
     def __init__(self, patience: int = 10) -> None:
         self.patience = patience
         self._allowed = self._seen = 0
-        self._handle = None
+        self._handle: RemovableHandle | None = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         self.after_train(runner)
         self._allowed, self._seen = self.patience if hasattr(runner.optim_wrapper, 'loss_scaler') else 0, 0
         model = unwrapped(runner.model)
         self._handle = model.register_forward_hook(self._check, with_kwargs=True)
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         if self._handle is not None:
             self._handle.remove()
 
-    def _check(self, model: nn.Module, args: tuple, kwargs: dict, losses: Any) -> None:
+    def _check(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], losses: Any) -> None:
         if not model.training or torch.compiler.is_compiling():
             return
         if _is_finite(losses):
@@ -57,11 +59,11 @@ class FiniteLossHook(Hook):
             raise NotFiniteError(_message(model, first_not_finite(model, *args, **kwargs)))
 
 
-def first_not_finite(model: nn.Module, *args, **kwargs) -> str | None:
+def first_not_finite(model: nn.Module, *args: Any, **kwargs: Any) -> str | None:
     """Path of the first module, innermost first, that gives values that are not finite when ``model`` runs; None where none does."""
     found: list[str] = []
 
-    def look(path: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+    def look(path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not found and not _is_finite(output):
             found.append(path)
 

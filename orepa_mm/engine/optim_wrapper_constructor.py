@@ -1,7 +1,7 @@
 """Building optimizers: few parameter groups, and weight decay of the kernels that are deployed."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce
@@ -53,22 +53,24 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg: As for the default constructor, and ``custom_l2``.
 
     Raises:
-        ValueError: When ``custom_l2`` is set but the model has no OREPA convolution and no RepVGG block in training form, or the optimizer
-            no weight decay.
+        ValueError: When ``custom_l2`` is set but the model has no OREPA convolution and no RepVGG block in training form, the optimizer no
+            weight decay, or a RepVGG block norms without running statistics.
     """
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module: int | float | None = None) -> None:
+    def add_params(
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', is_dcn_module: int | float | None = None
+    ) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return  # called for a child
         if self.paramwise_cfg.get('custom_l2'):
-            self.decays = {id(group['params'][0]): group.get('weight_decay', self.base_wd) for group in params}
+            self.decays: dict[int, float | None] = {id(group['params'][0]): group.get('weight_decay', self.base_wd) for group in params}
             spared = {id(p) for decayed in _decayed(module) for p in decayed.spared}
             for group in params:
                 if id(group['params'][0]) in spared:
                     group['weight_decay'] = 0.0
         base = dict(lr=self.base_lr, weight_decay=self.base_wd)  # what a group without a setting of its own has
-        merged: list[tuple[dict, dict]] = []
+        merged: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for group in params:
             settings = base | {key: value for key, value in group.items() if key != 'params'}
             like = next((other for known, other in merged if known == settings), None)
@@ -99,7 +101,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def _decayed(model: nn.Module) -> list[Decayed]:
-    blocks = [module for module in model.modules() if is_repvgg_block(module)]
+    blocks: list[Any] = [module for module in model.modules() if is_repvgg_block(module)]
     branches = [branch for block in blocks for branch in (block.branch_3x3, block.branch_1x1)]
     inside = {module for branch in branches for module in branch.modules()}
     layers = [module for module in model.modules() if isinstance(module, OREPAConv2d) and module not in inside]
@@ -111,8 +113,13 @@ def _decayed_layer(layer: OREPAConv2d) -> Decayed:
     return Decayed(kernels, kernels, lambda: layer.weight.square().sum())
 
 
-def _decayed_block(block: nn.Module) -> Decayed:
+def _decayed_block(block: Any) -> Decayed:
     wide, narrow = block.branch_3x3, block.branch_1x1
+    if wide.norm.running_var is None or narrow.norm.running_var is None:
+        raise ValueError(
+            'paramwise_cfg.custom_l2=True needs the running statistics of the norms in RepVGG blocks, and they keep none '
+            '(track_running_stats=False): give them statistics, or take custom_l2 out.'
+        )
     return Decayed(
         [*wide.parameters(), *narrow.parameters()],
         [*wide.conv.parameters(), *narrow.conv.parameters()],
@@ -120,13 +127,13 @@ def _decayed_block(block: nn.Module) -> Decayed:
     )
 
 
-def _factor(norm: nn.Module) -> Tensor:
+def _factor(norm: Any) -> Tensor:
     variance = norm.running_var.detach().clone()
     all_reduce(variance, op='mean')  # each process of a distributed run has statistics of its own, and all must take the same step
     return norm.weight.detach() * (variance + norm.eps).rsqrt()
 
 
-def _add_gradients(decayed: list[Decayed], strengths: list[float], optimizer: torch.optim.Optimizer) -> None:
+def _add_gradients(decayed: list[Decayed], strengths: list[float | None], optimizer: torch.optim.Optimizer) -> None:
     """Add the gradient of half the penalty times its strength to the parameters that have a gradient."""
     loss_scale = getattr(optimizer, 'grad_scale', None)  # a fused optimizer divides by it only inside its step
     for each, strength in zip(decayed, strengths, strict=True):
@@ -136,5 +143,5 @@ def _add_gradients(decayed: list[Decayed], strengths: list[float], optimizer: to
         with torch.enable_grad():
             gradients = torch.autograd.grad(0.5 * strength * each.penalty(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
+            if gradient is not None and parameter.grad is not None:
                 parameter.grad.add_(gradient if loss_scale is None else gradient * loss_scale)

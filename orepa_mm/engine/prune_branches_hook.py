@@ -1,10 +1,14 @@
 """Prunes branches once in a training, optimizer and averaged weights included."""
 
+from typing import Any
+
+import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import PruneError
@@ -41,15 +45,15 @@ class PruneBranchesHook(Hook):
         check_threshold(threshold)
         self.threshold, self.epoch, self.iteration = threshold, epoch, iteration
 
-    def before_train_epoch(self, runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         if self.epoch is not None and runner.epoch == self.epoch:
             self._prune(runner)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.iteration is not None and runner.iter == self.iteration:
             self._prune(runner)
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Drop what the checkpoint was pruned of before its weights and its optimizer's state are loaded."""
         model, state = unwrapped(runner.model), checkpoint.get('state_dict', checkpoint)
         names = {}
@@ -59,13 +63,13 @@ class PruneBranchesHook(Hook):
         if any(names.values()):
             self._drop(runner, names)
 
-    def _prune(self, runner) -> None:
+    def _prune(self, runner: Runner) -> None:
         names = branches_below(unwrapped(runner.model), self.threshold)
         self._drop(runner, names)
         count = sum(name != 'origin' for each in names.values() for name in each)
         print_log(f'PruneBranchesHook: {count} branches of {len(names)} kernels added less than {self.threshold:g}.', logger='current')
 
-    def _drop(self, runner, names: dict[str, list[str]]) -> None:
+    def _drop(self, runner: Runner, names: dict[str, list[str]]) -> None:
         model = unwrapped(runner.model)
         before, branches = dict(model.named_parameters()), {path: kernel.branches for path, kernel in kernels_with_branches(model)}
         drop_branches(model, names)
@@ -76,7 +80,7 @@ class PruneBranchesHook(Hook):
                 rows[id(before[f'{path}.scale'])] = (after[f'{path}.scale'], [branches[path].index(name) for name in kernel.branches])
         kept = {id(parameter) for parameter in after.values()}
         dropped = {id(parameter) for parameter in before.values()} - kept - rows.keys()
-        wrapper = getattr(runner, 'optim_wrapper', None)
+        wrapper: Any = getattr(runner, 'optim_wrapper', None)
         for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
             if hasattr(each, 'optimizer'):  # in a test the wrapper is not built
                 _edit_optimizer(each.optimizer, dropped, rows)
@@ -91,7 +95,7 @@ class PruneBranchesHook(Hook):
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
 
 
-def _edit_optimizer(optimizer, dropped: set[int], rows: dict[int, tuple[nn.Parameter, list[int]]]) -> None:
+def _edit_optimizer(optimizer: torch.optim.Optimizer, dropped: set[int], rows: dict[int, tuple[nn.Parameter, list[int]]]) -> None:
     """Take parameters out of an optimizer, and put those with fewer rows in the place of the old ones, momentum included.
 
     Args:

@@ -1,8 +1,11 @@
 """Validating and testing in deployed form."""
 
+from typing import Any
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
@@ -55,42 +58,42 @@ class ReparameterizeHook(Hook):
         self._applied: list[Swap] = []
         self._comparison: LayerComparison | None = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         if self.val and runner.val_loop is not None:
             _check_whole(runner.model)  # now, and not after a first epoch
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._undo()
 
-    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         # Not earlier: EMAHook puts the averaged weights into the model in before_val_epoch.
         if self.val and batch_idx == 0:
             self._compare(runner)
 
-    def before_test_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if batch_idx == 0:
             self._compare(runner)
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._apply(runner)
 
-    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._apply(runner)
 
-    def after_val_epoch(self, runner, metrics=None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self._undo()
 
-    def after_test_epoch(self, runner, metrics=None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self._undo()
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if self._applied:
             swaps = self._applied
             self._undo()
             checkpoint['state_dict'] = weights_to_cpu(get_state_dict(runner.model))
             self._apply_all(swaps)
 
-    def _compare(self, runner) -> None:
+    def _compare(self, runner: Runner) -> None:
         self._undo()
         _check_whole(runner.model)
         model = unwrapped(runner.model)
@@ -102,7 +105,7 @@ class ReparameterizeHook(Hook):
             )
         self._comparison = LayerComparison(self._planned)
 
-    def _apply(self, runner) -> None:
+    def _apply(self, runner: Runner) -> None:
         if self._comparison is None:
             return
         swaps, differences = self._planned, self._comparison.differences

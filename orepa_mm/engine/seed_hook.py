@@ -12,7 +12,7 @@ from mmengine.dist import get_dist_info, get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import Dataset
 
 
@@ -38,9 +38,9 @@ class SeedHook(Hook):
     def __init__(self) -> None:
         self._places: _Places | None = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
-        sampler = getattr(loader.batch_sampler, 'sampler', None)
+        sampler: Any = getattr(loader.batch_sampler, 'sampler', None)
         sampler = sampler.sampler if isinstance(sampler, _Places) else sampler
         if hasattr(sampler, 'seed'):
             sampler.seed = runner.seed  # otherwise drawn anew when a run without a seed of its own is resumed
@@ -56,7 +56,7 @@ class SeedHook(Hook):
                 f'SeedHook: {what} does not tell a sample its place: a resumed run draws other augmentation.', 'current', logging.WARNING
             )
 
-    def before_train_epoch(self, runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         if self._places is None:
             return
         loader, by_epoch = runner.train_dataloader, isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -65,19 +65,21 @@ class SeedHook(Hook):
         skips = not by_epoch and hasattr(self._places.sampler, 'skip') and loader.batch_size is not None
         self._places.start = runner.iter * loader.batch_size if skips else 0
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         _start_from(runner.seed, get_rank(), runner.iter)
 
 
 class _Index(int):
     """A sample's number that knows where it stands: epoch and place in it. Repeated and concatenated datasets compute with it."""
 
+    place: tuple[int, int]
+
     def __new__(cls, value: int, place: tuple[int, int]) -> '_Index':
         index = super().__new__(cls, value)
         index.place = place
         return index
 
-    def __getnewargs__(self) -> tuple[int, tuple[int, int]]:
+    def __getnewargs__(self) -> tuple[int, tuple[int, int]]:  # type: ignore[override]  # what __new__ takes here
         return int(self), self.place
 
     def __mod__(self, other: int) -> '_Index':
@@ -126,7 +128,7 @@ class _SeedSample:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def __call__(self, results: dict) -> dict:
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         index = results['sample_idx']
         if isinstance(index, _Index):
             _start_from(self.seed, int(index), *index.place)
@@ -140,7 +142,7 @@ def _start_from(*numbers: int) -> None:
     torch.manual_seed(int(state[2]))
 
 
-def _wrappers(dataset: Dataset) -> Iterator[Dataset]:
+def _wrappers(dataset: Dataset[Any]) -> Iterator[Dataset[Any]]:
     """The datasets around others."""
     inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or [])]
     inner = [each for each in inner if each is not None]
@@ -150,12 +152,12 @@ def _wrappers(dataset: Dataset) -> Iterator[Dataset]:
         yield from _wrappers(each)
 
 
-def _keeps_place(wrapper: Dataset) -> bool:
+def _keeps_place(wrapper: Dataset[Any]) -> bool:
     """Whether a wrapper hands on the number it was given, or computes with it."""
     return isinstance(wrapper, RepeatDataset | ConcatDataset) or hasattr(wrapper, 'update_skip_type_keys')  # the last mixes
 
 
-def _with_pipelines(dataset: Dataset) -> Iterator[Dataset]:
+def _with_pipelines(dataset: Any) -> Iterator[Any]:
     """The datasets that load samples, inside wrappers such as those that repeat or join them."""
     if hasattr(getattr(dataset, 'pipeline', None), 'transforms') and hasattr(dataset, 'get_data_info') and not hasattr(dataset, 'dataset'):
         yield dataset

@@ -12,6 +12,9 @@ ones of one expansion channel, and p the position in the kernel::
 and so on: the gradient of a scale comes out of a product that is needed anyway, so no intermediate of the forward pass is kept.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,21 +73,21 @@ def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
     scale = b.scales()
     for c in _chunks(kernel):
         s = {name: row[:, c] for name, row in scale.items()}
-        if 'sequence' in s:
+        if b.seq_1x1 is not None and b.seq_kxk is not None:
             w = torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1).view_as(kernel[:, c]).mul_(s['sequence'][:, :, None])
-            if 'origin' in s:
+            if b.origin is not None:
                 w.addcmul_(b.origin[:, c], s['origin'][:, :, None])
-        elif 'origin' in s:
+        elif b.origin is not None:
             w = b.origin[:, c] * s['origin'][:, :, None]
         else:
             w = b.scale.new_zeros(kernel[:, c].shape)
-        if 'separable' in s:
+        if b.depthwise is not None and b.pointwise is not None:
             add_separable(w, b.pointwise[:, c] * s['separable'][:, :, None], b.depthwise)
-        if 'freq' in s:
+        if b.freq is not None and b.prior is not None:
             w.addcmul_((b.freq[:, c] * s['freq']).unsqueeze(2), b.prior[:, c].unsqueeze(3))
-        if 'avg' in s:
+        if b.avg is not None:
             w.add_((b.avg[:, c] * (s['avg'] / taps)).unsqueeze(2))
-        if 'point' in s:
+        if b.point is not None:
             w[:, :, taps // 2].addcmul_(b.point[:, c], s['point'])
         kernel[:, c] = w
 
@@ -92,36 +95,36 @@ def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
 def _gradient(grad: Tensor, branches: Branches) -> Branches:
     """Gradients of weights in groups; None for the prior, which is constant."""
     b, taps, scale = branches, grad.shape[2], branches.scales()
-    d = Branches(*(None if weight is None else torch.empty_like(weight) for weight in b))
+    d = Branches._make(None if weight is None else torch.empty_like(weight) for weight in b)
     d = d._replace(scale=torch.empty_like(b.scale[..., 0]), prior=None)
     d_scale = d.scales()
-    if 'sequence' in scale:
+    if d.seq_1x1 is not None:
         d.seq_1x1.zero_()
-    d_depthwise = DepthwiseGradient(b.depthwise, grad.shape[1]) if 'separable' in scale else None
+    d_depthwise = None if b.depthwise is None else DepthwiseGradient(b.depthwise, grad.shape[1])
     for c in _chunks(grad):
         g, s = grad[:, c].contiguous(), {name: row[:, c] for name, row in scale.items()}
-        if 'origin' in s:
+        if b.origin is not None and d.origin is not None:
             torch.mul(g, s['origin'][:, :, None], out=d.origin[:, c])
             d_scale['origin'][:, c] = _dot(g, b.origin[:, c])
-        if 'avg' in s:
+        if b.avg is not None and d.avg is not None:
             pooled = g.sum(2)
             torch.mul(pooled, s['avg'] / taps, out=d.avg[:, c])
             d_scale['avg'][:, c] = _dot(pooled, b.avg[:, c]) / taps
-        if 'freq' in s:
+        if b.freq is not None and b.prior is not None and d.freq is not None:
             filtered = torch.einsum('gop,gopi->goi', b.prior[:, c], g)
             torch.mul(filtered, s['freq'], out=d.freq[:, c])
             d_scale['freq'][:, c] = _dot(filtered, b.freq[:, c])
-        if 'sequence' in s:
+        if b.seq_1x1 is not None and b.seq_kxk is not None and d.seq_1x1 is not None and d.seq_kxk is not None:
             sequence = torch.bmm(g.flatten(1, 2), b.seq_1x1.transpose(1, 2)).view_as(b.seq_kxk[:, c])
             d_scale['sequence'][:, c] = _dot(sequence, b.seq_kxk[:, c])
             torch.mul(sequence, s['sequence'][:, :, None], out=d.seq_kxk[:, c])
             torch.mul(b.seq_kxk[:, c], s['sequence'][:, :, None], out=sequence)
             d.seq_1x1.baddbmm_(sequence.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
-        if 'point' in s:
+        if b.point is not None and d.point is not None:
             centre = g[:, :, taps // 2]
             torch.mul(centre, s['point'], out=d.point[:, c])
             d_scale['point'][:, c] = _dot(centre, b.point[:, c])
-        if 'separable' in s:
+        if b.depthwise is not None and b.pointwise is not None and d.pointwise is not None and d_depthwise is not None:
             d_pointwise = pointwise_gradient(g, b.depthwise)
             d_scale['separable'][:, c] = _dot(d_pointwise, b.pointwise[:, c])
             torch.mul(d_pointwise, s['separable'][:, :, None], out=d.pointwise[:, c])
@@ -129,19 +132,23 @@ def _gradient(grad: Tensor, branches: Branches) -> Branches:
     return d if d_depthwise is None else d._replace(depthwise=d_depthwise.total().transpose(2, 3))
 
 
-def _by_autograd(formula, saved: tuple[Tensor | None, ...], needed: tuple[bool, ...], grad: Tensor) -> list[Tensor | None]:
+def _by_autograd(
+    formula: Callable[..., Tensor], saved: tuple[Tensor | None, ...], needed: tuple[bool, ...], grad: Tensor
+) -> list[Tensor | None]:
     """Gradients of ``formula(*saved)`` that can be differentiated again."""
     with without_autocast(grad):
         kernel = formula(*saved)
-        found = torch.autograd.grad(kernel, [t for t, need in zip(saved, needed, strict=True) if need], grad, create_graph=True)
-    found = iter(found)
+        wanted = [t for t, need in zip(saved, needed, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(kernel, wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needed]
 
 
 class _SqueezeKxK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, groups, memory_format, *branches):
-        branches = Branches(*branches)
+    def forward(
+        ctx: Any, shape: tuple[int, int, int, int], groups: int, memory_format: torch.memory_format, *weights: Tensor | None
+    ) -> Tensor:
+        branches = Branches._make(weights)
         ctx.save_for_backward(*branches)
         ctx.shape, ctx.groups = shape, groups
         kernel = torch.empty(shape, device=branches.scale.device, dtype=branches.scale.dtype, memory_format=memory_format)
@@ -149,14 +156,14 @@ class _SqueezeKxK(torch.autograd.Function):
         return kernel
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         branches, shape, groups = Branches(*ctx.saved_tensors), ctx.shape, ctx.groups
         if torch.is_grad_enabled():  # asked for with create_graph=True
             grads = _by_autograd(lambda *b: squeeze_kxk(Branches(*b), shape, groups), branches, ctx.needs_input_grad[3:], grad)
         else:
             with without_autocast(grad):
-                grads = _gradient(_rows(grad, groups), _in_groups(branches, shape, groups))
-            grads = [None if g is None else g.reshape_as(weight) for g, weight in zip(grads, branches, strict=True)]
+                found = _gradient(_rows(grad, groups), _in_groups(branches, shape, groups))
+            grads = [None if g is None or weight is None else g.reshape_as(weight) for g, weight in zip(found, branches, strict=True)]
         return None, None, None, *grads
 
 
@@ -172,17 +179,23 @@ def closed_form_kxk(
 
 class _Squeeze1x1(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, groups, scale, origin, first, second):
+    def forward(ctx: Any, groups: int, scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(scale, origin, first, second)
         ctx.groups = groups
         s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
         return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0).view_as(origin)
 
     @staticmethod
-    def backward(ctx, grad):
-        saved, groups = ctx.saved_tensors, ctx.groups
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        groups = ctx.groups
+        saved: tuple[Tensor, Tensor, Tensor, Tensor] = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *_by_autograd(lambda *weights: squeeze_1x1(*weights, groups), saved, ctx.needs_input_grad[1:], grad)
+            return None, *_by_autograd(
+                lambda scale, origin, first, second: squeeze_1x1(scale, origin, first, second, groups),
+                saved,
+                ctx.needs_input_grad[1:],
+                grad,
+            )
         with without_autocast(grad):
             s0, s1, plain, inner, outer = _pointwise_in_groups(*saved, groups)
             grad = grad.reshape_as(plain)

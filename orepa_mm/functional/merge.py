@@ -38,7 +38,9 @@ def average(first: Tensor, first_bias: Tensor, kernel_size: int) -> tuple[Tensor
     return first.expand(-1, -1, kernel_size, kernel_size) / kernel_size**2, first_bias
 
 
-def identity_kernel(channels: int, kernel_size: int, groups: int = 1, device=None, dtype=None) -> Tensor:
+def identity_kernel(
+    channels: int, kernel_size: int, groups: int = 1, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Kernel of the convolution that gives its input back, [C, C/g, k, k]."""
     per_group = channels // groups
     kernel = torch.zeros(channels, per_group, kernel_size, kernel_size, device=device, dtype=dtype)

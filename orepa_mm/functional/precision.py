@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 
-@torch.compiler.assume_constant_result  # the compiler of older torch stops at the call
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler of older torch stops at the call
 def _has_autocast(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind)
 
 
-def without_autocast(tensor: Tensor) -> AbstractContextManager:
+def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
     """Switches autocast off on the device of ``tensor``: half precision would round every branch, and squeezing is cheap."""
     if not isinstance(tensor, Tensor):  # a stand-in while torch.fx traces
         return nullcontext()
@@ -46,7 +46,7 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
     False where something looks on or takes over: tracers, exporters and compilers (which may drop what a custom autograd function writes
     in place, or stop at it), ``torch.func`` and vmap, and tensors of other classes (DTensor, FakeTensor, torch.fx's stand-ins).
     """
-    watched = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()
+    watched: bool = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
     # There is no public way to ask this; a custom autograd function asks the same way.
     watched = watched or torch._C._are_functorch_transforms_active()
     return not watched and all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)

@@ -63,7 +63,9 @@ def kernel_of(rows: Tensor, kernel_size: int) -> Tensor:
     return rows.view(rows.shape[0], kernel_size, kernel_size, rows.shape[2]).permute(0, 3, 1, 2)
 
 
-def frequency_prior(out_channels: int, kernel_size: int, device=None, dtype=None) -> Tensor:
+def frequency_prior(
+    out_channels: int, kernel_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Cosine patterns of the frequency prior branch.
 
     The first half of the output channels varies along the height, the second along the width, with rising frequency.
@@ -96,20 +98,21 @@ def branch_kernels(branches: Branches, shape: tuple[int, int, int, int], groups:
     """
     b, (out_channels, inputs, k, _) = branches, shape
     per_group, taps = out_channels // groups, k * k
-    scale, kernels = b.scales(), {}
-    if 'origin' in scale:
+    scale = b.scales()
+    kernels: dict[str, Tensor] = {}
+    if b.origin is not None:
         kernels['origin'] = b.origin * scale['origin'].view(-1, 1, 1)
-    if 'avg' in scale:
+    if b.avg is not None:
         kernels['avg'] = _row(b.avg, scale['avg'] / taps).expand(-1, taps, -1)
-    if 'freq' in scale:
+    if b.freq is not None and b.prior is not None:
         kernels['freq'] = _row(b.freq, scale['freq']) * b.prior.flatten(1).unsqueeze(-1)
-    if 'sequence' in scale:
+    if b.seq_1x1 is not None and b.seq_kxk is not None:
         first = b.seq_1x1.reshape(groups, -1, inputs)
         second = b.seq_kxk.reshape(groups, per_group * taps, -1)
         kernels['sequence'] = torch.bmm(second, first).reshape(out_channels, taps, inputs) * scale['sequence'].view(-1, 1, 1)
-    if 'point' in scale:
+    if b.point is not None:
         kernels['point'] = F.pad(_row(b.point, scale['point']), [0, 0, taps // 2, taps // 2])
-    if 'separable' in scale:
+    if b.depthwise is not None and b.pointwise is not None:
         depthwise = b.depthwise.reshape(groups, -1, inputs, taps)
         pointwise = b.pointwise.reshape(groups, per_group, -1, inputs)
         separable = torch.einsum('goei,geip->gopi', pointwise, depthwise)
@@ -143,7 +146,7 @@ def squeeze_1x1(scale: Tensor, origin: Tensor | None, first: Tensor | None, seco
         Kernel [O, I/g, 1, 1].
     """
     kernels = [] if origin is None else [origin * scale[0].view(-1, 1, 1, 1)]
-    if first is not None:
+    if first is not None and second is not None:
         out_channels, inputs = second.shape[0], first.shape[1]
         stacked = torch.bmm(second.reshape(groups, out_channels // groups, -1), first.reshape(groups, -1, inputs))
         kernels.append(stacked.reshape(out_channels, inputs, 1, 1) * scale[-1].view(-1, 1, 1, 1))

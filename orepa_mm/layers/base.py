@@ -1,11 +1,15 @@
 """What every convolution layer with training-time branches has in common."""
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import LayerError, PlainKernelError
 from ..functional import is_plain_eager
+
+PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
 
 
 def memory_format_of(module: nn.Module) -> torch.memory_format:
@@ -22,7 +26,7 @@ def memory_format_of_input(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
-class _Parameters(dict):
+class _Parameters(dict[str, nn.Parameter | None]):
     """A layer's parameters; ``nn.utils.spectral_norm``, which mmcv's ``with_spectral_norm=True`` calls, looks for "weight" among them."""
 
     def __missing__(self, name: str) -> None:
@@ -57,7 +61,7 @@ class ReparameterizableConv2d(nn.Module):
         padding: str | int | tuple[int, int],
         dilation: int | tuple[int, int],
         groups: int,
-        padding_mode: str,
+        padding_mode: PaddingMode,
     ) -> None:
         super().__init__()
         self._parameters = _Parameters()
@@ -112,7 +116,7 @@ class ReparameterizableConv2d(nn.Module):
         """Whether a state dict has a plain kernel under ``prefix``, and none of this layer's branches."""
         return f'{prefix}weight' in state and not any(f'{prefix}{name}' in state for name, _ in self.named_parameters() if name != 'bias')
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # Loaders that are not strict would drop these keys and train or test a network with random kernels.
         if self.holds_plain_kernel(state_dict, prefix):
             raise PlainKernelError(

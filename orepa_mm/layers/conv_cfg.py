@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,14 @@ def conv_builder(layer: type[ReparameterizableConv2d]) -> Callable[..., nn.Modul
     """
 
     @functools.wraps(layer, updated=())
-    def build(in_channels, out_channels, kernel_size, *args, plain_sizes: tuple[int, ...] = (), **kwargs) -> nn.Module:
+    def build(
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *args: Any,
+        plain_sizes: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> nn.Module:
         size = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
         if any(size == (plain, plain) for plain in plain_sizes):
             plain_kwargs = {key: value for key, value in kwargs.items() if key in PLAIN_ARGUMENTS}

@@ -1,22 +1,32 @@
 """The Diverse Branch Block, the baseline OREPA is measured against."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import LayerError
 from ..functional import average, fuse_norm, merge_1x1_kxk
-from .base import ReparameterizableConv2d
+from .base import PaddingMode, ReparameterizableConv2d
 
-NORMS = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
+NORMS: dict[str, type[_BatchNorm]] = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
 
 
-def _at_zero(norm: nn.Module) -> Tensor:
+def statistics_of(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Running mean and variance, [C]."""
+    assert norm.running_mean is not None and norm.running_var is not None  # norms here are built with both
+    return norm.running_mean, norm.running_var
+
+
+def _at_zero(norm: _BatchNorm) -> Tensor:
     """What the norm with its running statistics makes of zero, [C]."""
-    return norm.bias - norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt()
+    mean, variance = statistics_of(norm)
+    return norm.bias - mean * norm.weight / (variance + norm.eps).sqrt()
 
 
-def _pad(x: Tensor, norm: nn.Module, padding: tuple[int, int]) -> Tensor:
+def _pad(x: Tensor, norm: _BatchNorm, padding: tuple[int, int]) -> Tensor:
     """Pad normed maps with what zero padding before the norm would have become."""
     if padding == (0, 0):
         return x
@@ -26,8 +36,8 @@ def _pad(x: Tensor, norm: nn.Module, padding: tuple[int, int]) -> Tensor:
     return F.pad(x - value, [width, width, height, height]) + value
 
 
-def _fold(weight: Tensor, norm: nn.Module, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return fuse_norm(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+def _fold(weight: Tensor, norm: _BatchNorm, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return fuse_norm(weight, bias, *statistics_of(norm), norm.eps, norm.weight, norm.bias)
 
 
 class DBBConv2d(ReparameterizableConv2d):
@@ -51,6 +61,9 @@ class DBBConv2d(ReparameterizableConv2d):
         LayerError: For arguments other than these.
     """
 
+    padding: tuple[int, int]
+    identity: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -61,11 +74,11 @@ class DBBConv2d(ReparameterizableConv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = False,
-        padding_mode: str = 'zeros',
-        device=None,
-        dtype=None,
+        padding_mode: PaddingMode = 'zeros',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        norm_cfg: dict | None = None,
+        norm_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         k = self.kernel_size[0]
@@ -77,7 +90,7 @@ class DBBConv2d(ReparameterizableConv2d):
         if min(self.centre_padding) < 0:
             raise LayerError(f'DBBConv2d needs a padding of at least {reach}, or its 1x1 branches would be larger; got padding={padding}')
         norm = self._norm_class(norm_cfg)
-        options = dict(device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
 
         def conv(inner: int, outer: int, size: int) -> nn.Conv2d:
             return nn.Conv2d(inner, outer, size, groups=groups, bias=False, **options)
@@ -94,7 +107,7 @@ class DBBConv2d(ReparameterizableConv2d):
         self.reset_parameters()
 
     @staticmethod
-    def _norm_class(norm_cfg: dict | None) -> type[nn.Module]:
+    def _norm_class(norm_cfg: dict[str, Any] | None) -> type[_BatchNorm]:
         kind = (norm_cfg or {}).get('type', 'BN')
         if kind not in NORMS:
             raise LayerError(f'DBBConv2d folds batch norms only, got norm_cfg type {kind!r}; choose from {", ".join(NORMS)}')
@@ -103,6 +116,7 @@ class DBBConv2d(ReparameterizableConv2d):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         for module in self.children():
+            assert isinstance(module, nn.Conv2d | _BatchNorm)
             module.reset_parameters()
         if hasattr(self, 'seq_1x1'):
             nn.init.zeros_(self.seq_1x1.weight)  # the branch starts as the identity

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +41,12 @@ PRESETS = {'full': BRANCHES, 'light': ('origin', 'avg', 'freq', 'point')}
 # How the branches start that represent a given kernel: the scales of an OREPAKernel and of an OREPAPointwiseKernel, None for the published
 # ones. Those of "balanced" have squares that add up to about one: a branch moves the kernel by its scale squared times what a plain
 # kernel's step would be, so the first steps are as long as the plain layer's at the same learning rate.
-STARTS = {
-    'balanced': (
-        dict(origin=0.8, avg=0.25, freq=0.25, sequence=0.5, point=0.25, separable=0.25),
-        dict(origin=0.8, sequence=0.6),
-    ),
+BALANCED = (
+    dict(origin=0.8, avg=0.25, freq=0.25, sequence=0.5, point=0.25, separable=0.25),
+    dict(origin=0.8, sequence=0.6),
+)
+STARTS: dict[str, tuple[dict[str, float] | None, dict[str, float] | None]] = {
+    'balanced': BALANCED,
     'zeros': (None, None),
     'shared': (None, None),
 }
@@ -74,7 +76,15 @@ def branch_names(branches: str | Iterable[str]) -> tuple[str, ...]:
 class PlainKernel(nn.Module):
     """One plain kernel [O, I/g, k, k], the stage of a deep linear stem without branches."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        groups: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size, device=device, dtype=dtype))
         self.reset_parameters()
@@ -127,6 +137,18 @@ class OREPAKernel(nn.Module):
     # False computes by the plain formula everywhere, with the same result.
     closed_form = True
 
+    shape: tuple[int, int, int, int]
+    origin: nn.Parameter | None
+    avg: nn.Parameter | None
+    freq: nn.Parameter | None
+    seq_1x1: nn.Parameter | None
+    seq_kxk: nn.Parameter | None
+    point: nn.Parameter | None
+    depthwise: nn.Parameter | None
+    pointwise: nn.Parameter | None
+    prior: Tensor | None
+    identity: Tensor | None
+
     initial_scale = dict(origin=0.25, avg=0.25, freq=0.0, sequence=0.5, point=1.0, separable=0.5)
 
     def __init__(
@@ -137,8 +159,8 @@ class OREPAKernel(nn.Module):
         groups: int = 1,
         branches: str | Iterable[str] = 'full',
         expansion: int = 8,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.branches = branch_names(branches)
@@ -157,7 +179,7 @@ class OREPAKernel(nn.Module):
             depthwise=(expansion * in_channels, 1, kernel_size, kernel_size),
             pointwise=(out_channels, expansion * in_per_group, 1, 1),
         )
-        options = dict(device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
         for branch, names in PARAMETERS.items():
             for name in names:
                 there = branch in self.branches
@@ -197,7 +219,7 @@ class OREPAKernel(nn.Module):
             inner, in_per_group = self.identity.shape[:2]
             self.identity.copy_(torch.eye(in_per_group).repeat(inner // in_per_group, 1).view_as(self.identity))
 
-    def _apply(self, *args, **kwargs) -> 'OREPAKernel':
+    def _apply(self, *args: Any, **kwargs: Any) -> 'OREPAKernel':
         # A cast would round the prior, and a cast back would not bring it back.
         super()._apply(*args, **kwargs)
         self.fill_constants()
@@ -229,7 +251,7 @@ class OREPAKernel(nn.Module):
         scale = state[f'{prefix}scale']
         rows = dict(zip(branches_in(state, prefix), scale, strict=True))
         for name in names:
-            rows[name] = torch.full_like(rows['origin'], STARTS['balanced'][0][name])
+            rows[name] = torch.full_like(rows['origin'], BALANCED[0][name])
             state |= {f'{prefix}{parameter}': getattr(self, parameter).detach().clone() for parameter in PARAMETERS[name]}
             state[f'{prefix}{PARAMETERS[name][-1]}'].zero_()
         state[f'{prefix}scale'] = torch.stack([rows[name] for name in BRANCHES if name in rows])
@@ -259,7 +281,7 @@ class OREPAKernel(nn.Module):
         state[f'{prefix}scale'] = torch.stack([rows[name] for name in there if name not in others])
         logger.info('%s: the branches %s of the checkpoint were added to the plain one.', prefix.rstrip('.'), ', '.join(others))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -291,7 +313,7 @@ class OREPAKernel(nn.Module):
             if self.avg is not None:
                 self.avg.copy_(SHARE / scale['avg'] * exact.sum((2, 3), keepdim=True))
             if self.seq_kxk is not None:
-                copies = self.seq_1x1.shape[0] // (self.shape[1] * self.groups)  # of each input channel in the sequence
+                copies = self.get_parameter('seq_1x1').shape[0] // (self.shape[1] * self.groups)  # of each input channel in the sequence
                 self.seq_kxk.copy_((SHARE / scale['sequence'] / copies * rows_of(exact)).repeat(1, 1, copies))
             if self.point is not None:
                 centre = self.kernel_size // 2
@@ -335,13 +357,13 @@ class OREPAKernel(nn.Module):
             avg=self.avg,
             freq=self.freq,
             prior=self.prior,
-            seq_1x1=None if self.seq_1x1 is None else self.seq_1x1 + self.identity,
+            seq_1x1=None if self.seq_1x1 is None or self.identity is None else self.seq_1x1 + self.identity,
             seq_kxk=self.seq_kxk,
             depthwise=self.depthwise,
             pointwise=self.pointwise,
             point=self.point,
         )
-        return weights if dtype is None else Branches(*(None if weight is None else weight.to(dtype) for weight in weights))
+        return weights if dtype is None else Branches._make(None if weight is None else weight.to(dtype) for weight in weights)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -376,6 +398,10 @@ class OREPAPointwiseKernel(nn.Module):
 
     closed_form = True  # as in OREPAKernel
 
+    origin: nn.Parameter | None
+    first: nn.Parameter | None
+    second: nn.Parameter | None
+
     initial_scale = dict(origin=1.0, sequence=0.5)
 
     def __init__(
@@ -384,8 +410,8 @@ class OREPAPointwiseKernel(nn.Module):
         out_channels: int,
         groups: int = 1,
         branches: str | Iterable[str] = 'full',
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         names = branch_names(branches)
@@ -417,6 +443,7 @@ class OREPAPointwiseKernel(nn.Module):
 
     def _other(self) -> Tensor:
         """Make the square one of the two stacked weights the identity, and return the other."""
+        assert self.first is not None and self.second is not None
         square, other = (self.first, self.second) if self.expands else (self.second, self.first)
         square.copy_(torch.eye(square.shape[1]).repeat(self.groups, 1).view_as(square))
         return other
@@ -435,11 +462,11 @@ class OREPAPointwiseKernel(nn.Module):
         elif self.branches == ('origin', 'sequence') and there == [True, True, False, False] and len(state[names[0]]) == 1:
             scale, copy = state[names[0]], deepcopy(self)
             copy._other().zero_()
-            state[names[0]] = torch.cat([scale, torch.full_like(scale, STARTS['balanced'][1]['sequence'])])
-            state |= {names[2]: copy.first.detach(), names[3]: copy.second.detach()}
+            state[names[0]] = torch.cat([scale, torch.full_like(scale, BALANCED[1]['sequence'])])
+            state |= {names[2]: copy.get_parameter('first').detach(), names[3]: copy.get_parameter('second').detach()}
             logger.info('%s: the branch sequence, which the checkpoint lacks, starts at zero.', prefix.rstrip('.'))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -467,7 +494,8 @@ class OREPAPointwiseKernel(nn.Module):
             raise LayerError('branches are moved into origin, which stays')
         if 'sequence' not in names or self.first is None:
             return
-        whole = squeeze_1x1(*(p.double() for p in self._weights()), self.groups)
+        second = self.get_parameter('second')
+        whole = squeeze_1x1(self.scale.double(), self.origin.double(), self.first.double(), second.double(), self.groups)
         divisor = _scale_to_move_into(self.scale[0].double())
         self.origin.copy_(whole / divisor.view(-1, 1, 1, 1))
         self.scale = nn.Parameter(divisor[None].to(self.scale.dtype), requires_grad=self.scale.requires_grad)
@@ -477,19 +505,20 @@ class OREPAPointwiseKernel(nn.Module):
     @torch.no_grad()
     def parts(self) -> dict[str, Tensor]:
         """What each branch adds to the kernel [O, I/g, 1, 1], in float64."""
-        scale, origin, first, second = (None if weight is None else weight.double() for weight in self._weights())
+        scale = self.scale.double()
+        origin, first, second = (None if weight is None else weight.double() for weight in (self.origin, self.first, self.second))
         found = {} if origin is None else dict(origin=squeeze_1x1(scale[:1], origin, None, None, self.groups))
         return found if first is None else found | dict(sequence=squeeze_1x1(scale[-1:], None, first, second, self.groups))
 
-    def _weights(self) -> tuple[Tensor | None, ...]:
-        return self.scale, self.origin, self.first, self.second
-
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        weights = self._weights()
-        both = self.branches == ('origin', 'sequence')
-        squeeze = closed_form_1x1 if both and self.closed_form and is_plain_eager(*weights) else squeeze_1x1
-        with without_autocast(self.scale):
-            return squeeze(*weights, self.groups).contiguous(memory_format=memory_format)
+        scale, origin, first, second = self.scale, self.origin, self.first, self.second
+        closed = self.closed_form and is_plain_eager(scale, origin, first, second)
+        with without_autocast(scale):
+            if closed and origin is not None and first is not None and second is not None:
+                kernel = closed_form_1x1(scale, origin, first, second, self.groups)
+            else:
+                kernel = squeeze_1x1(scale, origin, first, second, self.groups)
+            return kernel.contiguous(memory_format=memory_format)
 
 
 class DeepLinearKernel(nn.Module):
@@ -515,12 +544,13 @@ class DeepLinearKernel(nn.Module):
         groups: int = 1,
         plain_stages: bool = False,
         branches: str | Iterable[str] = 'full',
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.groups = groups
-        options = dict(device=device, dtype=dtype) if plain_stages else dict(branches=branches, device=device, dtype=dtype)
+        self.stages: Any  # whose items torch knows as nn.Module only
+        options: dict[str, Any] = dict(device=device, dtype=dtype) if plain_stages else dict(branches=branches, device=device, dtype=dtype)
         stage = PlainKernel if plain_stages else OREPAKernel
         self.stages = nn.ModuleList(
             stage(in_channels if i == 0 else out_channels, out_channels, 3, groups, **options) for i in range((kernel_size - 1) // 2)

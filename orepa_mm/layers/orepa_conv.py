@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError, PlainKernelError
-from .base import ReparameterizableConv2d, memory_format_of, memory_format_of_input
+from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
 
@@ -45,6 +46,8 @@ class OREPAConv2d(ReparameterizableConv2d):
         torch.Size([128, 64, 3, 3])
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_channels: int,
@@ -55,17 +58,18 @@ class OREPAConv2d(ReparameterizableConv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = 'zeros',
-        device=None,
-        dtype=None,
+        padding_mode: PaddingMode = 'zeros',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         plain_stages: bool = False,
         branches: str | Iterable[str] = 'full',
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
+        self.kernel: OREPAPointwiseKernel | OREPAKernel | DeepLinearKernel
         size = self.kernel_size[0]
-        shape = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
+        shape: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
         if size == 1:
             self.kernel = OREPAPointwiseKernel(branches=branches, **shape)
         elif size < 7:
@@ -89,7 +93,7 @@ class OREPAConv2d(ReparameterizableConv2d):
             LayerError: For a kernel that is not square and odd, for one of 7x7 or larger with fewer output channels than
                 :func:`.shifts_and_kernel` needs, and for branches without ``'origin'``.
         """
-        layer = cls(
+        arguments: list[Any] = [
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
@@ -101,13 +105,13 @@ class OREPAConv2d(ReparameterizableConv2d):
             conv.padding_mode,
             conv.weight.device,
             conv.weight.dtype,
-            branches=branches,
-        )
+        ]
+        layer = cls(*arguments, branches=branches)
         layer.kernel.represent(conv.weight, start)
         layer.kernel.requires_grad_(conv.weight.requires_grad)
         if conv.bias is not None:
             layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
-        return layer.to(memory_format=memory_format_of(conv)).train(conv.training)
+        return layer.to(memory_format=memory_format_of(conv)).train(conv.training)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def reset_parameters(self) -> None:
         self.kernel.reset_parameters()
@@ -143,7 +147,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         del state[f'{prefix}weight']
         state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

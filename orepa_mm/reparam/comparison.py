@@ -77,13 +77,13 @@ class LayerComparison:
         ]
 
     @torch.no_grad()
-    def _compare(self, swap: Swap, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def _compare(self, swap: Swap, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # forward, as calling it would run the layer's hooks again, which its plain form shares
         largest = largest_difference(output, swap.new.forward(*args, **kwargs))
         parameter = next(layer.parameters())
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         if largest < float('inf') and (parameter.dtype != dtype or under_autocast(parameter)):
-            args = [_as_dtype(value, dtype) for value in args]
+            args = tuple(_as_dtype(value, dtype) for value in args)
             kwargs = {name: _as_dtype(value, dtype) for name, value in kwargs.items()}
             with without_autocast(parameter), in_float32(layer, swap.new):
                 largest = largest_difference(layer.forward(*args, **kwargs), swap.new.forward(*args, **kwargs))

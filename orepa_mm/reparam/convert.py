@@ -37,15 +37,18 @@ def plan_swaps(model: nn.Module) -> list[Swap]:
         FuseError: When the norms inside a block are in training mode or have no running statistics, or when the model is sharded.
     """
     check_whole(model)
-    swaps, plain, merged = [], {}, ()
+    swaps: list[Swap] = []
+    plain: dict[int, nn.Module | None] = {}
+    merged: tuple[str, ...] = ()
     for path, module in model.named_modules(remove_duplicate=False):
         if not path or path.startswith(merged):
             continue
         if id(module) not in plain:
             plain[id(module)] = plain_form(module, path)
-        if plain[id(module)] is not None:
+        new = plain[id(module)]
+        if new is not None:
             parent, _, name = path.rpartition('.')
-            swaps.append(Swap(model.get_submodule(parent), name, path, module, plain[id(module)]))
+            swaps.append(Swap(model.get_submodule(parent), name, path, module, new))
             merged += (f'{path}.',)  # swapped as a whole
     return swaps
 

@@ -29,7 +29,8 @@ class Diversity:
 @torch.no_grad()
 def branch_diversity(model: nn.Module) -> Diversity:
     """Compare the branches of each :class:`.OREPAConv2d` of a model."""
-    rows, scales = [], {name: [] for name in BRANCHES}
+    rows = []
+    scales: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}
     found = branch_shares(model)
     for _, kernel in kernels_with_branches(model):
         rows.append({name: part.flatten() for name, part in kernel.parts().items()})

@@ -67,7 +67,8 @@ def expand(
             raise ExpandError(f'the convolution {reason}')
         return OREPAConv2d.from_conv(model, start)
     owners = Counter(id(module.weight) for module in model.modules() if isinstance(getattr(module, 'weight', None), nn.Parameter))
-    swaps, expanded, plain = [], {}, {}
+    swaps, expanded = [], {}
+    plain: dict[str, str] = {}
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     for path, conv in model.named_modules(remove_duplicate=False):
         if not isinstance(conv, nn.Conv2d):
@@ -103,7 +104,7 @@ def expand(
     return model
 
 
-def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter) -> str:
+def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter[int]) -> str:
     """Why ``conv`` cannot be expanded; '' where it can."""
     if nn.utils.parametrize.is_parametrized(conv) or 'weight' not in dict(conv.named_parameters(recurse=False)):
         return 'has a weight that is computed from others (a parametrization, weight norm, spectral norm or pruning)'

@@ -5,6 +5,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
     Raises:
         FuseError: When a norm in the branches is in training mode or has no running statistics.
     """
+    plain: nn.Module | None
     if isinstance(module, ReparameterizableConv2d):
         _check_norms(module, path)
         with in_float32(module):
@@ -79,7 +81,7 @@ def _check_norms(module: nn.Module, path: str) -> None:
             )
 
 
-def plain_conv(like: nn.Module, weight: Tensor, bias: Tensor | None, source: nn.Module) -> nn.Conv2d:
+def plain_conv(like: nn.Conv2d | ReparameterizableConv2d, weight: Tensor, bias: Tensor | None, source: nn.Module) -> nn.Conv2d:
     """A stock convolution.
 
     Args:
@@ -88,18 +90,9 @@ def plain_conv(like: nn.Module, weight: Tensor, bias: Tensor | None, source: nn.
         bias: [O] or None.
         source: What the two were made from. The new parameters require grad where the parameters do that they were made from.
     """
-    conv = nn.Conv2d(
-        like.in_channels,
-        like.out_channels,
-        like.kernel_size,
-        like.stride,
-        like.padding,
-        like.dilation,
-        like.groups,
-        bias is not None,
-        like.padding_mode,
-        device='meta',
-    )
+    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+    settings: dict[str, Any] = {name: getattr(like, name) for name in names}
+    conv = nn.Conv2d(**settings, bias=bias is not None, device='meta')
     memory_format = like.memory_format if isinstance(like, ReparameterizableConv2d) else memory_format_of(like)
     own_bias = dict(source.named_parameters()).get('bias')
     trainable = any(p.requires_grad for p in source.parameters() if p is not own_bias)
@@ -110,7 +103,7 @@ def plain_conv(like: nn.Module, weight: Tensor, bias: Tensor | None, source: nn.
     return conv.train(like.training)
 
 
-def is_repvgg_block(module: nn.Module) -> bool:
+def is_repvgg_block(module: Any) -> bool:
     """Whether ``module`` is a RepVGG block in training form whose parts all are what mmpretrain's own class takes them for."""
     stock = sys.modules.get('mmpretrain.models.backbones.repvgg')  # where it is not imported there is no such block
     if stock is None or type(module).forward is not getattr(getattr(stock, 'RepVGGBlock', None), 'forward', None) or module.deploy:
@@ -118,7 +111,7 @@ def is_repvgg_block(module: nn.Module) -> bool:
     return all(_is_stock_norm(norm) for norm in _norms(module))
 
 
-def _norms(block: nn.Module) -> list[nn.Module]:
+def _norms(block: Any) -> list[nn.Module]:
     return [norm for norm in (block.branch_3x3.norm, block.branch_1x1.norm, block.branch_norm) if norm is not None]
 
 
@@ -127,11 +120,11 @@ def _is_stock_norm(norm: nn.Module) -> bool:
     return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def _fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     return fuse_norm(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
 
 
-def _merged_repvgg_block(block: nn.Module) -> nn.Module:
+def _merged_repvgg_block(block: Any) -> nn.Module:
     conv = block.branch_3x3.conv
     weight, bias = _fold(conv, block.branch_3x3.norm)
     branches = [_fold(block.branch_1x1.conv, block.branch_1x1.norm)]
@@ -163,7 +156,7 @@ def _deploys_itself(module: nn.Module) -> bool:
     return not any(hasattr(part, 'switch_to_deploy') for part in module.modules() if part is not module)
 
 
-def _deployed_copy(module: nn.Module, path: str) -> nn.Module | None:
+def _deployed_copy(module: Any, path: str) -> nn.Module | None:
     """A deployed copy; None where deploying changes nothing."""
     plain = copy.deepcopy(module)
     for part in list(plain.modules()):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from functools import reduce
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def branch_shares(model: nn.Module) -> dict[str, dict[str, float]]:
     found = {}
     for path, kernel in kernels_with_branches(model):
         parts = kernel.parts()
-        whole = max(float(sum(parts.values()).norm()), torch.finfo(torch.float64).tiny)
+        whole = max(float(reduce(torch.add, parts.values()).norm()), torch.finfo(torch.float64).tiny)
         found[path] = {name: float(part.norm()) / whole for name, part in parts.items()}
     return found
 

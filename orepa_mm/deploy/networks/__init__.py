@@ -1,13 +1,15 @@
 """Networks around the stock layers of a model: a plain RGB picture in, named outputs out, nothing an exporter trips over inside."""
 
-from torch import nn
+from mmengine.model import BaseModel
 
 from ...errors import ExportError
 from ...reparam.convert import reparameterize
 from .base import DeployNetwork
 
+__all__ = ['DeployNetwork', 'deploy_network']
 
-def deploy_network(model: nn.Module, softmax: bool = False, labels: bool = False) -> DeployNetwork:
+
+def deploy_network(model: BaseModel, softmax: bool = False, labels: bool = False) -> DeployNetwork:
     """The network of a model of mmdet, mmseg or mmpretrain that leaves this package.
 
     Args:
@@ -18,6 +20,7 @@ def deploy_network(model: nn.Module, softmax: bool = False, labels: bool = False
     Raises:
         ExportError: When the model is of a kind that cannot be exported.
     """
+    network: DeployNetwork
     if hasattr(model, 'decode_head'):
         from .segmentor import Segmentor
 

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from .picture import PictureInput
@@ -23,8 +24,9 @@ class DeployNetwork(nn.Module):
     task: ClassVar[str]
     batched: ClassVar[bool] = True
     outputs: tuple[str, ...]
+    model: BaseModel
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseModel) -> None:
         super().__init__()
         self.model = model
         self.picture = PictureInput(model.data_preprocessor)

@@ -3,10 +3,11 @@
 The arithmetic is the stock layers' own (priors, box coders, activations); only sorting, thresholding and suppression are written here.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModule
+from torch import Tensor
 from torchvision.ops import nms
 
 from ...errors import ExportError
@@ -34,7 +35,7 @@ class Suppression:
         ExportError: For another suppression than the plain one.
     """
 
-    def __init__(self, settings: dict | None, most: int) -> None:
+    def __init__(self, settings: dict[str, Any] | None, most: int) -> None:
         settings = dict(settings or {})
         others = settings.keys() - NMS_SETTINGS
         if settings.get('type', 'nms') != 'nms' or others:
@@ -56,7 +57,7 @@ class Suppression:
         return keep[: self.most] if self.most > 0 else keep
 
 
-def check_stock(head: nn.Module, base: type, *methods: str) -> None:
+def check_stock(head: BaseModule, base: type, *methods: str) -> None:
     """Raise :class:`.ExportError` where a head has methods of its own for what is done here."""
     own = [name for name in methods if getattr(type(head), name, None) is not getattr(base, name)]
     if own:
@@ -67,7 +68,7 @@ def check_stock(head: nn.Module, base: type, *methods: str) -> None:
 
 
 def candidates(
-    head: nn.Module, outputs: tuple[list[Tensor], ...], shape: tuple[int, int], settings: dict, threshold: float = -1
+    head: BaseModule, outputs: tuple[list[Tensor], ...], shape: tuple[int, int], settings: dict[str, Any], threshold: float = -1
 ) -> Candidates:
     """The best boxes of each pyramid level of a dense head, for one picture.
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from mmengine.model import BaseModel
+from torch import Tensor
 
 from ...errors import ExportError
 from .base import DeployNetwork
@@ -22,7 +23,7 @@ class Classifier(DeployNetwork):
     task = 'classification'
     outputs = ('scores',)
 
-    def __init__(self, model: nn.Module, softmax: bool = False) -> None:
+    def __init__(self, model: BaseModel, softmax: bool = False) -> None:
         from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 
         head = getattr(model, 'head', None)

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -18,7 +19,10 @@ class PictureInput(nn.Module):
         preprocessor: The model's ``data_preprocessor``, which takes the pictures of the toolbox's loader: BGR.
     """
 
-    def __init__(self, preprocessor: nn.Module) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessor: BaseModule) -> None:
         super().__init__()
         black, blue = (self._ask(preprocessor, first) for first in (0, 255))
         self.rgb = int((black - blue)[:, 0, 0].abs().argmax()) == 2
@@ -29,7 +33,7 @@ class PictureInput(nn.Module):
             self.register_buffer(name, torch.full((3, 1, 1), default) if value is None else value.detach().clone().float(), False)
 
     @staticmethod
-    def _ask(preprocessor: nn.Module, first: int) -> Tensor:
+    def _ask(preprocessor: BaseModule, first: int) -> Tensor:
         """What it makes of one pixel with this value in the first channel."""
         pixel = torch.tensor([first, 0, 0], dtype=torch.uint8).view(3, 1, 1)
         return preprocessor(dict(inputs=[pixel], data_samples=[BaseDataElement()]), False)['inputs'][0]

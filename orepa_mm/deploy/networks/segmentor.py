@@ -1,6 +1,7 @@
 """Segmentors of mmseg."""
 
-from torch import Tensor, nn
+from mmengine.model import BaseModel
+from torch import Tensor
 
 from ...errors import ExportError
 from .base import DeployNetwork
@@ -20,7 +21,7 @@ class Segmentor(DeployNetwork):
 
     task = 'segmentation'
 
-    def __init__(self, model: nn.Module, labels: bool = False) -> None:
+    def __init__(self, model: BaseModel, labels: bool = False) -> None:
         from mmseg.models import EncoderDecoder
 
         if not isinstance(model, EncoderDecoder):

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from mmengine.model import BaseModel
+from torch import Tensor
 
 from ...errors import ExportError
 from .base import DeployNetwork
@@ -23,7 +24,7 @@ class SingleStageDetector(DeployNetwork):
     batched = False
     outputs = ('boxes', 'scores', 'labels')
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseModel) -> None:
         from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
         head = model.bbox_head
@@ -40,8 +41,9 @@ class SingleStageDetector(DeployNetwork):
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         head = self.model.bbox_head
+        height, width = picture.shape[2:]
         outputs = head(self.model.extract_feat(self.picture(picture)))
-        found = candidates(head, outputs, tuple(picture.shape[2:]), self.model.test_cfg, self.score_threshold)
+        found = candidates(head, outputs, (height, width), self.model.test_cfg, self.score_threshold)
         keep = self.suppression(found.boxes, found.scores, found.labels)
         return found.boxes[keep], found.scores[keep], found.labels[keep]
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModel, BaseModule
+from torch import Tensor
 
 from ...errors import ExportError
 from .base import DeployNetwork
@@ -24,7 +25,7 @@ class TwoStageDetector(DeployNetwork):
     task = 'detection'
     batched = False
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseModel) -> None:
         from mmdet.models.dense_heads import RPNHead
         from mmdet.models.roi_heads import BBoxHead, FCNMaskHead, StandardRoIHead
 
@@ -47,7 +48,7 @@ class TwoStageDetector(DeployNetwork):
         super().__init__(model)
 
     @staticmethod
-    def _prepare(extractor: nn.Module) -> None:
+    def _prepare(extractor: BaseModule) -> None:
         from mmcv.ops import RoIAlign
         from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
@@ -58,7 +59,8 @@ class TwoStageDetector(DeployNetwork):
             layer.use_torchvision = True
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        shape = tuple(picture.shape[2:])
+        height, width = picture.shape[2:]
+        shape = (height, width)
         features = self.model.extract_feat(self.picture(picture))
         boxes, scores, labels = self.detect(features, self.proposals(features, shape), shape)
         if not self.model.roi_head.with_mask:
@@ -90,7 +92,7 @@ class TwoStageDetector(DeployNetwork):
         masks = head(self.regions(self.model.roi_head.mask_roi_extractor, features, boxes)).sigmoid()
         return masks[:, 0] if head.class_agnostic else masks[torch.arange(labels.shape[0]), labels]
 
-    def regions(self, extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+    def regions(self, extractor: BaseModule, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
         """The features inside each box, from the level that fits its size: the extractor without its branches on empty levels."""
         rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
         features = features[: extractor.num_inputs]
