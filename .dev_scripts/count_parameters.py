@@ -17,6 +17,7 @@ import doc_tables  # noqa: E402
 from common import run  # noqa: E402
 
 import orepa_mm  # noqa: E402
+from orepa_mm.layers import METHODS  # noqa: E402
 
 NUM_CLASSES = 1000
 RESNETS = {
@@ -37,7 +38,7 @@ def backbones() -> dict[tuple[str, str], dict]:
     """Architecture and method -> config of the backbone."""
     configs = {}
     for name, options in RESNETS.items():
-        for method in ('none', 'DBB', 'OREPA'):
+        for method in ('none', *METHODS):
             configs[name, method] = dict(dict(type='OREPAResNet'), **options, method=method)
     for arch in REPVGGS:
         for method in ('RepVGG', 'OREPA'):
@@ -85,9 +86,9 @@ def main() -> None:
     if args.write:
         doc_tables.check(args.write, 'parameters')
     table = rows(progress=True)
-    print(f'{"architecture":<20}{"method":<8}{"training form":>15}{"re-parameterized":>18}')
+    print(f'{"architecture":<20}{"method":<10}{"training form":>15}{"re-parameterized":>18}')
     for name, method, training, deployed in table:
-        print(f'{name:<20}{method:<8}{training:>15,}{deployed:>18,}')
+        print(f'{name:<20}{method:<10}{training:>15,}{deployed:>18,}')
     if args.write:
         doc_tables.write(args.write, 'parameters', markdown(table))
 

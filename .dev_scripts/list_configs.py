@@ -25,9 +25,9 @@ from mmengine.analysis import FlopAnalyzer  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
 import orepa_mm  # noqa: E402
-from orepa_mm import OREPAConv2d  # noqa: E402
 from orepa_mm.deploy.loading import build_model  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
+from orepa_mm.layers import METHODS, SqueezedConv2d  # noqa: E402
 
 DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
@@ -89,9 +89,9 @@ def configs(patterns: list[str]) -> list[str]:
 def _order(name: str) -> tuple:
     """By family, the mini configs last in it, the methods of a network side by side."""
     _, family, stem = name.split('/')
-    method = re.search(r'none-|dbb-|orepa-', stem)
-    written = method[0] if method else ''
-    return list(FAMILIES).index(family), 'mini' in stem, stem.replace(written, ''), ['none-', '', 'dbb-', 'orepa-'].index(written)
+    written = ['none-', '', *(f'{method.lower()}-' for method in METHODS)]
+    place = next((place for place, method in enumerate(written) if method and re.search(rf'(^|_){method}', stem)), 1)
+    return list(FAMILIES).index(family), 'mini' in stem, stem.replace(written[place], ''), place
 
 
 @functools.cache
@@ -175,7 +175,7 @@ def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
         network = Network(model).eval()
         with torch.no_grad():
             counted = FlopAnalyzer(network, (x,)).by_module()
-        squeezing = (f'{name}.kernel' for name, module in network.named_modules() if isinstance(module, OREPAConv2d))
+        squeezing = (f'{name}.kernel' for name, module in network.named_modules() if isinstance(module, SqueezedConv2d))
         flops.append(counted[''] - sum(counted[name] for name in squeezing))
         parameters.append(sum(p.numel() for p in model.parameters()))
     return tuple(parameters), tuple(flops)

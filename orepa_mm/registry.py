@@ -13,10 +13,10 @@ TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 def register_layers() -> None:
     from mmengine.registry import MODELS
 
-    from .layers import DBBConv2d, OREPAConv2d, conv_builder
+    from .layers import METHODS, conv_builder
 
     # The root registry is where mmcv's build_conv_layer looks, whatever the scope.
-    for layer in (OREPAConv2d, DBBConv2d):
+    for layer in METHODS.values():
         MODELS.register_module(name=layer.__name__, module=conv_builder(layer), force=True)
 
 

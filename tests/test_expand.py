@@ -395,3 +395,21 @@ def test_expanding_a_file(tools, tmp_path, resnet50):
         status, error = tools.run(EXPAND, *arguments)
         assert status == 2 and message in error.splitlines()[-1], error
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out.pth']
+
+
+def test_a_bare_convolution_takes_the_branches_asked_for():
+    assert expand(nn.Conv2d(4, 4, 3), branches=('origin', 'avg')).kernel.branches == ('origin', 'avg')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(method='OREPAA'), "method='OREPAA' is unknown; choose from OREPA"),
+        (dict(method='DBB'), "method='DBB': its branches have norms, whose statistics do not follow from a kernel"),
+    ],
+)
+def test_methods_that_cannot_be_expanded_to(options, message):
+    model = plain_net()
+    with pytest.raises(ExpandError, match=message):
+        expand(model, **options)
+    assert not branches(model)

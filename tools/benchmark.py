@@ -31,10 +31,13 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm.files import check_writable, replacing
+from orepa_mm.layers import METHODS as LAYERS
 from orepa_mm.layers.kernels import PRESETS, OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
-METHODS = ('none', 'DBB', 'OREPA', PLAIN_FORMULA)
+METHODS = ('none', *(name for name in LAYERS if name != 'OREPA'), 'OREPA', PLAIN_FORMULA)
+DEFAULT = ('none', 'DBB', 'OREPA', PLAIN_FORMULA)
+OF_REPVGG = ('none', 'OREPA', PLAIN_FORMULA)
 FORMS = {PLAIN_FORMULA: 'OREPA'}  # ways of computing the same network
 RESNETS = {f'resnet{depth}': dict(type='OREPAResNet', depth=depth) for depth in (18, 34, 50, 101, 152)}
 RESNETS['resnext50'] = dict(type='OREPAResNeXt', depth=50)
@@ -74,8 +77,8 @@ class Classifier(nn.Module):
 
 def method_of(backbone: dict, method: str) -> dict:
     repvgg = backbone['type'] == 'OREPARepVGG'
-    if repvgg and method == 'DBB':
-        raise UsageError('--methods DBB: RepVGG has blocks of its own; choose from none, OREPA.')
+    if repvgg and method not in OF_REPVGG:
+        raise UsageError(f'--methods {method}: RepVGG has blocks of its own; choose from none, OREPA.')
     return dict(backbone, method='RepVGG' if repvgg and method == 'none' else FORMS.get(method, method))
 
 
@@ -255,7 +258,7 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
     """Rows of one architecture at one size."""
     task = (Dense if arch in MODELS else Classification)(arch, args)
     title = f'{arch}, batch {args.batch} at {args.size}'
-    methods = [m for m in args.methods if not (m == 'DBB' and arch in REPVGGS)]
+    methods = [m for m in args.methods if m in OF_REPVGG or arch not in REPVGGS]
     rows = []
     if 'step' in what:
         memory = {} if args.no_memory else {method: peak_memory(task, method, args) for method in methods}
@@ -435,7 +438,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', choices=(*RESNETS, *REPVGGS, *MODELS), help='one network instead of the standard rows')
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224, help='height and width of the pictures')
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS), help='"none" is always measured')
+    methods = f'"none" is always measured; default: {"; ".join(DEFAULT)}'
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(DEFAULT), help=methods)
     parser.add_argument('--what', nargs='+', choices=('step', 'forward'), default=['step', 'forward'], help='with --arch')
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')

@@ -8,46 +8,49 @@ from torch import Tensor, nn
 
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
-from ..layers import DBBConv2d
-
-METHODS = ('OREPA', 'DBB', 'none')
+from ..layers import METHODS, ReparameterizableConv2d
 
 
 def conv_cfg_of(method: str, depth: int, norm_cfg: dict[str, Any] | None, branches: str | Iterable[str] | None = None) -> dict[str, Any]:
     """The convolution layer of a method, as the published networks use it.
 
-    OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. DBB replaces
+    OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. The others replace
     the convolutions between 1x1 and the 7x7 stem.
 
     Raises:
         ValueError: For an unknown method, and for ``branches`` of another than OREPA.
     """
-    if method == 'OREPA':
-        chosen = {} if branches is None else dict(branches=branches)
-        return dict(type='OREPAConv2d', plain_sizes=(1,) if depth in (18, 34) else (), **chosen)
-    if branches is not None:
+    if branches is not None and method != 'OREPA':
         raise ValueError(f"branches={branches!r} is for method='OREPA', not {method!r}")
-    if method == 'DBB':
-        kind = (norm_cfg or {}).get('type', 'BN')
-        return dict(type='DBBConv2d', plain_sizes=(1, 7), norm_cfg=dict(type=kind))
     if method == 'none':
         return dict(type='Conv2d')
-    raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
+    if method not in METHODS:
+        raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}, none')
+    layer = METHODS[method]
+    projection = (1,) if depth in (18, 34) else ()
+    cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
+    if layer.brings_norm:
+        cfg['norm_cfg'] = dict(type=(norm_cfg or {}).get('type', 'BN'))
+    return cfg if branches is None else dict(cfg, branches=branches)
 
 
-def _drop_norms_after_dbb(resnet: nn.Module) -> None:
-    """A Diverse Branch Block brings its norms along, so a stock ResNet goes without those it applies behind one."""
+def _brings_norm(module: Any) -> bool:
+    return isinstance(module, ReparameterizableConv2d) and module.brings_norm
+
+
+def _drop_norms(resnet: nn.Module) -> None:
+    """Some layers bring their norms along, so a stock ResNet goes without those it applies behind one."""
     for module in list(resnet.modules()):
         for i in (1, 2, 3):  # the blocks and the stem know the names of their norms
             name = getattr(module, f'norm{i}_name', None)
-            if name is not None and isinstance(getattr(module, f'conv{i}', None), DBBConv2d):
+            if name is not None and _brings_norm(getattr(module, f'conv{i}', None)):
                 setattr(module, name, nn.Identity())
     # A deep stem: convolution, norm and activation in turn, or ConvModules.
     before = None
     for name, module in list(getattr(resnet, 'stem', nn.Sequential()).named_children()):
-        if isinstance(before, DBBConv2d):
+        if _brings_norm(before):
             setattr(resnet.stem, name, nn.Identity())
-        if isinstance(getattr(module, 'conv', None), DBBConv2d):
+        if _brings_norm(getattr(module, 'conv', None)):
             setattr(module, module.norm_name, nn.Identity())
         before = module
 
@@ -59,7 +62,7 @@ class OREPAResNetMixin(ChecksWeights):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
+        method: A name in :data:`.METHODS`, such as ``'OREPA'`` or ``'DBB'`` (Diverse Branch Block), or ``'none'`` (stock convolutions).
         branches: Which branches the OREPA convolutions have, as for :class:`.OREPAConv2d`: ``'full'`` (default), ``'light'``, or names.
         conv_cfg: Another convolution layer than the method's.
         plain_stem: Build the 7x7 stem as one plain convolution. Of a checkpoint with a deep linear stem it takes the kernel that the
@@ -87,11 +90,11 @@ class OREPAResNetMixin(ChecksWeights):
             raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
             conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches)
-        if plain_stem and conv_cfg['type'] in ('OREPAConv2d', 'DBBConv2d'):
+        if plain_stem and conv_cfg['type'] in [layer.__name__ for layer in METHODS.values()]:
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
         self.plain_stem = plain_stem
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
-        _drop_norms_after_dbb(self)
+        _drop_norms(self)
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
         """Turn what else may be loaded into this module's own keys, in place."""
@@ -139,7 +142,7 @@ class OREPAResNeXtMixin(OREPAResNetMixin):
     Args:
         depth: 50, 101 or 152.
         groups: Groups of the 3x3 convolutions; with the stock width of 4 channels a group the net is a 32x4d.
-        method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
+        method: A name in :data:`.METHODS`, such as ``'OREPA'`` or ``'DBB'`` (Diverse Branch Block), or ``'none'`` (stock convolutions).
         branches: As in ``OREPAResNet``.
         conv_cfg: Another convolution layer than the method's.
         plain_stem: As in ``OREPAResNet``.

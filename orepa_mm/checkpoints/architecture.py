@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LayoutError
+from ..layers import METHODS
 
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {  # blocks of the four stages, whether bottlenecks
     ((2, 2, 2, 2), False): 18,
@@ -18,10 +19,10 @@ DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {  # blocks of the four stages
 
 def _kernel_shape(state: dict[str, Tensor], conv: str) -> tuple[int, int]:
     """Output channels, and input channels of a group."""
-    for name in ('weight', 'kernel.origin', 'origin.weight', 'kernel.stages.0.origin', 'kernel.stages.0.weight'):
-        if f'{conv}.{name}' in state:
-            shape = state[f'{conv}.{name}'].shape
-            return shape[0], shape[2] if len(shape) == 3 else shape[1]  # three: in rows
+    for last, first in (('weight', 'weight'), *(keys for layer in METHODS.values() for keys in layer.kernel_keys)):
+        if f'{conv}.{last}' in state and f'{conv}.{first}' in state:
+            shape = state[f'{conv}.{first}'].shape
+            return len(state[f'{conv}.{last}']), shape[2] if len(shape) == 3 else shape[1]  # three: in rows
     raise LayoutError(f'no kernel found for {conv}: this is no ResNet classifier')
 
 
@@ -48,7 +49,7 @@ def _recognise_resnet(state: dict[str, Tensor]) -> dict[str, Any]:
     bottleneck = any(key.startswith('backbone.layer1.0.conv3.') for key in state)
     if (counts, bottleneck) not in DEPTHS:
         raise LayoutError(f'{counts} {"bottleneck" if bottleneck else "basic"} blocks a stage is no ResNet known here')
-    method = 'OREPA' if any('.kernel.' in key for key in state) else 'DBB' if any('origin_norm' in key for key in state) else 'none'
+    method = next((name for name, layer in METHODS.items() if any(layer.key_mark in key for key in state)), 'none')
     last = _kernel_shape(state, f'backbone.layer1.0.conv{3 if bottleneck else 2}')
     base = last[0] // 4 if bottleneck else last[0]
     stem = _kernel_shape(state, 'backbone.conv1')[0]

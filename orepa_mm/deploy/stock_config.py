@@ -9,10 +9,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..errors import DeployError
+from ..layers import METHODS
 from ..registry import TOOLBOXES
 
-BACKBONES = {'OREPAResNet': 'ResNet', 'OREPAResNeXt': 'ResNeXt', 'OREPASEResNet': 'SEResNet', 'OREPASEResNeXt': 'SEResNeXt'}
-LAYERS = ('OREPAConv2d', 'DBBConv2d')
+LAYERS = tuple(layer.__name__ for layer in METHODS.values())
 HOOKS = ('ReparameterizeHook', 'CheckHook', 'SeedHook', 'FiniteLossHook', 'PruneBranchesHook')
 CHECKPOINT_HOOK = 'AtomicCheckpointHook'
 VARIABLES = ('stem_paramwise_cfg', 'safe_hooks')  # of our configs, which their settings were taken from
@@ -75,7 +75,7 @@ def _stock(node: Any, scope: str) -> Any:
     name = _name(node.get('type'))
     if name == CHECKPOINT_HOOK:
         node['type'] = 'CheckpointHook'
-    if name in BACKBONES:
+    if name.startswith('OREPA') and 'depth' in node:  # built on the class of the rest of the name
         node = _stock_resnet(node, name)
     elif name == 'OREPARepVGG':
         if node.get('arch') == 'D2se' or (isinstance(node.get('arch'), dict) and node['arch'].get('se_cfg')):
@@ -104,7 +104,8 @@ def _stock_resnet(node: dict[str, Any], name: str) -> dict[str, Any]:
         node['groups'] = 32  # the default of some of the stock classes is another one
     node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'plain_stem')}
     prefix = node['type'].rpartition('.')[0] if isinstance(node['type'], str) else ''  # another toolbox's scope
-    return dict(node, type=f'{prefix}.{BACKBONES[name]}' if prefix in TOOLBOXES else BACKBONES[name])
+    stock = name.removeprefix('OREPA')
+    return dict(node, type=f'{prefix}.{stock}' if prefix in TOOLBOXES else stock)
 
 
 def deploy_stock_blocks(cfg: Config) -> Config:

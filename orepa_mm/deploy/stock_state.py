@@ -12,8 +12,9 @@ from ..errors import DeployError
 def stock_state(plain: nn.Module, stock: nn.Module) -> dict[str, Tensor]:
     """The state dict that makes ``stock`` compute what ``plain`` computes.
 
-    The keys of the two are the same but where a Diverse Branch Block was, whose plain convolution has a bias that the stock one has not. It
-    goes into the norm behind the convolution. Where the block did without the stock norm, that norm passes all else through.
+    The keys of the two are the same but where a layer with norms of its own was, such as a Diverse Branch Block, whose plain convolution
+    has a bias that the stock one has not. It goes into the norm behind the convolution. Where the layer did without the stock norm, that
+    norm passes all else through.
 
     Args:
         plain: A re-parameterized model.
@@ -29,8 +30,8 @@ def stock_state(plain: nn.Module, stock: nn.Module) -> dict[str, Tensor]:
         path = _norm_behind(stock, conv)
         if path is None:
             raise DeployError(
-                f'the Diverse Branch Block "{conv}" adds a bias, and the stock model has neither a bias nor a batch norm behind it to take '
-                'it. Export the model to ONNX instead.'
+                f'the plain form of "{conv}", which had norms of its own, adds a bias, and the stock model has neither a bias nor a batch '
+                'norm behind it to take it. Export the model to ONNX instead.'
             )
         bias = state.pop(f'{conv}.bias')
         if f'{path}.running_mean' in state:

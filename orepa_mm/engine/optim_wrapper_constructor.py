@@ -10,7 +10,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 from ..functional import repvgg_l2
-from ..layers import OREPAConv2d
+from ..layers import SqueezedConv2d
 from ..reparam.plain import is_repvgg_block
 
 
@@ -104,11 +104,11 @@ def _decayed(model: nn.Module) -> list[Decayed]:
     blocks: list[Any] = [module for module in model.modules() if is_repvgg_block(module)]
     branches = [branch for block in blocks for branch in (block.branch_3x3, block.branch_1x1)]
     inside = {module for branch in branches for module in branch.modules()}
-    layers = [module for module in model.modules() if isinstance(module, OREPAConv2d) and module not in inside]
+    layers = [module for module in model.modules() if isinstance(module, SqueezedConv2d) and module not in inside]
     return [_decayed_layer(layer) for layer in layers] + [_decayed_block(block) for block in blocks]
 
 
-def _decayed_layer(layer: OREPAConv2d) -> Decayed:
+def _decayed_layer(layer: SqueezedConv2d) -> Decayed:
     kernels = list(layer.kernel.parameters())
     return Decayed(kernels, kernels, lambda: layer.weight.square().sum())
 

@@ -1,13 +1,9 @@
 """Convolution layers with training-time branches."""
 
-from .base import ReparameterizableConv2d
-from .conv_cfg import conv_builder
-from .dbb_conv import DBBConv2d
-from .orepa_conv import OREPAConv2d
-
-__all__ = [
-    'DBBConv2d',
-    'OREPAConv2d',
-    'ReparameterizableConv2d',
-    'conv_builder',
-]
+from .base import ReparameterizableConv2d as ReparameterizableConv2d
+from .conv_cfg import conv_builder as conv_builder
+from .dbb_conv import DBBConv2d as DBBConv2d
+from .methods import METHODS as METHODS
+from .normed_conv import NormedConv2d as NormedConv2d
+from .orepa_conv import OREPAConv2d as OREPAConv2d
+from .squeezed_conv import SqueezedConv2d as SqueezedConv2d

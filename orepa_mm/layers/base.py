@@ -1,6 +1,6 @@
 """What every convolution layer with training-time branches has in common."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,13 @@ class ReparameterizableConv2d(nn.Module):
         LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``, e.g. for channels that
             ``groups`` does not divide.
     """
+
+    brings_norm: ClassVar[bool] = False  # whether the layer has norms of its own, so that none follows it
+    plain_sizes: ClassVar[tuple[int, ...]] = (1, 7)  # kernel sizes that a backbone of this layer keeps plain
+    # In the keys of a state dict: what no other layer has, and the names whose first dimension is the output channels and whose second,
+    # of kernels in rows the last, the input channels of a group.
+    key_mark: ClassVar[str]
+    kernel_keys: ClassVar[tuple[tuple[str, str], ...]] = (('origin.weight', 'origin.weight'),)
 
     transposed = False
     output_padding = (0, 0)

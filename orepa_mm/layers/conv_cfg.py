@@ -1,4 +1,4 @@
-"""What ``conv_cfg=dict(type='OREPAConv2d')`` and ``dict(type='DBBConv2d')`` build."""
+"""What ``conv_cfg=dict(type='OREPAConv2d')`` and the other layers' names build."""
 
 import functools
 import inspect

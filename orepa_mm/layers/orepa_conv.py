@@ -1,18 +1,18 @@
 """The OREPA convolution layer."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from ..errors import LayerError, PlainKernelError
-from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input
+from .base import PaddingMode, memory_format_of
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
+from .methods import register_method
+from .squeezed_conv import SqueezedConv2d
 
 
-class OREPAConv2d(ReparameterizableConv2d):
+@register_method('OREPA')
+class OREPAConv2d(SqueezedConv2d):
     """A convolution whose kernel is squeezed from parallel linear branches before every forward pass.
 
     The form follows from the kernel size: 1 x 1 has two branches, 3 x 3 and 5 x 5 have six at most, and from 7 x 7 on the kernel is a deep
@@ -46,7 +46,9 @@ class OREPAConv2d(ReparameterizableConv2d):
         torch.Size([128, 64, 3, 3])
     """
 
-    bias: nn.Parameter | None
+    plain_sizes = ()
+    key_mark = '.kernel.scale'
+    kernel_keys = tuple((name, name) for name in ('kernel.origin', 'kernel.stages.0.origin', 'kernel.stages.0.weight'))
 
     def __init__(
         self,
@@ -65,9 +67,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         plain_stages: bool = False,
         branches: str | Iterable[str] = 'full',
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
-        self.kernel: OREPAPointwiseKernel | OREPAKernel | DeepLinearKernel
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         size = self.kernel_size[0]
         shape: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
         if size == 1:
@@ -77,90 +77,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, branches=branches, **shape)
 
-    @classmethod
-    def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', branches: str | Iterable[str] = 'full') -> 'OREPAConv2d':
-        """The layer that computes what ``conv`` computes, to rounding.
-
-        Device, dtype, memory format, ``requires_grad`` and mode are those of ``conv``. The other branches' weights that are not zero at the
-        start are drawn at random, so that training moves them.
-
-        Args:
-            conv: A plain convolution with a square odd kernel.
-            start: As for :func:`orepa_mm.expand`.
-            branches: As for the layer, ``'origin'`` among them.
-
-        Raises:
-            LayerError: For a kernel that is not square and odd, for one of 7x7 or larger with fewer output channels than
-                :func:`.shifts_and_kernel` needs, and for branches without ``'origin'``.
-        """
-        arguments: list[Any] = [
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-        ]
-        layer = cls(*arguments, branches=branches)
-        layer.kernel.represent(conv.weight, start)
-        layer.kernel.requires_grad_(conv.weight.requires_grad)
-        if conv.bias is not None:
-            layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
-        return layer.to(memory_format=memory_format_of(conv)).train(conv.training)  # type: ignore[call-overload]  # torch's stub lacks it
-
-    def reset_parameters(self) -> None:
-        self.kernel.reset_parameters()
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Turn a plain kernel into the branches that add up to it, in place: stock weights, and re-parameterized ones.
-
-        Raises:
-            PlainKernelError: For a kernel of another shape, one with a bias where the layer has none, and a large one that the stem's
-                stages cannot represent.
-        """
-        if not self.holds_plain_kernel(state, prefix):
-            return
-        weight = state[f'{prefix}weight']
-        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        if tuple(weight.shape) != expected:
-            raise PlainKernelError(
-                f'the plain kernel "{prefix}weight" of the checkpoint is {tuple(weight.shape)}, and the layer\'s is {expected}'
-            )
-        if self.bias is None and f'{prefix}bias' in state:
-            raise PlainKernelError(
-                f'the plain kernel "{prefix}weight" of the checkpoint has a bias, and the layer has none: the checkpoint was deployed with '
-                'its norms folded, and they are gone. Load the checkpoint it was made from.'
-            )
-        kernel = copy.deepcopy(self.kernel)
-        try:
-            kernel.represent(weight)
-        except LayerError as error:
-            remedy = '; set plain_stem=True of the backbone, which keeps it plain' if self.kernel_size[0] >= 7 else ''
-            raise PlainKernelError(f'"{prefix}weight": {error}{remedy}') from None
-        del state[f'{prefix}weight']
-        state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.adapt_state_dict(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     @property
     def memory_format(self) -> torch.memory_format:
         kernel = self.kernel.stages[0] if isinstance(self.kernel, DeepLinearKernel) else self.kernel
         return kernel.memory_format if isinstance(kernel, OREPAKernel) else memory_format_of(kernel)
-
-    def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
-        return self.kernel(self.memory_format), self.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.kernel(memory_format_of_input(x)), self.bias)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (', bias=False' if self.bias is None else '')

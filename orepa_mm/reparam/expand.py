@@ -4,11 +4,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
 from ..errors import ExpandError, LayerError
-from ..layers import OREPAConv2d
+from ..layers import METHODS, SqueezedConv2d
 from ..layers.kernels import STARTS, branch_names
 from .convert import Swap, check_whole
 from .plain import share_hooks
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 def expand(
     model: nn.Module,
     *,
+    method: str = 'OREPA',
     kernel_sizes: Iterable[int] | None = None,
     pattern: str | None = None,
     where: Callable[[str, nn.Conv2d], bool] | None = None,
@@ -26,13 +28,14 @@ def expand(
     start: str = 'balanced',
     branches: str | Iterable[str] = 'full',
 ) -> nn.Module:
-    """Turn the plain convolutions of ``model`` into :class:`.OREPAConv2d`, in place: the inverse of :func:`.reparameterize`.
+    """Turn the plain convolutions of ``model`` into layers with branches, in place: the inverse of :func:`.reparameterize`.
 
     The outputs stay what they were up to rounding, in train and eval mode, as do device, dtype, memory format, ``requires_grad``, mode,
     biases and hooks. Norms are untouched; shared layers stay shared. What stays plain, and why, is logged.
 
     Args:
         model: Any module.
+        method: ``'OREPA'``, or another name in :data:`.METHODS` whose branches have no norms.
         kernel_sizes: Expand convolutions of these sizes only, such as ``(3,)``.
         pattern: Expand convolutions only whose path in the model this regular expression is found in.
         where: Expand convolutions only for which this returns True; called with path and convolution.
@@ -40,32 +43,28 @@ def expand(
         start: How the branches start: ``'balanced'`` (default) gives the plain branch the kernel and all others zero, with scales by which
             the first steps at a plain layer's learning rate are as long as the plain layer's; ``'zeros'`` the same with the published
             scales; ``'shared'`` shares the kernel out over the branches.
-        branches: As for :class:`.OREPAConv2d`, ``'origin'`` among them.
+        branches: Of OREPA, as for :class:`.OREPAConv2d`, ``'origin'`` among them.
 
     Returns:
-        ``model``; an :class:`.OREPAConv2d` where ``model`` itself is a convolution.
+        ``model``; such a layer where ``model`` itself is a convolution.
 
     Raises:
-        ExpandError: For an unknown ``start``, for ``branches`` that are unknown or lack ``'origin'``, for a sharded model, and when there
-            is nothing to expand. Nothing is changed then.
+        ExpandError: For a ``method`` that is unknown or has norms in its branches, for an unknown ``start``, for ``branches`` that are
+            unknown, lack ``'origin'`` or go with another method, for a sharded model, and when there is nothing to expand. Nothing is
+            changed then.
 
     Example:
         >>> model = orepa_mm.expand(torchvision.models.resnet50(weights='DEFAULT'), kernel_sizes=(3,))
     """
+    layer, options = _layer_of(method), _options(method, branches)
     if start not in STARTS:
         raise ExpandError(f'start={start!r} is unknown; choose from {", ".join(STARTS)}')
-    try:
-        branches = branch_names(branches)
-    except LayerError as error:
-        raise ExpandError(str(error)) from None
-    if 'origin' not in branches:
-        raise ExpandError(f"branches={branches!r} cannot add up to any given kernel; it takes 'origin'")
     check_whole(model)
     if isinstance(model, nn.Conv2d):
         reason = _reason_to_stay_plain(model, Counter())
         if reason:
             raise ExpandError(f'the convolution {reason}')
-        return OREPAConv2d.from_conv(model, start)
+        return layer.from_conv(model, start, **options)
     owners = Counter(id(module.weight) for module in model.modules() if isinstance(getattr(module, 'weight', None), nn.Parameter))
     swaps, expanded = [], {}
     plain: dict[str, str] = {}
@@ -84,7 +83,7 @@ def expand(
             reason = _reason_to_stay_plain(conv, owners)
             if not reason:
                 try:
-                    expanded[id(conv)] = OREPAConv2d.from_conv(conv, start, branches)
+                    expanded[id(conv)] = layer.from_conv(conv, start, **options)
                     share_hooks(conv, expanded[id(conv)])
                 except LayerError as error:
                     reason = f'stays plain: {error}'
@@ -98,10 +97,36 @@ def expand(
         raise ExpandError(f'the model has nothing to expand: {left}')
     for swap in swaps:
         swap.apply()
-    logger.info('Expanded %d convolutions into OREPA layers.', len(expanded))
+    logger.info('Expanded %d convolutions into %s layers.', len(expanded), method)
     for path, reason in plain.items():
         logger.info('Left plain: "%s" %s.', path, reason)
     return model
+
+
+def _layer_of(method: str) -> type[SqueezedConv2d]:
+    able = {name: layer for name, layer in METHODS.items() if issubclass(layer, SqueezedConv2d)}
+    if method not in METHODS:
+        raise ExpandError(f'method={method!r} is unknown; choose from {", ".join(able)}')
+    if method not in able:
+        raise ExpandError(
+            f'method={method!r}: its branches have norms, whose statistics do not follow from a kernel; choose from {", ".join(able)}, '
+            'or train from random weights'
+        )
+    return able[method]
+
+
+def _options(method: str, branches: str | Iterable[str]) -> dict[str, Any]:
+    if method != 'OREPA':
+        if branches != 'full':
+            raise ExpandError(f"branches={branches!r} is for method='OREPA', not {method!r}")
+        return {}
+    try:
+        names = branch_names(branches)
+    except LayerError as error:
+        raise ExpandError(str(error)) from None
+    if 'origin' not in names:
+        raise ExpandError(f"branches={branches!r} cannot add up to any given kernel; it takes 'origin'")
+    return dict(branches=names)
 
 
 def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter[int]) -> str:

@@ -1,0 +1,132 @@
+"""What the layers whose branches are squeezed into one kernel before every forward pass have in common."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LayerError, PlainKernelError
+from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input
+
+
+class SqueezedConv2d(ReparameterizableConv2d):
+    """Base of layers whose branches are linear: feature maps go through one convolution with the kernel that they add up to.
+
+    A subclass sets ``kernel``, a module that returns [O, I/g, k, k] when it is called with a memory format, and has
+    ``reset_parameters()`` and ``represent(weight, start)``, which sets its branches so that they add up to a given kernel.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
+            ``nn.Conv2d``; the kernel must be square and odd.
+
+    Raises:
+        LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``.
+    """
+
+    kernel: Any
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        padding: str | int | tuple[int, int],
+        dilation: int | tuple[int, int],
+        groups: int,
+        bias: bool,
+        padding_mode: PaddingMode,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', **options: Any) -> 'SqueezedConv2d':
+        """The layer that computes what ``conv`` computes, to rounding.
+
+        Device, dtype, memory format, ``requires_grad`` and mode are those of ``conv``. The other branches' weights that are not zero at the
+        start are drawn at random, so that training moves them.
+
+        Args:
+            conv: A plain convolution with a square odd kernel.
+            start: As for :func:`orepa_mm.expand`.
+            options: Of the layer; ``branches`` with ``'origin'`` among them.
+
+        Raises:
+            LayerError: For a kernel that is not square and odd, for one of 7x7 or larger with fewer output channels than
+                :func:`.shifts_and_kernel` needs, and for branches without ``'origin'``.
+        """
+        arguments: list[Any] = [
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+        ]
+        layer = cls(*arguments, **options)
+        layer.kernel.represent(conv.weight, start)
+        layer.kernel.requires_grad_(conv.weight.requires_grad)
+        if conv.bias is not None:
+            layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
+        return layer.to(memory_format=memory_format_of(conv)).train(conv.training)  # type: ignore[call-overload]  # torch's stub lacks it
+
+    def reset_parameters(self) -> None:
+        self.kernel.reset_parameters()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Turn a plain kernel into the branches that add up to it, in place: stock weights, and re-parameterized ones.
+
+        Raises:
+            PlainKernelError: For a kernel of another shape, one with a bias where the layer has none, and a large one that the stem's
+                stages cannot represent.
+        """
+        if not self.holds_plain_kernel(state, prefix):
+            return
+        weight = state[f'{prefix}weight']
+        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        if tuple(weight.shape) != expected:
+            raise PlainKernelError(
+                f'the plain kernel "{prefix}weight" of the checkpoint is {tuple(weight.shape)}, and the layer\'s is {expected}'
+            )
+        if self.bias is None and f'{prefix}bias' in state:
+            raise PlainKernelError(
+                f'the plain kernel "{prefix}weight" of the checkpoint has a bias, and the layer has none: the checkpoint was deployed with '
+                'its norms folded, and they are gone. Load the checkpoint it was made from.'
+            )
+        kernel = copy.deepcopy(self.kernel)
+        try:
+            kernel.represent(weight)
+        except LayerError as error:
+            remedy = '; set plain_stem=True of the backbone, which keeps it plain' if self.kernel_size[0] >= 7 else ''
+            raise PlainKernelError(f'"{prefix}weight": {error}{remedy}') from None
+        del state[f'{prefix}weight']
+        state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.adapt_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return memory_format_of(self.kernel)
+
+    def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
+        return self.kernel(self.memory_format), self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.kernel(memory_format_of_input(x)), self.bias)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (', bias=False' if self.bias is None else '')
