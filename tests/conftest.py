@@ -4,6 +4,7 @@ import os
 import runpy
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # Small tensors on many test processes: threads that wait for each other cost more than they give.
@@ -23,6 +24,13 @@ settings.register_profile('quick', max_examples=100, **unhurried)
 settings.register_profile('thorough', max_examples=1500, **unhurried)
 settings.register_profile('mutants', max_examples=60, phases=[Phase.generate], **unhurried)  # a failure is all it takes
 settings.load_profile('quick')
+
+
+def few(names: Iterable[str], *fast: str) -> list:
+    """Parameters of a test that is much the same for all ``names``: `make test` runs the ``fast`` ones, `make test-all` every one."""
+    names = list(names)
+    assert set(fast) <= set(names), f'{set(fast) - set(names)} are not among the names'
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import few
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -87,7 +88,18 @@ def without_gradient(model: torch.nn.Module):
                     yield f'{path}.{key}'
 
 
-@pytest.mark.parametrize('name', MODELS)
+FAST = (
+    'mmdet/retinanet/retinanet_r50_fpn_1x_coco',
+    'mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco',
+    'mmdet/regnet/mask-rcnn_regnetx-400MF_fpn_ms-poly-3x_coco',
+    'mmseg/pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024',
+    'mmseg/sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024',
+    'mmpretrain/resnet/resnet18_8xb32_in1k',
+    'mmpretrain/mobilenet_v2/mobilenet-v2_8xb32_in1k',
+)
+
+
+@pytest.mark.parametrize('name', few(MODELS, *FAST))
 def test_train_reparameterize_predict(name):
     model = build(name).train()
     assert len(layers(model)) >= len(MODELS[name])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import few
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
@@ -249,8 +250,7 @@ def build(name: str) -> tuple[nn.Module, callable]:
 STOCK_MODELS = [*(f'torchvision/{n}' for n in TORCHVISION), *(f'timm/{n}' for n in TIMM), *MM]
 
 
-# Every second one in `make test`, all in `make test-all`.
-@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if i % 2 else n for i, n in enumerate(STOCK_MODELS)])
+@pytest.mark.parametrize('name', few(STOCK_MODELS, *STOCK_MODELS[::4]))
 def test_stock_models(name):
     model, run = build(name)
     x = torch.randn(1, 3, 64, 64)
@@ -296,7 +296,7 @@ def resnet50(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize('scope', few(['mmdet', 'mmseg', 'mmpretrain'], 'mmdet'))
 def test_stock_weights_by_init_cfg(scope, resnet50, caplog):
     registry = importlib.import_module(f'{scope}.registry').MODELS
     options = dict(depth=50, out_indices=(0, 1, 2, 3), init_cfg=dict(type='Pretrained', checkpoint=str(resnet50)))

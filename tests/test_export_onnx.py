@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, few
 from mmengine.config import Config
 from PIL import Image
 from small_models import CONFIGS, config, path_of, pictures, save_weights
@@ -76,7 +76,7 @@ def run_alone(*args) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', few(CONFIGS, 'classifier', 'maskrcnn'))
 def test_any_size(name, checkpoint, mini_data, tmp_path):
     """One export, so one test: agreement at four sizes, what the file says, and a run without torch."""
     path, folder = tmp_path / 'model.onnx', pictures(name, mini_data)
@@ -177,6 +177,7 @@ def test_label_maps(checkpoint, mini_data, tmp_path):
     assert result.returncode == 0 and '%' in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_found(checkpoint, mini_data, tmp_path):
     options = SHORT['maskrcnn'] | dict(model__test_cfg__rcnn__score_thr=0.9999)
     path, folder = tmp_path / 'x.onnx', pictures('maskrcnn', mini_data)

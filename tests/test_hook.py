@@ -146,6 +146,7 @@ def test_an_unusual_dtype_has_the_widest_tolerance():
     assert ReparameterizeHook(tolerance=0.3)._tolerance_for(odd) == 0.3
 
 
+@pytest.mark.slow
 def test_a_training_compiled_by_mmengine(mini_data, tmp_path):
     """``compile=True`` of a config; aot_eager traces as the default backend does, without a C++ compiler."""
     weights = []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import few
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -74,7 +75,10 @@ def validated_and_tested(cfg: Config, loader: dict, evaluator: dict, work_dir: P
     return runner, log
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow) if 'queryinst' in name else name for name in DETECTORS])
+FAST = ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco', 'mask2former/mask2former_r50_8xb2-lsj-50e_coco')
+
+
+@pytest.mark.parametrize('name', few(DETECTORS, *FAST))
 def test_detectors(name, mini_data, tmp_path):
     cfg = stock('mmdet', name)
     cfg.merge_from_dict({'model.backbone': BACKBONE, **DETECTORS[name]})

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import few
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
@@ -65,7 +66,7 @@ def test_plain_sizes_of_a_conv_cfg():
         OREPAConv2d(4, 8, 1, 1, 0, 1, 1, True, 'zeros', None, None, (1,))
 
 
-@pytest.mark.parametrize('form', [pytest.param(form, marks=pytest.mark.slow) if form == 'grouped-stem' else form for form in FORMS])
+@pytest.mark.parametrize('form', few(FORMS, *(form for form in FORMS if 'stem' not in form)))
 def test_gradcheck_of_every_branch(form):
     kwargs = dict(FORMS[form], padding=FORMS[form].get('padding', 0))
     kwargs['groups'] = min(kwargs.get('groups', 1), 2)

@@ -56,7 +56,8 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize(
-    ('kind', 'use_orig_params'), [('fsdp', False), pytest.param('fsdp', True, marks=pytest.mark.slow), ('fully_shard', None)]
+    ('kind', 'use_orig_params'),
+    [pytest.param('fsdp', False, marks=pytest.mark.slow), pytest.param('fsdp', True, marks=pytest.mark.slow), ('fully_shard', None)],
 )
 def test_sharded_models_train_alike_and_are_not_reparameterized(kind, use_orig_params, tmp_path):
     if kind == 'fully_shard' and torch.__version__.startswith('2.6'):

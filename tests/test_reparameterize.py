@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import few
 from mmcv.cnn import ConvModule
 from torch import nn
 
@@ -284,7 +285,7 @@ MERGED = {  # blocks of mmpretrain that know how to deploy themselves
 }
 
 
-@pytest.mark.parametrize('name', MERGED)
+@pytest.mark.parametrize('name', few(MERGED, 'RepVGG', 'MobileOne', 'LeViT'))
 def test_stock_blocks_that_deploy_themselves_take_part(name):
     from mmpretrain.registry import MODELS
 

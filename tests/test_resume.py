@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, few
 from mmengine.fileio import get_file_backend
 
 from orepa_mm.engine.checkpoint_hook import BACKEND, repair_last_checkpoint
@@ -29,11 +30,9 @@ def equal(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-@pytest.mark.parametrize('name', ['imagenet', 'coco', 'cityscapes'])
+@pytest.mark.parametrize('name', few(['imagenet', 'coco', 'cityscapes'], 'imagenet', 'cityscapes'))
 def test_resumed_equals_undisturbed(name, tools, tmp_path):
     """With the recipes' augmentation, momentum, averaged weights, validation in deployed form and workers."""
-    from conftest import ROOT
-
     by_iterations = name == 'cityscapes'
     template = 'iter_{}.pth' if by_iterations else 'epoch_{}.pth'
     (tmp_path / 'config.py').write_text(CONFIG.format(base=ROOT / tools.CONFIGS[name], template=template))

@@ -356,6 +356,7 @@ def test_pipeline_from_pretraining_to_reparameterized_transfer(tmp_path):
     assert again.returncode == 2 and 'is not empty' in again.stderr
 
 
+@pytest.mark.slow
 def test_stem_sweep(tools, mini_data, tmp_path):
     """Two multipliers on a run of seconds; what is done is not done again."""
     pairs = [f'{key}={value}' for key, value in tools.options('cityscapes', iterations=1).items()]
@@ -420,15 +421,13 @@ def test_only_what_a_demo_wrote_is_replaced(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_demo_refuses_a_folder_that_is_not_coco(tmp_path):
+def test_demo_refuses_a_folder_that_is_not_coco(tools, tmp_path):
     marker = ROOT / 'work_dirs' / 'demo'
     before = sorted(marker.rglob('*')) if marker.exists() else None
     for data, message in ((tmp_path, 'no such file'), (tmp_path / 'bad', 'not a COCO annotation file')):
         (data / 'annotations').mkdir(parents=True, exist_ok=True)
         if data != tmp_path:
             (data / 'annotations' / 'instances_train2017.json').write_text('{}')
-        result = subprocess.run(
-            [sys.executable, str(ROOT / 'demo' / 'demo.py'), '--data', str(data)], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr
+        status, error = tools.run('demo/demo', '--data', data)
+        assert status != 0 and message in error and 'Traceback' not in error
     assert (sorted(marker.rglob('*')) if marker.exists() else None) == before

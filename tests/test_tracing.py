@@ -95,8 +95,15 @@ def functional(model, x):
 WAYS = [onnx_by_tracing, onnx_by_exporting, traced, exported, compiled, symbolically_traced, batched, functional]
 
 
-@pytest.mark.parametrize('way', WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize('kind', KINDS)
+SLOW = [(kind, onnx_by_exporting) for kind in KINDS if kind not in ('kxk', '1x1', 'dbb')]  # torch's new exporter takes its time
+PAIRS = [(kind, way) for kind in KINDS for way in WAYS]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'way'),
+    [pytest.param(*pair, marks=pytest.mark.slow) if pair in SLOW else pair for pair in PAIRS],
+    ids=lambda part: getattr(part, '__name__', part),
+)
 def test_the_same_outputs(kind, way):
     if stock_cannot(way, kind):
         pytest.skip('torch 2.6 cannot do this with stock layers either')
