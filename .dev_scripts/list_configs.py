@@ -44,10 +44,11 @@ Each command trains one row, on as many GPUs as the recipe is written for; on an
 tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint=checkpoints/orepa-resnet50_in1k.pth
 ```
 
-`none` is the stock network, `DBB` Diverse Branch Blocks. The three methods of a transfer row share everything else, the stem's learning
-rate ([stem.md](stem.md)) included. Parameters and FLOPs are those of the whole model in training form → re-parameterized, norms
-included; FLOPs by mmengine's analysis, a multiply-add counted as one, for one picture of the input size. The squeezing of OREPA's
-kernels is not in them, as it costs the same however many pictures there are: what it adds to a training step, `make bench` measures.
+`none` is the stock network; what the other methods build, [architectures.md](architectures.md) says. The three methods of a transfer row
+share everything else, the stem's learning rate ([stem.md](stem.md)) included. Parameters and FLOPs are those of the whole model in training
+form → re-parameterized, norms included; FLOPs by mmengine's analysis, a multiply-add counted as one, for one picture of the input size. The
+squeezing of kernels (OREPA, ExpandNet) is not in them, as it costs the same however many pictures there are: what it adds to a training
+step, `make bench` measures.
 Two-stage detectors are counted with 1000 proposals and 100 masks.
 
 `mini` configs train on the sets `demo/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files

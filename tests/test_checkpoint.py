@@ -98,7 +98,7 @@ def test_loaders_that_are_not_strict_refuse_weights_of_another_network(scope):
         (none, orepa, 'training-time branches'),
         (dbb, orepa, 'training-time branches'),
         (orepa, dbb, 'does not fit'),
-        (dbb, none, 'Diverse Branch Blocks, which cannot start from them'),
+        (dbb, none, r'\(DBBConv2d\) whose branches have norms, and which cannot start from them'),
         (deep, orepa, 'of the checkpoint is'),
         (none, folded, 'norms (are )?folded'),
         (orepa, folded, 'norms (are )?folded'),

@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 
 import orepa_mm
 from orepa_mm.deploy.loading import build_model
+from orepa_mm.layers import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py') if '_base_' not in path.parts)
@@ -76,7 +77,7 @@ def data_of(name: str, mini_data: Path, imagenet: Path) -> Path:
     return imagenet if family == 'imagenet' and 'mini' not in name else mini_data / f'{family}-mini'
 
 
-def test_there_is_a_config_for_every_row_of_the_paper():
+def test_there_is_a_config_for_every_row_of_the_paper_and_every_method():
     names = {Path(name).stem for name in CONFIGS}
     for depth in (18, 34, 50, 101):
         assert {f'{method}-resnet{depth}_4xb64-120e_in1k' for method in ('none', 'dbb', 'orepa')} <= names
@@ -84,16 +85,22 @@ def test_there_is_a_config_for_every_row_of_the_paper():
         assert {f'{method}-{net}_4xb64-120e_in1k' for method in ('none', 'orepa')} <= names
     for arch in ('A0', 'A1', 'A2'):
         assert {f'{prefix}repvgg-{arch}_4xb64-120e_in1k' for prefix in ('', 'orepa-')} <= names
+    for depth in (18, 50):
+        assert {f'{method}-resnet{depth}_4xb64-120e_in1k' for method in ('acnet', 'expandnet')} <= names
     for method in ('none', 'dbb', 'orepa'):
         assert {f'{detector}_{method}-r50_fpn_1x_coco' for detector in ('faster-rcnn', 'retinanet', 'mask-rcnn')} <= names
         assert {f'{net}_{method}-r50-d8_4xb2-40k_cityscapes-512x1024' for net in ('pspnet', 'deeplabv3plus')} <= names
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+# Of full width, their 3x3 kernels have sixteen times the weights.
+SLOW = [name for name in CONFIGS if 'expandnet-' in name]
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CONFIGS])
 def test_a_training_step(name, mini_data, imagenet, tmp_path, monkeypatch):
     monkeypatch.setattr(Config, 'pretty_text', '')  # the Runner logs it, and formatting it takes longer than the step
     cfg = read(name, tmp_path, data_of(name, mini_data, imagenet))
-    if 'orepa' in name or 'dbb' in name:
+    if any(f'{method.lower()}-' in name for method in METHODS):
         assert 'ReparameterizeHook' in [hook['type'] for hook in cfg.custom_hooks]
     runner = Runner.from_cfg(cfg)
     model = runner.model.train()

@@ -404,7 +404,7 @@ def test_a_bare_convolution_takes_the_branches_asked_for():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(method='OREPAA'), "method='OREPAA' is unknown; choose from OREPA"),
+        (dict(method='OREPAA'), "method='OREPAA' is unknown; choose from ExpandNet, OREPA"),
         (dict(method='DBB'), "method='DBB': its branches have norms, whose statistics do not follow from a kernel"),
     ],
 )

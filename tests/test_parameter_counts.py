@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from orepa_mm.layers import METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / 'docs' / 'architectures.md'
 
@@ -89,8 +91,15 @@ def test_published_architectures(name, tool):
 def test_the_table_is_up_to_date(tool):
     shown = {tuple(cell.strip(' *') for cell in line.strip('|').split('|')[:2]): line for line in DOCS.read_text().splitlines()
              if line.count('|') == 5}  # fmt: skip
-    assert {key for key in shown if key[1] in ('none', 'DBB', 'OREPA', 'RepVGG')} == set(tool.backbones())
-    for key in (('ResNet-34', 'DBB'), ('ResNeXt-101 32x4d', 'none'), ('RepVGG-B1g4', 'OREPA'), ('WideResNet-18 x1.5', 'OREPA')):
+    assert {key for key in shown if key[1] in ('none', *METHODS, 'RepVGG')} == set(tool.backbones())
+    for key in (
+        ('ResNet-34', 'DBB'),
+        ('ResNet-18', 'ACNet'),
+        ('ResNet-18', 'ExpandNet'),
+        ('ResNeXt-101 32x4d', 'none'),
+        ('RepVGG-B1g4', 'OREPA'),
+        ('WideResNet-18 x1.5', 'OREPA'),
+    ):
         assert shown[key] in tool.markdown([(*key, *tool.count(tool.backbones()[key]))])
 
 

@@ -37,12 +37,13 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
                 raise CheckpointError(f'{path}: {error}') from None
     _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
-    plain = [f'{name}.weight' for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d) and f'{name}.weight' in state]
+    layers = {f'{name}.weight': m for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d)}
+    plain = [key for key in layers if key in state]
     if plain:
         raise CheckpointError(
-            f'{path}: holds plain kernels ({_some(plain)}) where the config builds Diverse Branch Blocks, which cannot start from them: it '
-            'is re-parameterized, or of a stock model. Give the training-form checkpoint, or '
-            'the stock config (tools/model_converters/reparameterize_model.py writes one).'
+            f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers ({type(layers[plain[0]]).__name__}) whose '
+            'branches have norms, and which cannot start from them: it is re-parameterized, or of a stock model. Give the training-form '
+            'checkpoint, or the stock config (tools/model_converters/reparameterize_model.py writes one).'
         )
     branches = [key for key in state if '.kernel.' in key and key not in expected and f'{key.split(".kernel.")[0]}.weight' in expected]
     if branches:

@@ -32,14 +32,14 @@ class SqueezedConv2d(ReparameterizableConv2d):
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int],
-        padding: str | int | tuple[int, int],
-        dilation: int | tuple[int, int],
-        groups: int,
-        bias: bool,
-        padding_mode: PaddingMode,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
@@ -70,10 +70,8 @@ class SqueezedConv2d(ReparameterizableConv2d):
             conv.groups,
             conv.bias is not None,
             conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
         ]
-        layer = cls(*arguments, **options)
+        layer = cls(*arguments, device=conv.weight.device, dtype=conv.weight.dtype, **options)
         layer.kernel.represent(conv.weight, start)
         layer.kernel.requires_grad_(conv.weight.requires_grad)
         if conv.bias is not None:

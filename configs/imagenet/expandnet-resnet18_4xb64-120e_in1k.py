@@ -1,0 +1,3 @@
+_base_ = ['./none-resnet18_4xb64-120e_in1k.py', '../_base_/reparameterize.py']
+
+model = dict(backbone=dict(type='OREPAResNet', method='ExpandNet'))

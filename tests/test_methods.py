@@ -1,0 +1,84 @@
+"""Every method a layer is registered under does what backbones, checkpoints, deployment and tools ask of it."""
+
+import importlib
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from mmcv.cnn import build_conv_layer
+from mmengine.config import Config
+from torch import nn
+
+from orepa_mm import expand, reparameterize
+from orepa_mm.checkpoints.architecture import recognise
+from orepa_mm.deploy.batches import random_batch
+from orepa_mm.deploy.loading import build_model
+from orepa_mm.deploy.stock_model import to_stock_model
+from orepa_mm.errors import ExpandError
+from orepa_mm.layers import METHODS, SqueezedConv2d
+
+ROOT = Path(__file__).resolve().parent.parent
+NARROW = dict(stem_channels=32, base_channels=8)
+
+
+def settle(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    model.train(False)  # returns nothing in some backbones
+    return model
+
+
+def relative(actual, expected) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_resnet(scope, method):
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    net = settle(registry.build(dict(type='OREPAResNet', depth=18, method=method, **NARROW))).double()
+    replaced = [layer for layer in net.modules() if isinstance(layer, METHODS[method])]
+    assert len(replaced) == (17 if method == 'OREPA' else 16)  # with the stem, without the projection shortcuts
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected = net(x)[-1]
+    assert recognise({f'backbone.{key}': value for key, value in net.state_dict().items()}) == dict(
+        type='OREPAResNet', depth=18, method=method, **NARROW
+    )
+    reparameterize(net)
+    assert not [layer for layer in net.modules() if isinstance(layer, METHODS[method])]
+    assert relative(net(x)[-1], expected) < 1e-10
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_stock_model_computes_the_same(method):
+    cfg = Config.fromfile(ROOT / f'configs/imagenet/{method.lower()}-resnet18_4xb64-120e_in1k.py')
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(**NARROW, init_cfg=None), head=dict(in_channels=64))))
+    assert cfg.model.backbone.get('method', 'OREPA') == method
+    stock = to_stock_model(cfg, settle(build_model(cfg)), [random_batch(cfg)])
+    assert stock.cfg.model.backbone.type == 'ResNet' and 'method' not in stock.cfg.model.backbone
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_as_conv_cfg(method):
+    name = METHODS[method].__name__
+    layer = build_conv_layer(dict(type=name), 4, 6, 3, padding=1, bias=False)
+    assert type(layer) is METHODS[method]
+    assert type(build_conv_layer(dict(type=name, plain_sizes=(1,)), 4, 6, 1)) is nn.Conv2d
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_from_plain_weights(method):
+    """Linear branches represent any kernel; norms in branches have statistics that no kernel gives."""
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False)).double()
+    reference, x = deepcopy(model), torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    if issubclass(METHODS[method], SqueezedConv2d):
+        assert isinstance(expand(model, method=method)[0], METHODS[method])
+        assert relative(model(x), reference(x)) < 1e-10
+    else:
+        with pytest.raises(ExpandError, match=f"method='{method}': its branches have norms"):
+            expand(model, method=method)
+        assert torch.equal(model(x), reference(x))
