@@ -12,7 +12,7 @@ from ..registry import TOOLBOXES
 
 BACKBONES = {'OREPAResNet': 'ResNet', 'OREPAResNeXt': 'ResNeXt', 'OREPASEResNet': 'SEResNet', 'OREPASEResNeXt': 'SEResNeXt'}
 LAYERS = ('OREPAConv2d', 'DBBConv2d')
-HOOKS = ('ReparameterizeHook', 'CheckHook', 'SeedHook', 'FiniteLossHook', 'PruneBranchesHook')
+HOOKS = ('ReparameterizeHook', 'CheckHook', 'SeedHook', 'FiniteLossHook', 'PruneBranchesHook', 'GradientFormHook')
 CHECKPOINT_HOOK = 'AtomicCheckpointHook'
 VARIABLES = ('stem_paramwise_cfg', 'safe_hooks')  # of our configs, which their settings were taken from
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'

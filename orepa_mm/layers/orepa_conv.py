@@ -123,6 +123,7 @@ class OREPAConv2d(ReparameterizableConv2d):
         """
         if not self.holds_plain_kernel(state, prefix):
             return
+        state.pop(f'{prefix}gradient_matrix', None)  # of a checkpoint in gradient form
         weight = state[f'{prefix}weight']
         expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if tuple(weight.shape) != expected:
