@@ -375,7 +375,7 @@ class LinearBranches(BaseModel):
         return dict(loss=loss_of(self.layers, inputs))
 
 
-def run(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False, **changes) -> Runner:
+def built(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False, **changes) -> Runner:
     when = dict(iteration=3) if by_iterations else dict(epoch=1)
     cfg = dict(
         model=dict(type='LinearBranches'),
@@ -396,7 +396,11 @@ def run(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False
         log_level='ERROR',
         resume=resume,
     )
-    runner = Runner.from_cfg(Config(cfg | changes))
+    return Runner.from_cfg(Config(cfg | changes))
+
+
+def run(*args, **options) -> Runner:
+    runner = built(*args, **options)
     runner.train()
     return runner
 
@@ -411,6 +415,10 @@ def test_a_run_hands_over_and_resumes(by_iterations, tmp_path):
     assert ema.module.state_dict().keys() == model.state_dict().keys()
     assert ema.avg_parameters.keys() == dict(model.named_parameters()).keys()
     assert not torch.equal(ema.module.layers[2].weight, model.layers[2].weight)
+
+    loaded = built(tmp_path / 'loaded', 4, by_iterations, custom_hooks=[dict(type='GradientFormHook', epoch=1)])  # as for a test
+    loaded.load_checkpoint(str(tmp_path / 'whole' / ('iter_8.pth' if by_iterations else 'epoch_4.pth')))
+    assert torch.equal(loaded.model.layers[2].weight, ema.module.layers[2].weight)
 
     run(tmp_path / 'parts', 3, by_iterations)
     resumed = run(tmp_path / 'parts', 4, by_iterations, resume=True)

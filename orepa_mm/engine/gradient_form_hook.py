@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch.optim import Optimizer
 
@@ -92,4 +92,4 @@ class GradientFormHook(Hook):
 def _optimizers(runner: Any) -> list[Optimizer]:
     wrapper = getattr(runner, 'optim_wrapper', None)
     wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return [each.optimizer for each in wrappers if hasattr(each, 'optimizer')]  # in a test the wrapper is not built
+    return [each.optimizer for each in wrappers if isinstance(each, OptimWrapper)]  # in a test the wrapper is still a config

@@ -87,7 +87,8 @@ def with_multiplied_gradient(weight: Tensor, matrix: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return weight
     if is_plain_eager(weight, matrix):
-        return _MultiplyGradient.apply(weight, matrix)
+        watched: Tensor = _MultiplyGradient.apply(weight, matrix)  # type: ignore[no-untyped-call]
+        return watched
     # The same in operations that every tracer and compiler knows.
     moved = multiply_taps(weight, matrix)
     return weight.detach() + (moved - moved.detach())

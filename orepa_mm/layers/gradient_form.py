@@ -39,7 +39,8 @@ class GradientFormConv2d(nn.Conv2d):
         shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
         layer = cls(*shape, conv.bias is not None, conv.padding_mode, device='meta')
         layer.weight, layer.bias, layer.gradient_matrix = conv.weight, conv.bias, matrix
-        return layer.train(conv.training)
+        layer.train(conv.training)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, with_multiplied_gradient(self.weight, self.gradient_matrix), self.bias)

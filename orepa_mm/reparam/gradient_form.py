@@ -154,8 +154,7 @@ def _squeezed(kernel: Kernel, values: dict[str, Tensor]) -> Tensor:
 
 def _matrix(kernel: Kernel) -> Tensor:
     rows = dict(zip(kernel.branches, kernel.scale, strict=True))
-    pointwise = isinstance(kernel, OREPAPointwiseKernel)
-    matrix = gradient_matrix(rows, 1) if pointwise else gradient_matrix(rows, kernel.kernel_size, kernel.prior)
+    matrix = gradient_matrix(rows, kernel.kernel_size, kernel.prior) if isinstance(kernel, OREPAKernel) else gradient_matrix(rows, 1)
     return matrix.to(kernel.scale.dtype)
 
 
