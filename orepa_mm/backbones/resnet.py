@@ -8,24 +8,29 @@ from torch import Tensor, nn
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
 from ..layers import DBBConv2d
+from .initial_weights import BalancedStart
 
 METHODS = ('OREPA', 'DBB', 'none')
 
 
-def conv_cfg_of(method: str, depth: int, norm_cfg: dict | None, branches: str | Iterable[str] | None = None) -> dict:
+def conv_cfg_of(
+    method: str, depth: int, norm_cfg: dict | None, branches: str | Iterable[str] | None = None, init: str | None = None
+) -> dict:
     """The convolution layer of a method, as the published networks use it.
 
     OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. DBB replaces
     the convolutions between 1x1 and the 7x7 stem.
 
     Raises:
-        ValueError: For an unknown method, and for ``branches`` of another than OREPA.
+        ValueError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
     if method == 'OREPA':
-        chosen = {} if branches is None else dict(branches=branches)
+        chosen = {key: value for key, value in dict(branches=branches, init=init).items() if value is not None}
         return dict(type='OREPAConv2d', plain_sizes=(1,) if depth in (18, 34) else (), **chosen)
     if branches is not None:
         raise ValueError(f"branches={branches!r} is for method='OREPA', not {method!r}")
+    if init is not None:
+        raise ValueError(f"init={init!r} is for method='OREPA', not {method!r}")
     if method == 'DBB':
         kind = (norm_cfg or {}).get('type', 'BN')
         return dict(type='DBBConv2d', plain_sizes=(1, 7), norm_cfg=dict(type=kind))
@@ -51,7 +56,7 @@ def _drop_norms_after_dbb(resnet: nn.Module) -> None:
         before = module
 
 
-class OREPAResNetMixin(ChecksWeights):
+class OREPAResNetMixin(BalancedStart, ChecksWeights):
     """Builds a toolbox's own ResNet with OREPA convolutions, or with a baseline's.
 
     Put before the stock class. The 7x7 stem of OREPA is a deep linear one (paper, section 4.1).
@@ -60,13 +65,16 @@ class OREPAResNetMixin(ChecksWeights):
         depth: 18, 34, 50, 101 or 152.
         method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
         branches: Which branches the OREPA convolutions have, as for :class:`.OREPAConv2d`: ``'full'`` (default), ``'light'``, or names.
+        init: How the OREPA convolutions start: ``'published'`` (default), every branch drawn as the published code does, or ``'balanced'``,
+            branches that add up to what the stock network draws (``init_cfg`` says what). A stem with fewer than 9 output channels for
+            an input channel takes ``plain_stem=True`` for it.
         conv_cfg: Another convolution layer than the method's.
         plain_stem: Build the 7x7 stem as one plain convolution. Of a checkpoint with a deep linear stem it takes the kernel that the
             stem's branches add up to.
         kwargs: All arguments of the toolbox's ResNet.
 
     Raises:
-        ValueError: For an unknown method, for ``branches`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
+        ValueError: For an unknown method, for ``branches`` or ``init`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
             ``deep_stem``, which has no 7x7 convolution.
     """
 
@@ -76,19 +84,22 @@ class OREPAResNetMixin(ChecksWeights):
         *,
         method: str = 'OREPA',
         branches: str | Iterable[str] | None = None,
+        init: str | None = None,
         conv_cfg: dict | None = None,
         plain_stem: bool = False,
         **kwargs,
     ) -> None:
         if branches is not None and conv_cfg is not None:
             raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')
+        if init is not None and conv_cfg is not None:
+            raise ValueError('init and conv_cfg: give the init in the conv_cfg')
         if plain_stem and kwargs.get('deep_stem'):
             raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
-            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches)
+            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches, init)
         if plain_stem and conv_cfg['type'] in ('OREPAConv2d', 'DBBConv2d'):
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
-        self.plain_stem = plain_stem
+        self.plain_stem, self.init = plain_stem, conv_cfg.get('init', 'published')
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
         _drop_norms_after_dbb(self)
 
@@ -139,7 +150,7 @@ class OREPAResNeXtMixin(OREPAResNetMixin):
         depth: 50, 101 or 152.
         groups: Groups of the 3x3 convolutions; with the stock width of 4 channels a group the net is a 32x4d.
         method: ``'OREPA'``, ``'DBB'`` (Diverse Branch Block) or ``'none'`` (stock convolutions).
-        branches: As in ``OREPAResNet``.
+        branches, init: As in ``OREPAResNet``.
         conv_cfg: Another convolution layer than the method's.
         plain_stem: As in ``OREPAResNet``.
         kwargs: All arguments of the toolbox's ResNeXt.

@@ -10,6 +10,8 @@ from ..errors import LayerError, PlainKernelError
 from .base import ReparameterizableConv2d, memory_format_of, memory_format_of_input
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 
+INITS = ('published', 'balanced')
+
 
 class OREPAConv2d(ReparameterizableConv2d):
     """A convolution whose kernel is squeezed from parallel linear branches before every forward pass.
@@ -32,12 +34,17 @@ class OREPAConv2d(ReparameterizableConv2d):
             any of their names: ``'origin'`` (plain), ``'avg'`` (1x1, then average pooling), ``'freq'`` (1x1, then the frequency prior),
             ``'sequence'`` (1x1, then k x k), ``'point'`` (1x1), ``'separable'`` (depthwise, then pointwise). 1x1 kernels have origin and
             sequence, large ones hand it to their stages.
+        init: How the weights start: ``'published'`` (default) draws every branch, as the published code does. ``'balanced'`` draws the
+            kernel and bias of the plain layer and expands them, as :func:`orepa_mm.expand` does: the plain branch carries the kernel, all
+            others start at zero, with scales that keep a plain layer's learning rate. The draw is that of ``nn.Conv2d``, and where a
+            model of the MM toolboxes calls ``init_weights()``, mmcv's for a plain convolution.
 
     Shape:
         Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
 
     Raises:
-        LayerError: For an even or rectangular kernel, for branches that are none or unknown, and where ``nn.Conv2d`` raises ``ValueError``.
+        LayerError: For an even or rectangular kernel, for branches that are none or unknown, for an unknown ``init``, where ``nn.Conv2d``
+            raises ``ValueError``, and with ``init='balanced'`` as :meth:`from_conv`.
 
     Example:
         >>> conv = OREPAConv2d(64, 128, kernel_size=3, stride=2, padding=1, bias=False)
@@ -61,9 +68,15 @@ class OREPAConv2d(ReparameterizableConv2d):
         *,
         plain_stages: bool = False,
         branches: str | Iterable[str] = 'full',
+        init: str = 'published',
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        if init not in INITS:
+            raise LayerError(f'init={init!r} is unknown; choose from {", ".join(INITS)}')
+        self.init = init
         self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
+        # Before the branches are drawn: the same kernel as a plain layer's from the same seed.
+        plain = nn.Conv2d(*self._shape(), device=device, dtype=dtype) if init == 'balanced' else None
         size = self.kernel_size[0]
         shape = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
         if size == 1:
@@ -72,6 +85,8 @@ class OREPAConv2d(ReparameterizableConv2d):
             self.kernel = OREPAKernel(kernel_size=size, branches=branches, **shape)
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, branches=branches, **shape)
+        if plain is not None:
+            self.start_from(plain)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', branches: str | Iterable[str] = 'full') -> 'OREPAConv2d':
@@ -109,7 +124,42 @@ class OREPAConv2d(ReparameterizableConv2d):
             layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
         return layer.to(memory_format=memory_format_of(conv)).train(conv.training)
 
+    def _shape(self) -> tuple:
+        shape = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        return *shape, self.bias is not None, self.padding_mode
+
+    def plain_layer(self) -> nn.Conv2d:
+        """An ``nn.Conv2d`` of this layer's shape, device and dtype, with weights just drawn."""
+        weight = next(self.kernel.parameters())
+        return nn.Conv2d(*self._shape(), device=weight.device, dtype=weight.dtype)
+
+    @torch.no_grad()
+    def start_from(self, conv: nn.Conv2d) -> None:
+        """Start as ``init='balanced'`` does: branches that add up to the kernel of ``conv``, and its bias.
+
+        Raises:
+            LayerError: As :meth:`from_conv`.
+        """
+        self.kernel.reset_parameters()
+        self.kernel.represent(conv.weight)
+        if self.bias is not None:
+            self.bias.copy_(conv.bias)
+
+    def init_weights(self) -> None:
+        """Draw new weights; with ``init='balanced'`` as mmcv's ``ConvModule`` draws those of a plain convolution."""
+        if self.init != 'balanced':
+            super().init_weights()
+            return
+        plain = self.plain_layer()
+        nn.init.kaiming_normal_(plain.weight, mode='fan_out', nonlinearity='relu')
+        if plain.bias is not None:
+            nn.init.zeros_(plain.bias)
+        self.start_from(plain)
+
     def reset_parameters(self) -> None:
+        if self.init == 'balanced':
+            self.start_from(self.plain_layer())
+            return
         self.kernel.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
