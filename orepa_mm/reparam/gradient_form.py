@@ -30,8 +30,9 @@ def gradient_form(model: nn.Module, optimizer: Optimizers = None) -> nn.Module:
 
     The branches ``origin``, ``avg``, ``freq`` and ``point`` are linear in their weights. With fixed scales a step of SGD on them (momentum,
     Nesterov, dampening and weight decay included) moves the kernel as a step on the kernel itself does, once its gradient is multiplied
-    by a fixed matrix, ``sum_b s_b^2 A_b A_b^T``. So the scales become constants, at their present values, and step time, memory and
-    parameters are the plain network's. The outputs stay, to rounding. A stage of a deep linear stem becomes a plain stage likewise.
+    by a fixed matrix, ``sum_b s_b^2 A_b A_b^T``. So the scales become constants, at their present values, parameters are the plain
+    network's, and what a step adds is one small product for each kernel, about the time of copying it. The outputs stay, to rounding. The
+    stages of a deep linear stem become plain stages likewise.
 
     ``weight.grad`` is the product, from the backward pass on: whatever accumulates, scales, averages or clips gradients finds it there.
 
