@@ -16,7 +16,7 @@ help:
 	@echo "make test             lint, and the test suite"
 	@echo "make test-all         the test suite with the slow tests, and fifteen times as many random cases"
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
-	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA"
+	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA, its light branches and gradient form"
 	@echo "make lint             ruff, codespell, import-linter (the layers in pyproject.toml) and mypy"
 
 setup:

@@ -126,6 +126,8 @@ def network_name(cfg: Config) -> str:
         name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
     if (branches := backbone.get('branches')) is not None:
         name += f', {branches} branches'
+    if any(hook.type == 'GradientFormHook' for hook in cfg.get('custom_hooks') or ()):
+        name += ', gradient form'
     if cfg.default_scope == 'mmpretrain':
         return name
     model = cfg.model.decode_head.type.removesuffix('Head') if cfg.default_scope == 'mmseg' else cfg.model.type

@@ -2,9 +2,18 @@
 
 from .layers import DBBConv2d, OREPAConv2d
 from .registry import register_all
-from .reparam import expand, prune_branches, reparameterize, reparameterized
+from .reparam import expand, gradient_form, prune_branches, reparameterize, reparameterized
 from .version import __version__
 
 register_all()
 
-__all__ = ['DBBConv2d', 'OREPAConv2d', '__version__', 'expand', 'prune_branches', 'reparameterize', 'reparameterized']
+__all__ = [
+    'DBBConv2d',
+    'OREPAConv2d',
+    '__version__',
+    'expand',
+    'gradient_form',
+    'prune_branches',
+    'reparameterize',
+    'reparameterized',
+]

@@ -25,6 +25,10 @@ class PruneError(OREPAError, ValueError):
     """Branches cannot be pruned."""
 
 
+class GradientFormError(OREPAError, ValueError):
+    """A model has no gradient form, or an optimizer none of its steps."""
+
+
 class DeployError(OREPAError, ValueError):
     """A model cannot be written in the form asked for."""
 

@@ -7,7 +7,7 @@ import benchmark
 import pytest
 import torch
 
-METHODS = ('none', 'DBB', 'OREPA', 'OREPA, plain formula')
+METHODS = ('none', 'DBB', 'OREPA', 'OREPA, plain formula', 'OREPA, light', 'OREPA, gradient form')
 SMALL = ('--batch', '2', '--size', '32', '--repeats', '2')
 
 
@@ -29,6 +29,7 @@ def test_one_network(tools, tmp_path):
     assert steps[0]['ratio'] == steps[0]['memory_ratio'] == 1
     # Weights and momentum of a ResNet-18 with 1000 classes are alive all the time.
     assert steps[0]['memory'] > 2 * 4 * 11_689_512 and steps[2]['memory'] > 2 * 4 * 37_756_041
+    assert steps[-1]['floor'] == 1 < steps[2]['floor']
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_one_network(tools, tmp_path):
     [
         ('repvgg-a0', ()),
         ('resnet50', ('--dtype', 'bfloat16', '--channels-last')),
-        ('pspnet', ('--size', '64', '--no-memory')),
+        ('pspnet', ('--size', '64', '96', '--no-memory')),
         pytest.param('mask-rcnn', ('--size', '64', '--no-memory'), marks=pytest.mark.slow),
         pytest.param('deeplabv3plus', ('--size', '64', '--no-memory'), marks=pytest.mark.slow),
     ],
@@ -50,7 +51,7 @@ def test_other_networks(arch, options, tools, tmp_path):
 
 def test_forward_gives_its_result():
     """A compiled forward pass whose result nobody gets computes nothing."""
-    args = argparse.Namespace(batch=2, size=32, device='cpu', dtype='float32', channels_last=False, compile=False)
+    args = argparse.Namespace(batch=2, size=(32, 32), device='cpu', dtype='float32', channels_last=False, compile=False)
     task = benchmark.Classification('resnet18', args)
     model = benchmark.build(task, 'none', args)
     logits = benchmark.forward_pass(task, model, args)()
@@ -59,10 +60,42 @@ def test_forward_gives_its_result():
         assert torch.equal(logits, model.eval()(task.x))
 
 
+def test_the_set_for_gpus(monkeypatch, capsys):
+    """The same code on a CPU, at small sizes, with a compiler that only traces."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda call: compiler(call, backend='eager'))
+    options = dict(device='cpu', dtype='bfloat16', channels_last=True, no_memory=True, repeats=1)
+    args = argparse.Namespace(**options, methods=['none', 'OREPA, light', 'OREPA, gradient form'])
+    rows = benchmark.gpu_rows(args, [('resnet18', 2, (32, 64))])
+    assert [(row['what'], row['method']) for row in rows] == [
+        (what, method)
+        for what in ('training step', 'training step, compiled')
+        for method in ('none', 'OREPA, light', 'OREPA, gradient form')
+    ]
+    assert {row['size'] for row in rows} == {'32x64'} and all(row['seconds'][0] > 0 for row in rows)
+    assert [(name, batch, size) for name, batch, size in benchmark.GPU] == [
+        ('resnet50', 64, (224, 224)),
+        ('mask-rcnn', 2, (800, 1333)),
+        ('pspnet', 2, (512, 1024)),
+    ]
+    monkeypatch.setattr(benchmark, 'GPU_MINUTES', 0)
+    assert benchmark.gpu_rows(args, [('resnet18', 2, (32, 64))]) == []
+    assert 'left out, as 0 minutes are over: resnet18, batch 2 at 32x64, compiled' in capsys.readouterr().err
+
+
+def test_what_squeezing_spends_outside_its_products():
+    found = benchmark.squeezing('cpu', channels=16, repeats=2)
+    assert found.keys() == {'forward', 'backward', 'products', 'copy', 'rest'} and min(found[name] for name in ('forward', 'copy')) > 0
+    assert found['rest'] == found['forward'] + found['backward'] - found['products']
+    assert f'{found["rest"]:.2f} ms; copying' in benchmark.squeezing_line(found)
+
+
 def test_bad_options(tools, tmp_path):
     for options, message in (
         (('--repeats', '0'), '--repeats must be at least 1'),
         (('--batch', '1'), '--batch must be at least 2'),
+        (('--size', '16', '64'), '--size must be at least 32'),
+        (('--size', '64', '64', '64'), '--size takes a height and a width'),
     ):
         status, error = tools.run('tools/benchmark', *options, '--out', tmp_path / 'x')
         assert status == 2 and message in error

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from PIL import Image
@@ -120,7 +121,7 @@ class PrunedNetwork(BaseModel):
         return dict(loss=self.layers(inputs).square().mean())
 
 
-def train(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False) -> Runner:
+def built(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False) -> Runner:
     when = dict(iteration=3) if by_iterations else dict(epoch=1)
     cfg = dict(
         model=dict(type='PrunedNetwork'),
@@ -141,7 +142,11 @@ def train(work_dir, epochs: int, by_iterations: bool = False, resume: bool = Fal
         log_level='ERROR',
         resume=resume,
     )
-    runner = Runner.from_cfg(Config(cfg))
+    return Runner.from_cfg(Config(cfg))
+
+
+def train(*args, **options) -> Runner:
+    runner = built(*args, **options)
     runner.train()
     return runner
 
@@ -156,6 +161,11 @@ def test_a_run_goes_on_with_its_momentum_and_resumes(by_iterations, tmp_path):
     assert all(optimizer.state[p]['momentum_buffer'].shape == p.shape for p in model.parameters())
     ema = next(hook for hook in whole.hooks if type(hook).__name__ == 'EMAHook').ema_model.module
     assert {name: p.shape for name, p in ema.named_parameters()} == {name: p.shape for name, p in model.named_parameters()}
+
+    loaded = built(tmp_path / 'loaded', 4, by_iterations)
+    loaded.hooks[:] = [hook for hook in loaded.hooks if isinstance(hook, PruneBranchesHook)]  # as in a test, which builds no optimizer
+    loaded.load_checkpoint(str(tmp_path / 'whole' / ('iter_8.pth' if by_iterations else 'epoch_4.pth')))
+    assert loaded.model.layers[2].kernel.branches == kernel.branches
 
     train(tmp_path / 'parts', 3, by_iterations)
     resumed = train(tmp_path / 'parts', 4, by_iterations, resume=True)
@@ -173,7 +183,7 @@ def test_momentum_of_the_scales_that_stay(tmp_path):
     optimizer.zero_grad()
     kernel = model[2].kernel
     before, names = optimizer.state[kernel.scale]['momentum_buffer'].clone(), kernel.branches
-    runner = type('Runner', (), dict(model=model, hooks=[], optim_wrapper=type('Wrapper', (), dict(optimizer=optimizer))()))()
+    runner = type('Runner', (), dict(model=model, hooks=[], optim_wrapper=OptimWrapper(optimizer)))()
     hook = PruneBranchesHook(0.5, epoch=0)
     runner.epoch = 0
     hook.before_train_epoch(runner)

@@ -2,12 +2,13 @@
 """Time training steps and forward passes of networks with and without OREPA, side by side in one process.
 
 The networks take turns, so a machine that slows down slows all; what counts is the ratio to the plain network, taken round by round.
-Without --arch the standard rows are measured: ResNet-18 and ResNet-50 at common batch and picture sizes. Results go into benchmarks/
-as JSON and as a plot::
+Without --arch the standard rows are measured. On a CPU they are ResNet-18 and ResNet-50 at common batch and picture sizes. On a GPU they
+are training steps of ResNet-50, Mask R-CNN and PSPNet at their recipes' sizes, in bfloat16 and channels_last, with and without a compiler.
+Either takes less than eight minutes. Results go into benchmarks/ as JSON, as a table and as a plot::
 
     python tools/benchmark.py
     python tools/benchmark.py --arch resnet50 --batch 64 --size 224 --device cuda --dtype bfloat16 --channels-last
-    python tools/benchmark.py --arch mask-rcnn --batch 2 --size 320
+    python tools/benchmark.py --arch mask-rcnn --batch 2 --size 800 1333
     python tools/benchmark.py --grow
 """
 
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,10 +37,17 @@ from orepa_mm.layers import METHODS as LAYERS
 from orepa_mm.layers.kernels import PRESETS, OREPAKernel, OREPAPointwiseKernel
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
-METHODS = ('none', *(name for name in LAYERS if name != 'OREPA'), 'OREPA', PLAIN_FORMULA)
-DEFAULT = ('none', 'DBB', 'OREPA', PLAIN_FORMULA)
-OF_REPVGG = ('none', 'OREPA', PLAIN_FORMULA)
-FORMS = {PLAIN_FORMULA: 'OREPA'}  # ways of computing the same network
+LIGHT, GRADIENT_FORM = 'OREPA, light', 'OREPA, gradient form'  # the linear branches, and plain kernels that train as they would
+OF_OREPA = ('OREPA', PLAIN_FORMULA, LIGHT, GRADIENT_FORM)
+METHODS = ('none', *(name for name in LAYERS if name != 'OREPA'), *OF_OREPA)
+DEFAULT = ('none', 'DBB', *OF_OREPA)
+OF_REPVGG = ('none', *OF_OREPA)
+COMPILED_METHODS = ('none', 'OREPA', LIGHT, GRADIENT_FORM)  # compiling takes longer than measuring
+FORMS = {  # backbones that are not called as their rows are
+    PLAIN_FORMULA: dict(method='OREPA'),
+    LIGHT: dict(method='OREPA', branches='light'),
+    GRADIENT_FORM: dict(method='OREPA', branches='light'),
+}
 RESNETS = {f'resnet{depth}': dict(type='OREPAResNet', depth=depth) for depth in (18, 34, 50, 101, 152)}
 RESNETS['resnext50'] = dict(type='OREPAResNeXt', depth=50)
 REPVGGS = {f'repvgg-{arch}': dict(type='OREPARepVGG', arch=arch.upper()) for arch in ('a0', 'a1', 'a2')}
@@ -49,12 +58,18 @@ MODELS = {  # scope, stock config, where the training crop is
 }
 # Architecture, batch, size, what is measured.
 STANDARD = [
-    ('resnet18', 32, 224, ('step',)),
-    ('resnet50', 16, 224, ('step',)),
-    ('resnet18', 8, 64, ('step',)),
-    ('resnet18', 8, 224, ('forward',)),
-    ('resnet50', 2, 224, ('forward',)),
+    ('resnet18', 32, (224, 224), ('step',)),
+    ('resnet50', 16, (224, 224), ('step',)),
+    ('resnet18', 8, (64, 64), ('step',)),
+    ('resnet18', 8, (224, 224), ('forward',)),
+    ('resnet50', 2, (224, 224), ('forward',)),
 ]
+GPU = [
+    ('resnet50', 64, (224, 224)),
+    ('mask-rcnn', 2, (800, 1333)),
+    ('pspnet', 2, (512, 1024)),
+]
+GPU_MINUTES = 6  # no row of the GPU's set starts later; the slowest take under two minutes
 Run = Callable[[], object]
 
 
@@ -79,7 +94,7 @@ def method_of(backbone: dict, method: str) -> dict:
     repvgg = backbone['type'] == 'OREPARepVGG'
     if repvgg and method not in OF_REPVGG:
         raise UsageError(f'--methods {method}: RepVGG has blocks of its own; choose from none, OREPA.')
-    return dict(backbone, method='RepVGG' if repvgg and method == 'none' else FORMS.get(method, method))
+    return dict(backbone, **FORMS.get(method, dict(method='RepVGG' if repvgg and method == 'none' else method)))
 
 
 def use_formula(model: nn.Module, method: str) -> nn.Module:
@@ -94,7 +109,7 @@ class Classification:
 
     def __init__(self, arch: str, args: argparse.Namespace) -> None:
         self.backbone = (RESNETS | REPVGGS)[arch]
-        self.x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+        self.x = torch.randn(args.batch, 3, *args.size, device=args.device)
         if args.channels_last:
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.target = torch.randint(1000, (args.batch,), device=args.device)
@@ -132,14 +147,14 @@ class Dense:
     def _detection(self) -> dict:
         from mmdet.testing import demo_mm_inputs
 
-        size = (3, self.args.size, self.args.size)
+        size = (3, *self.args.size)
         return demo_mm_inputs(self.args.batch, [size] * self.args.batch, num_items=[5] * self.args.batch, with_mask=True)
 
     def _segmentation(self) -> dict:
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
-        shape = (self.args.size, self.args.size)
+        shape = self.args.size
         self.config.data_preprocessor.size = shape
         pictures = [torch.randint(0, 255, (3, *shape), dtype=torch.uint8) for _ in range(self.args.batch)]
         labels = [PixelData(data=torch.randint(0, 19, (1, *shape))) for _ in pictures]
@@ -163,7 +178,10 @@ class Dense:
 
 
 def build(task, method: str, args: argparse.Namespace) -> nn.Module:
-    model = task.build(method).to(args.device)
+    model = task.build(method)
+    if method == GRADIENT_FORM:
+        orepa_mm.gradient_form(model)
+    model = model.to(args.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     return use_formula(model, method)
@@ -177,16 +195,15 @@ def autocast(args: argparse.Namespace):
 def training_step(task, model: nn.Module, args: argparse.Namespace) -> Run:
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
-    loss_of = torch.compile(task.loss) if args.compile else task.loss
 
     def step() -> None:
         with autocast(args):
-            loss = loss_of(model)
+            loss = task.loss(model)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()  # here as in mmengine: no gradients are alive in the forward pass
 
-    return step
+    return torch.compile(step) if args.compile else step  # all of it, as compile=True of a config does
 
 
 def forward_pass(task, model: nn.Module, args: argparse.Namespace) -> Run:
@@ -203,8 +220,7 @@ def forward_pass(task, model: nn.Module, args: argparse.Namespace) -> Run:
 def seconds(call: Run, args: argparse.Namespace) -> float:
     start = time.perf_counter()
     call()
-    if args.device.startswith('cuda'):
-        torch.cuda.synchronize(args.device)
+    synchronize(args.device)
     return time.perf_counter() - start
 
 
@@ -257,7 +273,7 @@ def kernel_launches(call: Run) -> int:
 def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[dict]:
     """Rows of one architecture at one size."""
     task = (Dense if arch in MODELS else Classification)(arch, args)
-    title = f'{arch}, batch {args.batch} at {args.size}'
+    title = f'{arch}, batch {args.batch} at {size_of(args)}'
     methods = [m for m in args.methods if m in OF_REPVGG or arch not in REPVGGS]
     rows = []
     if 'step' in what:
@@ -268,9 +284,10 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
         times = take_turns(steps, args.repeats, args, f'{title}, training step')
         launches = {m: kernel_launches(step) for m, step in steps.items()} if args.device.startswith('cuda') else {}
         rows += summarise(times, arch, 'training step', args, memory, launches)
+        rate = product_rate(args.device)
         for row in rows:
             if row['method'].startswith('OREPA'):
-                row['floor'] = floor(models[row['method']], statistics.median(times['none']), product_rate(args.device))
+                row['floor'] = floor(models[row['method']], statistics.median(times['none']), rate)
         del steps, models
         gc.collect()
     if 'forward' in what:
@@ -287,12 +304,17 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
     return rows
 
 
+def size_of(args: argparse.Namespace) -> int | str:
+    height, width = args.size
+    return height if height == width else f'{height}x{width}'
+
+
 def summarise(times: dict, arch: str, what: str, args: argparse.Namespace, memory: dict | None = None, launches: dict | None = None):
     rows = []
     for method, values in times.items():
         # Round by round, so that both sides of a ratio saw the same machine.
         ratios = sorted(value / plain for value, plain in zip(values, times['none'], strict=True))
-        row = dict(arch=arch, batch=args.batch, size=args.size, what=what, method=method, seconds=values)
+        row = dict(arch=arch, batch=args.batch, size=size_of(args), what=what, method=method, seconds=values)
         row |= dict(ratio=statistics.median(ratios), ratio_low=ratios[len(ratios) // 4], ratio_high=ratios[-1 - len(ratios) // 4])
         if memory:
             row |= dict(memory=memory[method], memory_ratio=memory[method] / memory['none'])
@@ -352,12 +374,10 @@ def product_rate(device: str, repeats: int = 20) -> float:
 
 
 def _product_seconds(a: torch.Tensor, b: torch.Tensor, device: str) -> float:
-    if device.startswith('cuda'):
-        torch.cuda.synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     a @ b
-    if device.startswith('cuda'):
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -366,13 +386,70 @@ def floor(model: nn.Module, plain_seconds: float, rate: float) -> float:
     return 1 + 3 * squeezing_flops(model) / rate / plain_seconds
 
 
+def squeezing(device: str, channels: int = 512, repeats: int = 10) -> dict[str, float]:
+    """Milliseconds of squeezing a 3x3 layer with all branches: forward, backward, its products alone, the rest, and one kernel's copy.
+
+    The rest is what is not a matrix product. Copying one kernel, read once and written once, is the unit of what it costs to touch arrays.
+    """
+    kernel = OREPAKernel(channels, channels, 3, device=device)
+    grad = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+    rows, square = torch.randn(9 * channels, channels, device=device), torch.randn(channels, channels, device=device)
+    copy_of = torch.empty_like(grad)
+    times: dict[str, list[float]] = {name: [] for name in ('forward', 'backward', 'products', 'copy')}
+
+    def timed(name: str, call: Run) -> object:
+        synchronize(device)
+        start = time.perf_counter()
+        result = call()
+        synchronize(device)
+        times[name].append(1e3 * (time.perf_counter() - start))
+        return result
+
+    for _ in range(repeats + 2):
+        squeezed = timed('forward', lambda: kernel(torch.channels_last))
+        timed('backward', partial(torch.autograd.grad, squeezed, list(kernel.parameters()), grad))
+        timed('products', lambda: (rows @ square, rows @ square.T, rows.T @ rows))
+        timed('copy', lambda: copy_of.copy_(grad))
+    found = {name: statistics.median(values[2:]) for name, values in times.items()}
+    return found | dict(rest=found['forward'] + found['backward'] - found['products'])
+
+
+def squeezing_line(found: dict[str, float]) -> str:
+    return (
+        f'Squeezing a 512-channel 3x3 layer: {found["forward"]:.2f} ms forward, {found["backward"]:.2f} ms backward. Its products take '
+        f'{found["products"]:.2f} ms of that and the rest {found["rest"]:.2f} ms; copying one of its kernels takes {found["copy"]:.2f} ms.'
+    )
+
+
+def gpu_rows(args: argparse.Namespace, points: list[tuple[str, int, tuple[int, int]]]) -> list[dict]:
+    """Training steps as a GPU trains, each without the compiler and with it; what no time is left for is named and left out."""
+    rows, methods, start = [], args.methods, time.perf_counter()
+    for compiled in (False, True):
+        for arch, batch, size in points:
+            args.batch, args.size, args.compile = batch, size, compiled
+            what = f'{arch}, batch {batch} at {size_of(args)}{", compiled" if compiled else ""}'
+            if time.perf_counter() - start > 60 * GPU_MINUTES:
+                print(f'left out, as {GPU_MINUTES} minutes are over: {what}', file=sys.stderr)
+                continue
+            args.methods = [method for method in methods if not compiled or method in COMPILED_METHODS]
+            for row in measure(arch, ('step',), args):
+                rows.append(dict(row, what='training step, compiled') if compiled else row)
+            torch.compiler.reset()
+    return rows
+
+
+def synchronize(device: str) -> None:
+    if device.startswith('cuda'):
+        torch.cuda.synchronize(device)
+
+
 def grow(args: argparse.Namespace) -> list[dict]:
     """How the cost of a training step depends on batch, picture size and depth."""
     rows = []
     points = [('resnet18', batch, size) for size in (64, 128, 224) for batch in (2, 8, 32) if batch * size**2 <= 16 * 224**2]
     points += [(arch, 8, 128) for arch in ('resnet34', 'resnet50', 'resnet101')]
     for arch, batch, size in points:
-        args.batch, args.size = batch, size
+        args.batch, args.size = batch, (size, size)
         rows += measure(arch, ('step',), args)
     return rows
 
@@ -437,15 +514,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--arch', choices=(*RESNETS, *REPVGGS, *MODELS), help='one network instead of the standard rows')
     parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--size', type=int, default=224, help='height and width of the pictures')
+    parser.add_argument('--size', type=int, nargs='+', default=[224], help='height and width of the pictures, or one number for both')
     methods = f'"none" is always measured; default: {"; ".join(DEFAULT)}'
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(DEFAULT), help=methods)
     parser.add_argument('--what', nargs='+', choices=('step', 'forward'), default=['step', 'forward'], help='with --arch')
-    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='autocast dtype')
     parser.add_argument('--channels-last', action='store_true', help='memory format of pictures and kernels')
-    parser.add_argument('--compile', action='store_true', help='torch.compile for all networks')
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile for all networks, of the whole step as compile=True of a config'
+    )
     parser.add_argument('--no-memory', action='store_true', help='time only')
     parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with its floor')
     parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
@@ -454,8 +533,12 @@ def parse_args() -> argparse.Namespace:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f'--device {args.device}: cannot be used here ({str(error).splitlines()[0]}).') from None
+    if len(args.size) > 2:
+        raise UsageError('--size takes a height and a width, or one number for both.')
+    args.size = (args.size[0], args.size[-1])
     for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
-        if getattr(args, option) < least:
+        value = getattr(args, option)
+        if (min(value) if option == 'size' else value) < least:
             raise UsageError(f'--{option} must be at least {least}.')
     args.methods = ['none', *(method for method in METHODS[1:] if method in args.methods)]
     return args
@@ -471,26 +554,36 @@ def main() -> None:
         if args.device.startswith('cuda')
         else f'{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores'
     )
+    standard = not (args.grow or args.arch)
+    if standard and args.device.startswith('cuda'):
+        args.dtype, args.channels_last, args.compile = 'bfloat16', True, False
     settings = [args.dtype, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
     caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
     if args.grow:
         args.methods, args.no_memory, name = ['none', 'OREPA'], True, 'growth'
         rows = grow(args)
     elif args.arch:
-        name = f'{args.arch}_b{args.batch}_s{args.size}'
+        name = f'{args.arch}_b{args.batch}_s{size_of(args)}'
         rows = measure(args.arch, tuple(args.what), args)
+    elif args.device.startswith('cuda'):
+        name, rows = 'standard', gpu_rows(args, GPU)
     else:
         name, rows = 'standard', []
         for arch, args.batch, args.size, what in STANDARD:
             rows += measure(arch, what, args)
     print(caption)
     show(rows)
+    results, table = dict(caption=caption, rows=rows), markdown(rows, caption)
+    if standard:
+        results['squeezing'] = squeezing(args.device)
+        table += f'\n\n{squeezing_line(results["squeezing"])}'
+        print(squeezing_line(results['squeezing']))
     path = args.out / '_'.join([name, *settings, torch.device(args.device).type])
     with replacing(path.with_suffix('.json')) as partial:
-        partial.write_text(json.dumps(dict(caption=caption, rows=rows), indent=2) + '\n')
+        partial.write_text(json.dumps(results, indent=2) + '\n')
     print(f'wrote {path}.json')
     with replacing(path.with_suffix('.md')) as partial:
-        partial.write_text(markdown(rows, caption) + '\n')
+        partial.write_text(table + '\n')
     print(f'wrote {path}.md')
     (draw_growth if args.grow else draw)(rows, path.with_suffix('.png'), caption)
 

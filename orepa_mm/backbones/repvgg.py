@@ -11,28 +11,31 @@ from torch import nn
 from ..checkpoints.checks_weights import ChecksWeights
 from ..layers.kernels import branch_names
 from ..reparam import reparameterize
+from .initial_weights import BalancedStart
 
 METHODS = ('OREPA', 'RepVGG')
 
 
-def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None) -> dict[str, Any]:
+def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None, init: str | None = None) -> dict[str, Any]:
     """The convolution layer of a method.
 
     Raises:
-        ValueError: For an unknown method, and for ``branches`` of another than OREPA.
+        ValueError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
     if method not in METHODS:
         raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
     if method == 'OREPA':
         # The 1x1 branch of the block takes the place of the layer's own.
         names = tuple(name for name in branch_names('full' if branches is None else branches) if name != 'point')
-        return dict(type='OREPAConv2d', plain_sizes=(1,), branches=names)
+        return dict(type='OREPAConv2d', plain_sizes=(1,), branches=names, **({} if init is None else dict(init=init)))
     if branches is not None:
         raise ValueError(f"branches={branches!r} is for method='OREPA', not {method!r}")
+    if init is not None:
+        raise ValueError(f"init={init!r} is for method='OREPA', not {method!r}")
     return dict(type='Conv2d')
 
 
-class OREPARepVGG(ChecksWeights, RepVGG):
+class OREPARepVGG(BalancedStart, ChecksWeights, RepVGG):
     """mmpretrain's RepVGG with OREPA 3x3 convolutions in its blocks (paper, section 4.1, OREPA-RepVGG).
 
     Args:
@@ -40,12 +43,13 @@ class OREPARepVGG(ChecksWeights, RepVGG):
             ``'B3g2'``, ``'B3g4'``, ``'D2se'`` (with squeeze and excitation), or a dict as for the stock class.
         method: ``'OREPA'`` or ``'RepVGG'`` (the stock network).
         branches: Which branches the OREPA convolutions have, as for :class:`.OREPAConv2d`; ``'point'`` is left to the block.
+        init: How the OREPA convolutions start, as in ``OREPAResNet``: ``'published'`` (default) or ``'balanced'``.
         conv_cfg: Another convolution layer for the branches than the method's.
         kwargs: All arguments of mmpretrain's RepVGG; ``deploy=True`` builds the deployed form, whose parameter names are those of the
             re-parameterized network.
 
     Raises:
-        ValueError: For an unknown method or architecture, and for ``branches`` beside another method or a ``conv_cfg``.
+        ValueError: For an unknown method or architecture, and for ``branches`` or ``init`` beside another method or a ``conv_cfg``.
 
     Example:
         >>> backbone = dict(type='OREPARepVGG', arch='A0', out_indices=(0, 1, 2, 3))
@@ -59,18 +63,23 @@ class OREPARepVGG(ChecksWeights, RepVGG):
         *,
         method: str = 'OREPA',
         branches: str | Iterable[str] | None = None,
+        init: str | None = None,
         conv_cfg: dict[str, Any] | None = None,
         deploy: bool = False,
         **kwargs: Any,
     ) -> None:
         if branches is not None and conv_cfg is not None:
             raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')
-        method_cfg = conv_cfg_of(method, branches)
+        if init is not None and conv_cfg is not None:
+            raise ValueError('init and conv_cfg: give the init in the conv_cfg')
+        method_cfg = conv_cfg_of(method, branches, init)
         if isinstance(arch, str) and arch not in self.arch_settings:
             raise ValueError(f'arch={arch!r} is unknown; choose from {", ".join(self.arch_settings)}, or give a dict')
         if conv_cfg is None:
             conv_cfg = method_cfg
+        start = conv_cfg.get('init', 'published')
         super().__init__(arch, conv_cfg=None if deploy else conv_cfg, deploy=deploy, **kwargs)
+        self.init = start
         for stage in list(self.modules()):
             for name, block in stage.named_children():
                 if not isinstance(block, RepVGGBlock):

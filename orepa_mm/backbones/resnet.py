@@ -9,19 +9,24 @@ from torch import Tensor, nn
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
 from ..layers import METHODS, ReparameterizableConv2d
+from .initial_weights import BalancedStart
 
 
-def conv_cfg_of(method: str, depth: int, norm_cfg: dict[str, Any] | None, branches: str | Iterable[str] | None = None) -> dict[str, Any]:
+def conv_cfg_of(
+    method: str, depth: int, norm_cfg: dict[str, Any] | None, branches: str | Iterable[str] | None = None, init: str | None = None
+) -> dict[str, Any]:
     """The convolution layer of a method, as the published networks use it.
 
     OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. The others replace
     the convolutions between 1x1 and the 7x7 stem.
 
     Raises:
-        ValueError: For an unknown method, and for ``branches`` of another than OREPA.
+        ValueError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
-    if branches is not None and method != 'OREPA':
-        raise ValueError(f"branches={branches!r} is for method='OREPA', not {method!r}")
+    chosen = {key: value for key, value in dict(branches=branches, init=init).items() if value is not None}
+    if chosen and method != 'OREPA':
+        key, value = next(iter(chosen.items()))
+        raise ValueError(f"{key}={value!r} is for method='OREPA', not {method!r}")
     if method == 'none':
         return dict(type='Conv2d')
     if method not in METHODS:
@@ -31,7 +36,7 @@ def conv_cfg_of(method: str, depth: int, norm_cfg: dict[str, Any] | None, branch
     cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
     if layer.brings_norm:
         cfg['norm_cfg'] = dict(type=(norm_cfg or {}).get('type', 'BN'))
-    return cfg if branches is None else dict(cfg, branches=branches)
+    return cfg | chosen
 
 
 def _brings_norm(module: Any) -> bool:
@@ -55,7 +60,7 @@ def _drop_norms(resnet: nn.Module) -> None:
         before = module
 
 
-class OREPAResNetMixin(ChecksWeights):
+class OREPAResNetMixin(BalancedStart, ChecksWeights):
     """Builds a toolbox's own ResNet with OREPA convolutions, or with a baseline's.
 
     Put before the stock class. The 7x7 stem of OREPA is a deep linear one (paper, section 4.1).
@@ -64,13 +69,16 @@ class OREPAResNetMixin(ChecksWeights):
         depth: 18, 34, 50, 101 or 152.
         method: A name in :data:`.METHODS`, such as ``'OREPA'`` or ``'DBB'`` (Diverse Branch Block), or ``'none'`` (stock convolutions).
         branches: Which branches the OREPA convolutions have, as for :class:`.OREPAConv2d`: ``'full'`` (default), ``'light'``, or names.
+        init: How the OREPA convolutions start: ``'published'`` (default), every branch drawn as the published code does, or ``'balanced'``,
+            branches that add up to what the stock network draws (``init_cfg`` says what). A stem with fewer than 9 output channels for
+            an input channel takes ``plain_stem=True`` for it.
         conv_cfg: Another convolution layer than the method's.
         plain_stem: Build the 7x7 stem as one plain convolution. Of a checkpoint with a deep linear stem it takes the kernel that the
             stem's branches add up to.
         kwargs: All arguments of the toolbox's ResNet.
 
     Raises:
-        ValueError: For an unknown method, for ``branches`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
+        ValueError: For an unknown method, for ``branches`` or ``init`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
             ``deep_stem``, which has no 7x7 convolution.
     """
 
@@ -80,19 +88,22 @@ class OREPAResNetMixin(ChecksWeights):
         *,
         method: str = 'OREPA',
         branches: str | Iterable[str] | None = None,
+        init: str | None = None,
         conv_cfg: dict[str, Any] | None = None,
         plain_stem: bool = False,
         **kwargs: Any,
     ) -> None:
         if branches is not None and conv_cfg is not None:
             raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')
+        if init is not None and conv_cfg is not None:
+            raise ValueError('init and conv_cfg: give the init in the conv_cfg')
         if plain_stem and kwargs.get('deep_stem'):
             raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
-            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches)
+            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches, init)
         if plain_stem and conv_cfg['type'] in [layer.__name__ for layer in METHODS.values()]:
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
-        self.plain_stem = plain_stem
+        self.plain_stem, self.init = plain_stem, conv_cfg.get('init', 'published')
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
         _drop_norms(self)
 
@@ -143,7 +154,7 @@ class OREPAResNeXtMixin(OREPAResNetMixin):
         depth: 50, 101 or 152.
         groups: Groups of the 3x3 convolutions; with the stock width of 4 channels a group the net is a 32x4d.
         method: A name in :data:`.METHODS`, such as ``'OREPA'`` or ``'DBB'`` (Diverse Branch Block), or ``'none'`` (stock convolutions).
-        branches: As in ``OREPAResNet``.
+        branches, init: As in ``OREPAResNet``.
         conv_cfg: Another convolution layer than the method's.
         plain_stem: As in ``OREPAResNet``.
         kwargs: All arguments of the toolbox's ResNeXt.

@@ -19,7 +19,8 @@ def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
         Whether there was a deep linear stem.
     """
     stem = f'{prefix}conv1.'
-    branches = {key.removeprefix(stem): state[key] for key in state if key.startswith(f'{stem}kernel.stages.')}
+    keys = [key for key in state if key.startswith(f'{stem}kernel.stages.')]
+    branches = {key.removeprefix(stem): state[key] for key in keys if not key.endswith('.gradient_matrix')}
     if not branches:
         return False
     stages = [key.removesuffix('.origin') for key in branches if key.endswith('.origin')]
@@ -28,7 +29,7 @@ def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
     options = dict(branches=branches_in(branches, f'{stages[0]}.')) if stages else dict(plain_stages=True)
     layer = OREPAConv2d(in_channels, len(weights[0]), 2 * len(weights) + 1, bias=False, **options)
     layer.to(weights[0].dtype).load_state_dict(branches)
-    for key in branches:
-        del state[stem + key]
+    for key in keys:
+        del state[key]
     state[f'{stem}weight'] = layer.weight
     return True

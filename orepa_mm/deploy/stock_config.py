@@ -13,7 +13,7 @@ from ..layers import METHODS
 from ..registry import TOOLBOXES
 
 LAYERS = tuple(layer.__name__ for layer in METHODS.values())
-HOOKS = ('ReparameterizeHook', 'CheckHook', 'SeedHook', 'FiniteLossHook', 'PruneBranchesHook')
+HOOKS = ('ReparameterizeHook', 'CheckHook', 'SeedHook', 'FiniteLossHook', 'PruneBranchesHook', 'GradientFormHook')
 CHECKPOINT_HOOK = 'AtomicCheckpointHook'
 VARIABLES = ('stem_paramwise_cfg', 'safe_hooks')  # of our configs, which their settings were taken from
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'

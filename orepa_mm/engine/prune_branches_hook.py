@@ -6,7 +6,7 @@ import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
@@ -82,7 +82,7 @@ class PruneBranchesHook(Hook):
         dropped = {id(parameter) for parameter in before.values()} - kept - rows.keys()
         wrapper: Any = getattr(runner, 'optim_wrapper', None)
         for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            if hasattr(each, 'optimizer'):  # in a test the wrapper is not built
+            if isinstance(each, OptimWrapper):  # in a test the wrapper is still a config
                 _edit_optimizer(each.optimizer, dropped, rows)
         for hook in runner.hooks:
             if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):

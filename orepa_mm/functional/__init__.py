@@ -3,6 +3,7 @@
 from .closed_form import closed_form_1x1, closed_form_kxk
 from .factor import shifts_and_kernel
 from .fuse import fuse_norm
+from .gradient_form import gradient_matrix, multiply_taps, with_multiplied_gradient
 from .merge import average, identity_kernel, merge_1x1_kxk
 from .precision import in_float32, is_plain_eager, under_autocast, without_autocast
 from .repvgg_l2 import repvgg_l2
@@ -18,16 +19,19 @@ __all__ = [
     'compose',
     'frequency_prior',
     'fuse_norm',
+    'gradient_matrix',
     'identity_kernel',
     'in_float32',
     'is_plain_eager',
     'kernel_of',
     'merge_1x1_kxk',
+    'multiply_taps',
     'repvgg_l2',
     'rows_of',
     'shifts_and_kernel',
     'squeeze_1x1',
     'squeeze_kxk',
     'under_autocast',
+    'with_multiplied_gradient',
     'without_autocast',
 ]

@@ -26,6 +26,12 @@ def memory_format_of_input(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
+def shape_of(layer: 'nn.Conv2d | ReparameterizableConv2d') -> dict[str, Any]:
+    """The arguments, ``bias`` included, that build a convolution of the shape of ``layer``; device and dtype are not among them."""
+    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+    return {name: getattr(layer, name) for name in names} | dict(bias=layer.bias is not None)
+
+
 class _Parameters(dict[str, nn.Parameter | None]):
     """A layer's parameters; ``nn.utils.spectral_norm``, which mmcv's ``with_spectral_norm=True`` calls, looks for "weight" among them."""
 

@@ -227,6 +227,13 @@ class OREPAKernel(nn.Module):
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
         """Turn what else may be loaded into this module's own keys, in place."""
+        plain = state.get(f'{prefix}weight')
+        if self.origin is not None and plain is not None and tuple(plain.shape) == self.shape:  # a plain stage, or one in gradient form
+            copy = deepcopy(self)
+            copy.represent(plain)
+            for name in ('weight', 'gradient_matrix'):
+                state.pop(f'{prefix}{name}', None)
+            state |= {f'{prefix}{key}': value for key, value in copy.state_dict().items()}
         # Checkpoints with these names have the expansion fastest along the channels of a group, not slowest.
         if f'{prefix}dw' in state and f'{prefix}pw' in state:
             dw, pw = state.pop(f'{prefix}dw'), state.pop(f'{prefix}pw')

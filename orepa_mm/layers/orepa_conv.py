@@ -4,11 +4,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from .base import PaddingMode, memory_format_of
+from ..errors import LayerError
+from .base import PaddingMode, memory_format_of, shape_of
 from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
 from .methods import register_method
 from .squeezed_conv import SqueezedConv2d
+
+INITS = ('published', 'balanced')
 
 
 @register_method('OREPA')
@@ -33,12 +37,17 @@ class OREPAConv2d(SqueezedConv2d):
             any of their names: ``'origin'`` (plain), ``'avg'`` (1x1, then average pooling), ``'freq'`` (1x1, then the frequency prior),
             ``'sequence'`` (1x1, then k x k), ``'point'`` (1x1), ``'separable'`` (depthwise, then pointwise). 1x1 kernels have origin and
             sequence, large ones hand it to their stages.
+        init: How the weights start: ``'published'`` (default) draws every branch, as the published code does. ``'balanced'`` draws the
+            kernel and bias of the plain layer and expands them, as :func:`orepa_mm.expand` does: the plain branch carries the kernel, all
+            others start at zero, with scales that keep a plain layer's learning rate. The draw is that of ``nn.Conv2d``, and where a
+            model of the MM toolboxes calls ``init_weights()``, mmcv's for a plain convolution.
 
     Shape:
         Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
 
     Raises:
-        LayerError: For an even or rectangular kernel, for branches that are none or unknown, and where ``nn.Conv2d`` raises ``ValueError``.
+        LayerError: For an even or rectangular kernel, for branches that are none or unknown, for an unknown ``init``, where ``nn.Conv2d``
+            raises ``ValueError``, and with ``init='balanced'`` as :meth:`from_conv`.
 
     Example:
         >>> conv = OREPAConv2d(64, 128, kernel_size=3, stride=2, padding=1, bias=False)
@@ -66,8 +75,14 @@ class OREPAConv2d(SqueezedConv2d):
         *,
         plain_stages: bool = False,
         branches: str | Iterable[str] = 'full',
+        init: str = 'published',
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        if init not in INITS:
+            raise LayerError(f'init={init!r} is unknown; choose from {", ".join(INITS)}')
+        self.init = init
+        # Before the branches are drawn: the same kernel as a plain layer's from the same seed.
+        plain = nn.Conv2d(**shape_of(self), device=device, dtype=dtype) if init == 'balanced' else None
         size = self.kernel_size[0]
         shape: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
         if size == 1:
@@ -76,6 +91,47 @@ class OREPAConv2d(SqueezedConv2d):
             self.kernel = OREPAKernel(kernel_size=size, branches=branches, **shape)
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, branches=branches, **shape)
+        if plain is not None:
+            self.start_from(plain)
+
+    def plain_layer(self) -> nn.Conv2d:
+        """An ``nn.Conv2d`` of this layer's shape, device and dtype, with weights just drawn."""
+        weight = next(self.kernel.parameters())
+        return nn.Conv2d(**shape_of(self), device=weight.device, dtype=weight.dtype)
+
+    @torch.no_grad()
+    def start_from(self, conv: nn.Conv2d) -> None:
+        """Start as ``init='balanced'`` does: branches that add up to the kernel of ``conv``, and its bias.
+
+        Raises:
+            LayerError: As :meth:`from_conv`.
+        """
+        self.kernel.reset_parameters()
+        self.kernel.represent(conv.weight)
+        if self.bias is not None and conv.bias is not None:
+            self.bias.copy_(conv.bias)
+
+    def init_weights(self) -> None:
+        """Draw new weights; with ``init='balanced'`` as mmcv's ``ConvModule`` draws those of a plain convolution."""
+        if self.init != 'balanced':
+            super().init_weights()
+            return
+        plain = self.plain_layer()
+        nn.init.kaiming_normal_(plain.weight, mode='fan_out', nonlinearity='relu')
+        if plain.bias is not None:
+            nn.init.zeros_(plain.bias)
+        self.start_from(plain)
+
+    def reset_parameters(self) -> None:
+        if self.init == 'balanced':
+            self.start_from(self.plain_layer())
+        else:
+            super().reset_parameters()
+
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+        if self.holds_plain_kernel(state, prefix):
+            state.pop(f'{prefix}gradient_matrix', None)  # of a checkpoint in gradient form
+        super().adapt_state_dict(state, prefix)
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError, PlainKernelError
-from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input
+from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input, shape_of
 
 
 class SqueezedConv2d(ReparameterizableConv2d):
@@ -60,18 +60,7 @@ class SqueezedConv2d(ReparameterizableConv2d):
             LayerError: For a kernel that is not square and odd, for one of 7x7 or larger with fewer output channels than
                 :func:`.shifts_and_kernel` needs, and for branches without ``'origin'``.
         """
-        arguments: list[Any] = [
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-        ]
-        layer = cls(*arguments, device=conv.weight.device, dtype=conv.weight.dtype, **options)
+        layer = cls(**shape_of(conv), device=conv.weight.device, dtype=conv.weight.dtype, **options)
         layer.kernel.represent(conv.weight, start)
         layer.kernel.requires_grad_(conv.weight.requires_grad)
         if conv.bias is not None:

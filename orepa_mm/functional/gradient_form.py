@@ -1,0 +1,94 @@
+"""What a step on linear branches does to the kernel they add up to: a matrix for each output channel.
+
+With scales s_b, linear maps A_b and weights w_b the kernel is W = sum_b s_b A_b w_b. Its gradient G gives the weights the gradients
+s_b A_b^T G, so a step of gradient descent on the weights moves W by ``M G`` instead of G, ``M = sum_b s_b^2 A_b A_b^T``. Weight decay,
+momentum and Nesterov's step are linear too: SGD on a plain kernel with the gradient ``M G`` goes where SGD on the branches goes.
+
+The idea of training a plain network with the gradients of another one: "Re-parameterizing Your Optimizers rather than Architectures"
+(ICLR 2023), whose factors for each element this extends to matrices over the k x k taps.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .precision import is_plain_eager, without_autocast
+from .squeeze import Branches, branch_kernels
+
+
+def gradient_matrix(scale: dict[str, Tensor], kernel_size: int, prior: Tensor | None = None) -> Tensor:
+    """``M = sum_b s_b^2 A_b A_b^T`` for the branches origin, avg, freq and point.
+
+    Args:
+        scale: The scales [O] of each branch, by its name.
+        kernel_size: k.
+        prior: :func:`.frequency_prior`, [O, k, k], where there is a branch freq.
+
+    Returns:
+        [O, k*k, k*k], symmetric, in float64.
+    """
+    taps = kernel_size * kernel_size
+    total: Tensor | None = None
+    for name, row in scale.items():
+        s = row.detach().double()
+        # The columns of s_b A_b are the kernels of unit weights.
+        unit = torch.eye(taps, dtype=s.dtype, device=s.device).repeat(len(s), 1, 1) if name == 'origin' else s.new_ones(len(s), 1, 1, 1)
+        weights = {name: unit} | (dict(prior=prior.double()) if name == 'freq' and prior is not None else {})
+        shape = (len(s), taps if name == 'origin' else 1, kernel_size, kernel_size)
+        columns = branch_kernels(Branches(scale=s[None], **weights), shape)[name]
+        product = columns @ columns.mT
+        total = product if total is None else total + product
+    assert total is not None
+    return total
+
+
+def multiply_taps(kernel: Tensor, matrix: Tensor) -> Tensor:
+    """``M`` times a kernel or its gradient, over the taps of each output and input channel.
+
+    Args:
+        kernel: [O, I/g, k, k].
+        matrix: M, symmetric, [O, k*k, k*k].
+
+    Returns:
+        [O, I/g, k, k], in the memory format of ``kernel``.
+    """
+    with without_autocast(kernel):
+        if kernel.shape[-1] == 1:
+            return kernel * matrix[..., None]
+        last = kernel.permute(0, 2, 3, 1)
+        if last.is_contiguous():
+            return torch.bmm(matrix, last.flatten(1, 2)).view_as(last).permute(0, 3, 1, 2)
+        return torch.bmm(kernel.flatten(2), matrix).view(kernel.shape)
+
+
+class _MultiplyGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (matrix,) = ctx.saved_tensors
+        return multiply_taps(grad, matrix), None
+
+
+def with_multiplied_gradient(weight: Tensor, matrix: Tensor) -> Tensor:
+    """``weight`` as it is, whose gradient arrives multiplied by ``matrix``.
+
+    Args:
+        weight: [O, I/g, k, k].
+        matrix: [O, k*k, k*k], symmetric.
+
+    Returns:
+        [O, I/g, k, k], the values of ``weight``.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return weight
+    if is_plain_eager(weight, matrix):
+        watched: Tensor = _MultiplyGradient.apply(weight, matrix)
+        return watched
+    # The same in operations that every tracer and compiler knows.
+    moved = multiply_taps(weight, matrix)
+    return weight.detach() + (moved - moved.detach())

@@ -1,0 +1,144 @@
+"""init='balanced': layers and backbones start at the kernels the plain network would start at."""
+
+import math
+
+import pytest
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from torch import nn
+
+import orepa_mm
+from orepa_mm import OREPAConv2d
+from orepa_mm.errors import LayerError
+from orepa_mm.layers.kernels import STARTS
+
+EXACT = 1e-12  # float64; dividing by a scale and multiplying again rounds
+
+
+def seeded(build, *args, **kwargs):
+    torch.manual_seed(3)
+    return build(*args, **kwargs)
+
+
+@pytest.mark.parametrize('branches', ['full', 'light', ('origin', 'avg')])
+@pytest.mark.parametrize(
+    ('shape', 'options'),
+    [
+        ((6, 8, 3), dict(padding=1)),
+        ((6, 8, 3), dict(groups=2, bias=False)),
+        ((6, 8, 1), dict(stride=2)),
+        ((6, 8, 5), dict(padding='same', padding_mode='reflect')),
+        ((3, 32, 7), dict(stride=2, padding=3)),
+    ],
+)
+def test_a_layer_starts_as_the_plain_one_from_the_same_seed(shape, options, branches):
+    options |= dict(dtype=torch.float64)
+    plain = seeded(nn.Conv2d, *shape, **options)
+    layer = seeded(OREPAConv2d, *shape, **options, branches=branches, init='balanced')
+    assert (layer.weight - plain.weight).abs().max() < EXACT
+    assert plain.bias is None or torch.equal(layer.bias, plain.bias)
+    seeded(plain.reset_parameters)
+    seeded(layer.reset_parameters)
+    assert (layer.weight - plain.weight).abs().max() < EXACT
+
+
+def test_its_scales_are_those_of_expansion_and_every_branch_moves():
+    layer = OREPAConv2d(8, 8, 3, init='balanced')
+    assert {name: row.unique().item() for name, row in zip(layer.kernel.branches, layer.kernel.scale, strict=True)} == pytest.approx(
+        STARTS['balanced'][0]
+    )
+    parts = layer.kernel.parts()
+    assert all((part.abs().max() > 0) == (name == 'origin') for name, part in parts.items())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.randn(2, 8, 6, 6)).square().mean().backward()
+    optimizer.step()
+    assert all(part.abs().max() > 0 for part in layer.kernel.parts().values())
+
+
+def test_published_is_the_default():
+    layer = seeded(OREPAConv2d, 6, 8, 3)
+    same = seeded(OREPAConv2d, 6, 8, 3, init='published')
+    assert layer.init == 'published' and torch.equal(layer.weight, same.weight)
+    assert layer.kernel.parts()['avg'].abs().max() > 0
+
+
+class TestInToolboxes:
+    def test_a_layer_of_another_model(self):
+        """As mmcv's ConvModule draws a plain convolution: normal, by fan-out."""
+        model = BaseModule()
+        model.conv = OREPAConv2d(64, 96, 3, groups=2, init='balanced')
+        model.init_weights()
+        plain = nn.Conv2d(64, 96, 3, groups=2)
+        seeded(nn.init.kaiming_normal_, plain.weight, mode='fan_out', nonlinearity='relu')
+        seeded(model.conv.init_weights)
+        assert model.conv.bias.abs().max() == 0
+        # of the same distribution: layers draw their kernels after other draws
+        assert model.conv.weight.std().item() == pytest.approx(plain.weight.std().item(), rel=0.02)
+
+    @pytest.mark.parametrize(
+        'backbone',
+        [
+            dict(type='OREPAResNet', depth=50, base_channels=16, stem_channels=32),
+            dict(type='OREPAResNet', depth=18, base_channels=16, stem_channels=16, plain_stem=True, branches='light'),
+            dict(type='OREPARepVGG', arch='A0'),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize('init_cfg', [None, [dict(type='Normal', layer='Conv2d', std=0.03)]], ids=['own', 'given'])
+    def test_a_backbone_draws_what_the_stock_one_draws(self, backbone, init_cfg):
+        init_default_scope('mmpretrain')
+        model = MODELS.build(backbone | dict(init='balanced') | ({} if init_cfg is None else dict(init_cfg=init_cfg)))
+        model.init_weights()
+        layers = [module for module in model.modules() if isinstance(module, OREPAConv2d)]
+        assert len(layers) >= 16 and all(layer.init == 'balanced' for layer in layers)
+        for layer in layers:
+            expected = 0.03 if init_cfg else math.sqrt(2 / (layer.out_channels // layer.groups * math.prod(layer.kernel_size)))
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.15)  # of 400 values and more
+            values = layer.weight.flatten()
+            assert values.abs().max() > 2.2 * expected  # normal, where torch's own draw ends at 1.7
+
+    def test_a_checkpoint_is_not_drawn_over(self, tmp_path):
+        init_default_scope('mmpretrain')
+        options = dict(type='OREPAResNet', depth=18, base_channels=16, stem_channels=32, init='balanced')
+        trained = MODELS.build(options)
+        torch.save(trained.state_dict(), tmp_path / 'weights.pth')
+        model = MODELS.build(options | dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))))
+        model.init_weights()
+        for name, value in trained.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+
+
+class TestBadInput:
+    def test_unknown(self):
+        with pytest.raises(LayerError, match="init='zero' is unknown; choose from published, balanced"):
+            OREPAConv2d(3, 3, 3, init='zero')
+
+    def test_without_a_plain_branch(self):
+        with pytest.raises(LayerError, match="cannot add up to any given kernel; it takes 'origin'"):
+            OREPAConv2d(3, 3, 3, branches=('avg', 'point'), init='balanced')
+
+    def test_a_narrow_stem(self):
+        with pytest.raises(LayerError, match='at least 27 output channels'):
+            OREPAConv2d(3, 16, 7, init='balanced')
+
+    @pytest.mark.parametrize(
+        ('kind', 'options', 'message'),
+        [
+            ('OREPAResNet', dict(depth=18, method='DBB'), "init='balanced' is for method='OREPA', not 'DBB'"),
+            ('OREPAResNet', dict(depth=18, method='none'), "init='balanced' is for method='OREPA', not 'none'"),
+            ('OREPARepVGG', dict(arch='A0', method='RepVGG'), "init='balanced' is for method='OREPA', not 'RepVGG'"),
+            ('OREPAResNet', dict(depth=18, conv_cfg=dict(type='Conv2d')), 'give the init in the conv_cfg'),
+        ],
+    )
+    def test_of_a_backbone(self, kind, options, message):
+        init_default_scope('mmpretrain')
+        with pytest.raises(ValueError, match=message):
+            MODELS.build(dict(type=kind, init='balanced', **options))
+
+
+def test_a_balanced_model_can_be_reparameterized():
+    model, x = nn.Sequential(OREPAConv2d(4, 8, 3, init='balanced', dtype=torch.float64)).eval(), torch.randn(1, 4, 9, 9).double()
+    expected = model(x)
+    assert (orepa_mm.reparameterize(model)(x) - expected).abs().max() < EXACT
