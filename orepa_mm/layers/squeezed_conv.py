@@ -60,18 +60,9 @@ class SqueezedConv2d(ReparameterizableConv2d):
             LayerError: For a kernel that is not square and odd, for one of 7x7 or larger with fewer output channels than
                 :func:`.shifts_and_kernel` needs, and for branches without ``'origin'``.
         """
-        arguments: list[Any] = [
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-        ]
-        layer = cls(*arguments, device=conv.weight.device, dtype=conv.weight.dtype, **options)
+        names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+        settings: dict[str, Any] = {name: getattr(conv, name) for name in names} | options
+        layer = cls(**settings, bias=conv.bias is not None, device=conv.weight.device, dtype=conv.weight.dtype)
         layer.kernel.represent(conv.weight, start)
         layer.kernel.requires_grad_(conv.weight.requires_grad)
         if conv.bias is not None:
