@@ -7,7 +7,7 @@ PYTEST = $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist workste
 
 export VENV MM TORCH
 
-.PHONY: help setup demo pipeline test test-all test-openmmlab bench lint
+.PHONY: help setup demo pipeline test test-all test-openmmlab bench docs lint
 
 help:
 	@echo "make setup            virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-all         the test suite with the slow tests, and fifteen times as many random cases"
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
 	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA, its light branches and gradient form"
+	@echo "make docs             the documentation as a site, in site/"
 	@echo "make lint             ruff, codespell, import-linter (the layers in pyproject.toml) and mypy"
 
 setup:
@@ -39,6 +40,9 @@ pipeline: setup
 
 bench: setup
 	@$(RUN) tools/benchmark.py
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict --site-dir site
 
 # Types are checked with the torch they were written for: what others call a mistake differs.
 lint: setup

@@ -52,7 +52,7 @@ setup(
     # torch 2.6 is the first whose safe_globals() takes (function, name) pairs, with which checkpoints are read.
     # jsonschema-rs is for the tools, which check annotation files.
     install_requires=['torch>=2.6', 'numpy', 'jsonschema-rs>=0.30'],
-    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'deploy', 'test')},
+    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'deploy', 'docs', 'test')},
     keywords='structural re-parameterization, object detection, semantic segmentation, OpenMMLab, PyTorch',
     classifiers=[
         'Development Status :: 4 - Beta',

@@ -40,6 +40,7 @@ Each command trains one row, on as many GPUs as the recipe is written for; on an
 `auto_scale_lr`. Run ImageNet configs first: a transfer config starts from the last checkpoint its backbone's ImageNet config leaves in
 `work_dirs/`, or from the one you give, as one converted with `tools/model_converters/convert_checkpoint.py`:
 
+<!-- needs: data -->
 ```shell
 tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint=checkpoints/orepa-resnet50_in1k.pth
 ```

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import few
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS, init_default_scope
 from mmengine.runner import Runner
 
 import orepa_mm
@@ -92,29 +93,56 @@ def test_there_is_a_config_for_every_row_of_the_paper_and_every_method():
         assert {f'{net}_{method}-r50-d8_4xb2-40k_cityscapes-512x1024' for net in ('pspnet', 'deeplabv3plus')} <= names
 
 
-# Of full width, their 3x3 kernels have sixteen times the weights.
-SLOW = [name for name in CONFIGS if 'expandnet-' in name]
-
-
-@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CONFIGS])
-def test_a_training_step(name, mini_data, imagenet, tmp_path, monkeypatch):
-    monkeypatch.setattr(Config, 'pretty_text', '')  # the Runner logs it, and formatting it takes longer than the step
+@pytest.mark.parametrize('name', CONFIGS)
+def test_it_builds(name, mini_data, imagenet, tmp_path):
+    """Model, data, optimizer, schedules and hooks."""
     cfg = read(name, tmp_path, data_of(name, mini_data, imagenet))
     if any(f'{method.lower()}-' in name for method in METHODS):
         assert 'ReparameterizeHook' in [hook['type'] for hook in cfg.custom_hooks]
-    runner = Runner.from_cfg(cfg)
+    init_default_scope(cfg.default_scope)
+    VISUALIZERS.build(dict(cfg.visualizer, name='test'))  # some hooks ask for it
+    for hook in (*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])):
+        HOOKS.build(dict(hook))
+    model = build_model(cfg)
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    for split in ('train', 'val'):
+        assert len(Runner.build_dataloader(cfg[f'{split}_dataloader']))
+    if name in TRANSFER:
+        check_stem(model, optim_wrapper.optimizer, cfg)
+    schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
+    for scheduler in schedulers:
+        settings = {key: value for key, value in scheduler.items() if key != 'convert_to_iter_based'}  # it needs the loader's length
+        PARAM_SCHEDULERS.build(settings, default_args=dict(optimizer=optim_wrapper))
+
+
+STEPS = (
+    'imagenet/orepa-resnet18_4xb64-120e_in1k',
+    'imagenet/dbb-resnet18_4xb64-120e_in1k',
+    'imagenet/acnet-resnet18_4xb64-120e_in1k',
+    'imagenet/none-resnet50_4xb64-120e_in1k',
+    'imagenet/orepa-repvgg-A0_4xb64-120e_in1k',
+    'imagenet/orepa-resnet18-gradient-form_4xb64-120e_in1k',
+    'coco/mask-rcnn_orepa-r50_fpn_1x_coco',
+    'coco/retinanet_orepa-r50-light_fpn_1x_coco',
+    'cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
+    'cityscapes/deeplabv3plus_none-r50-d8_4xb2-40k_cityscapes-512x1024',
+)
+
+
+@pytest.mark.parametrize('name', few(CONFIGS, *(f'configs/{name}.py' for name in STEPS)))
+def test_a_training_step(name, mini_data, imagenet, tmp_path, monkeypatch):
+    monkeypatch.setattr(Config, 'pretty_text', '')  # the Runner logs it, and formatting it takes longer than the step
+    runner = Runner.from_cfg(read(name, tmp_path, data_of(name, mini_data, imagenet)))
     model = runner.model.train()
-    optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
-    batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+    optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
+    batch = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
     before = {key: p.detach().clone() for key, p in model.named_parameters() if p.dim() > 1}
     losses = model.train_step(batch, optim_wrapper)
     assert len(batch['inputs']) == 2 and losses['loss'].isfinite()
     after = dict(model.named_parameters())
     moved = sum(not torch.equal(after[key], value) for key, value in before.items() if after[key].requires_grad)
     assert moved > len(before) / 2  # branches behind a scale of zero come later
-    assert next(iter(runner.build_dataloader(cfg.val_dataloader)))['inputs'][0].shape[0] == 3
-    if name in TRANSFER:
-        check_stem(model, optim_wrapper.optimizer, cfg)
+    assert next(iter(runner.build_dataloader(runner.cfg.val_dataloader)))['inputs'][0].shape[0] == 3
 
 
 def check_stem(model: torch.nn.Module, optimizer: torch.optim.Optimizer, cfg: Config) -> None:

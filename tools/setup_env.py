@@ -35,6 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
 DISTRIBUTIONS = ('onedl', 'openmmlab')
+EXTRAS = ('deploy', 'docs', 'test')  # of setup.py
 MMCV_PACKAGE = dict(onedl='onedl-mmcv', openmmlab='mmcv')
 FIRST_TORCH_WITH_CXX20 = (2, 14)  # its headers refuse the C++17 that mmcv's setup.py asks for
 # All that venv and pip put into an environment, and what is written here.
@@ -455,8 +456,8 @@ def main() -> None:
         )
     env.step(
         'package',
-        key + ''.join(path.read_text() for path in (ROOT / 'setup.py', REQUIREMENTS / 'deploy.txt', REQUIREMENTS / 'test.txt')),
-        lambda: env.pip('--no-build-isolation', '-e', '.[deploy,test]', title='installing orepa_mm'),
+        key + ''.join(path.read_text() for path in (ROOT / 'setup.py', *(REQUIREMENTS / f'{name}.txt' for name in EXTRAS))),
+        lambda: env.pip('--no-build-isolation', '-e', f'.[{",".join(EXTRAS)}]', title='installing orepa_mm'),
     )
     env.step('check', env.installed(), lambda: env.check(CHECKS, 'checking that everything imports', machine))
     if machine['gpus']:
