@@ -40,6 +40,24 @@ def seed():
     forget_earlier_runs()
 
 
+@pytest.fixture(scope='session', autouse=True)
+def format_configs_once():
+    """A run formats its config about five times, which takes longer than a small run's steps."""
+    from yapf.yapflib import yapf_api
+
+    formatted, format_code = {}, yapf_api.FormatCode
+
+    def remembered(text: str, **options):
+        key = text, repr(options)
+        if key not in formatted:
+            formatted[key] = format_code(text, **options)
+        return formatted[key]
+
+    yapf_api.FormatCode = remembered
+    yield
+    yapf_api.FormatCode = format_code
+
+
 def forget_earlier_runs() -> None:
     """Drop mmengine's global loggers, visualizers and scopes, as a new process would."""
     from mmengine.utils import ManagerMixin

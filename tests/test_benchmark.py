@@ -36,7 +36,7 @@ def test_one_network(tools, tmp_path):
     ('arch', 'options'),
     [
         ('repvgg-a0', ()),
-        ('resnet50', ('--dtype', 'bfloat16', '--channels-last')),
+        pytest.param('resnet50', ('--dtype', 'bfloat16', '--channels-last'), marks=pytest.mark.slow),
         ('pspnet', ('--size', '64', '96', '--no-memory')),
         pytest.param('mask-rcnn', ('--size', '64', '--no-memory'), marks=pytest.mark.slow),
         pytest.param('deeplabv3plus', ('--size', '64', '--no-memory'), marks=pytest.mark.slow),

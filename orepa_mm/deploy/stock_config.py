@@ -75,16 +75,16 @@ def _stock(node: Any, scope: str) -> Any:
     name = _name(node.get('type'))
     if name == CHECKPOINT_HOOK:
         node['type'] = 'CheckpointHook'
-    if name.startswith('OREPA') and 'depth' in node:  # built on the class of the rest of the name
-        node = _stock_resnet(node, name)
-    elif name == 'OREPARepVGG':
+    if name == 'OREPARepVGG':
         if node.get('arch') == 'D2se' or (isinstance(node.get('arch'), dict) and node['arch'].get('se_cfg')):
             raise DeployError(
                 "a RepVGG with squeeze and excitation (D2se) has no stock class: in deployed form mmpretrain's leaves these layers out. "
                 'Export it to ONNX instead.'
             )
-        node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'conv_cfg')}
+        node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'conv_cfg')}
         node.update(type='RepVGG' if scope == 'mmpretrain' else 'mmpretrain.RepVGG', deploy=True)
+    elif name.startswith('OREPA') and name not in LAYERS:  # built on the class of the rest of the name
+        node = _stock_resnet(node, name)
     return node
 
 
@@ -102,7 +102,7 @@ def _is_pretrained(key: str, value: Any) -> bool:
 def _stock_resnet(node: dict[str, Any], name: str) -> dict[str, Any]:
     if 'groups' not in node and 'ResNeXt' in name:
         node['groups'] = 32  # the default of some of the stock classes is another one
-    node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'plain_stem')}
+    node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'plain_stem')}
     prefix = node['type'].rpartition('.')[0] if isinstance(node['type'], str) else ''  # another toolbox's scope
     stock = name.removeprefix('OREPA')
     return dict(node, type=f'{prefix}.{stock}' if prefix in TOOLBOXES else stock)
