@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from run_logs import read_run  # noqa: E402
 
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 
@@ -52,12 +53,11 @@ def check(args: argparse.Namespace) -> Config:
 
 
 def final_metric(work_dir: Path, names: tuple[str, ...]) -> float:
-    """The last validation's metric, from the newest run in ``work_dir``."""
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found = [row[name] for name in names for row in rows if name in row]
-        if found:
-            return found[-1]
+    """The last validation's metric of the run in ``work_dir``."""
+    log = read_run(work_dir)
+    for name in names:
+        if (value := log.last(name)) is not None:
+            return value
     raise UsageError(f'{work_dir}: no {" or ".join(names)} was logged; choose with --metric, and let the config validate at its end.')
 
 
