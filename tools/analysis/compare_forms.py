@@ -25,6 +25,7 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
+from progress import track  # noqa: E402
 
 import orepa_mm  # noqa: E402
 from orepa_mm.deploy.agreement import match  # noqa: E402
@@ -93,7 +94,7 @@ def compare_forms(cfg: Config, checkpoint: Path, pictures: list[Path]) -> tuple[
     plain = orepa_mm.reparameterize(deepcopy(training))
     prepare, compare = test_pipeline(cfg), COMPARISONS[cfg.default_scope]
     pairs = []
-    for path, picture in zip(pictures, pixels, strict=True):
+    for path, picture in track(list(zip(pictures, pixels, strict=True)), 'predicting'):
         batch = pseudo_collate([prepare(dict(img_path=str(path), img_id=0))])
         with torch.no_grad():
             samples = tuple(model.test_step(deepcopy(batch))[0] for model in (training, plain))

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from progress import track  # noqa: E402
 from run_logs import read_run  # noqa: E402
 
 from orepa_mm.files import check_writable, replacing  # noqa: E402
@@ -122,9 +123,8 @@ def main() -> None:
     check_writable(args.out, folder=True)
     names = (args.metric,) if args.metric else METRICS[cfg.default_scope]
     values = {f'{m:g}': [] for m in sorted(set(args.multipliers))}
-    for seed in args.seeds:
-        for multiplier, runs in values.items():
-            runs.append(train(args, float(multiplier), seed, names))
+    for seed, multiplier in track([(seed, multiplier) for seed in args.seeds for multiplier in values], 'runs'):
+        values[multiplier].append(train(args, float(multiplier), seed, names))
     found = next(name for name in names if any(name in p.read_text() for p in args.out.rglob('scalars.json')))
     sweep = dict(config=Path(args.config).stem, metric=found, seeds=list(args.seeds), values=values)
     write_json(args.out / 'sweep.json', sweep)
