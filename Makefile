@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DATA ?=
+WEIGHTS ?=
+EPOCHS ?=
+SIZE ?=
 PYTEST = $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 export VENV MM TORCH
@@ -11,7 +14,8 @@ export VENV MM TORCH
 
 help:
 	@echo "make setup            virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
-	@echo "make demo             fine-tune, test, re-parameterize and time a small Mask R-CNN; report in work_dirs/demo/ (DATA=/path/to/coco-like)"
+	@echo "make demo             fine-tune, test, re-parameterize and time a small Mask R-CNN; report in work_dirs/demo/ (DATA=/path/to/coco-like,"
+	@echo "                      WEIGHTS=checkpoint of the detector to start from, EPOCHS=, SIZE=longer side of the pictures in pixels)"
 	@echo "make pipeline         pretrain on drawn data, transfer to detection and segmentation, test re-parameterized; report in work_dirs/pipeline/"
 	@echo "make test             lint, and the test suite"
 	@echo "make test-all         the test suite with the slow tests, and fifteen times as many random cases"
@@ -33,7 +37,8 @@ test-openmmlab:
 	@$(MAKE) --no-print-directory test MM=openmmlab VENV=.venv-openmmlab
 
 demo: setup
-	@$(RUN) demo/demo.py $(if $(DATA),--data '$(DATA)')
+	@$(RUN) demo/demo.py $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--load-from '$(WEIGHTS)') $(if $(EPOCHS),--epochs '$(EPOCHS)') \
+		$(if $(SIZE),--size '$(SIZE)')
 
 pipeline: setup
 	@$(RUN) demo/pipeline.py

@@ -13,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 import doc_tables  # noqa: E402
 from common import run  # noqa: E402
 from list_configs import method_of, network_name, read  # noqa: E402
+from progress import track  # noqa: E402
 
 from orepa_mm.deploy.loading import build_model  # noqa: E402
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
     args = parser.parse_args()
-    table = markdown([row(name) for name in names()])
+    table = markdown([row(name) for name in track(names(), 'counting')])
     print(table)
     if args.write:
         doc_tables.write(args.write, 'communication', table)

@@ -15,6 +15,7 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 import doc_tables  # noqa: E402
 from common import run  # noqa: E402
+from progress import track  # noqa: E402
 
 import orepa_mm  # noqa: E402
 from orepa_mm.layers import METHODS  # noqa: E402
@@ -60,14 +61,10 @@ def count(config: dict) -> tuple[int, int]:
     return training, sum(p.numel() for p in model.parameters())
 
 
-def rows(progress: bool = False) -> list[tuple[str, str, int, int]]:
+def rows() -> list[tuple[str, str, int, int]]:
     configs, table = backbones(), []
-    for i, ((name, method), config) in enumerate(configs.items(), 1):
-        if progress:
-            print(f'\r{i} of {len(configs)}', end='', file=sys.stderr, flush=True)
+    for (name, method), config in track(list(configs.items()), 'counting'):
         table.append((name, method, *count(config)))
-    if progress:
-        print(file=sys.stderr)
     return table
 
 
@@ -85,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.write:
         doc_tables.check(args.write, 'parameters')
-    table = rows(progress=True)
+    table = rows()
     print(f'{"architecture":<20}{"method":<10}{"training form":>15}{"re-parameterized":>18}')
     for name, method, training, deployed in table:
         print(f'{name:<20}{method:<10}{training:>15,}{deployed:>18,}')

@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
 from mmengine.analysis import FlopAnalyzer  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from progress import track  # noqa: E402
 
 import orepa_mm  # noqa: E402
 from orepa_mm.deploy.loading import build_model  # noqa: E402
@@ -215,7 +216,7 @@ def main() -> None:
         check_writable(args.write)
     logging.disable(logging.WARNING)
     rows, known = {}, {}
-    for name in configs(args.patterns):
+    for name in track(configs(args.patterns), 'counting'):
         cfg = read(name)
         key = repr((cfg.default_scope, input_size(cfg), without_checkpoints(cfg.model.to_dict())))
         if key not in known:  # the same model on a longer schedule

@@ -21,6 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
+from progress import track  # noqa: E402
+
 # shape: (COCO category, Cityscapes train id, hue it is usually painted in)
 SHAPES = {
     'circle': ('sports ball', 7, 0.0),
@@ -162,10 +165,8 @@ def crowd(rng: np.random.Generator) -> list[str]:
 
 
 def progress(items: range, title: str) -> Iterator[int]:
-    for i in items:
-        yield i
-        if sys.stdout.isatty() or i == items[-1]:
-            print(f'\r{title}: {i + 1} of {len(items)} pictures', end='\n' if i == items[-1] else '', flush=True)
+    yield from track(items, title)
+    print(f'{title}: {len(items)} pictures', flush=True)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from coco_files import read_coco  # noqa: E402, F401  for demo.py
 from common import UsageError, run  # noqa: E402, F401  run is for both programs
+from picture_errors import PictureError  # noqa: E402
 
 from orepa_mm.files import replacing  # noqa: E402
 
@@ -27,8 +28,11 @@ FORMS = ('training form', 're-parameterized')
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left } pre { background: #f4f4f4; padding: .5rem; overflow-x: auto; font-size: 13px }
-.pictures { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem } img { width: 100% }
+td:first-child, th:first-child { text-align: left }
+pre { background: #f4f4f4; padding: .5rem; font-size: 13px; white-space: pre-wrap; overflow-wrap: anywhere }
+pre.columns { white-space: pre; overflow-x: auto } code { overflow-wrap: anywhere }
+.pictures { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem } img { width: 100% } figure { margin: 0 }
+figcaption { font-size: 13px }
 """
 
 
@@ -86,12 +90,24 @@ class Steps:
         self.commands.append((title, shown, seconds))
         return log_path.read_text().splitlines()
 
-    def test_both_forms(self, config: Path, checkpoint: Path, work: Path, pictures: Path | None = None) -> list[dict]:
-        """The metrics of a checkpoint in training form and re-parameterized; ``pictures``: where the latter's predictions are painted."""
+    def test_both_forms(
+        self, config: Path, checkpoint: Path, work: Path, pictures: Path | None = None, predictions: Path | None = None
+    ) -> list[dict]:
+        """The metrics of a checkpoint in training form and re-parameterized.
+
+        Args:
+            config: Of the checkpoint.
+            checkpoint: In training form.
+            work: Folder for metrics and logs.
+            pictures: Folder where the predictions of the re-parameterized form are painted.
+            predictions: Where they are kept, as ``--out`` of tools/test.py.
+        """
         metrics = []
         for title, option in zip(FORMS, ('--no-reparameterize', '--reparameterize'), strict=True):
             path = work / f'metrics_{option.strip("-")}.json'
-            shown = ('--show-dir', str(pictures)) if pictures and option == '--reparameterize' else ()
+            shown = []
+            if option == '--reparameterize':
+                shown = ['--show-dir', str(pictures)] * bool(pictures) + ['--out', str(predictions)] * bool(predictions)
             test = ('tools/test.py', str(config), str(checkpoint), '--work-dir', str(work / f'test_{option.strip("-")}'))
             self.step(f'test {config.stem}: {title}', *test, option, '--metrics', str(path), *shown)
             metrics.append(json.loads((ROOT / path).read_text()))
@@ -177,11 +193,23 @@ def table(rows: list[tuple[str, ...]]) -> str:
     return f'<table><tr><th></th><th>{FORMS[0]}</th><th>{FORMS[1]}</th></tr>\n{body}\n</table>'
 
 
-def pictures(folder: Path, below: Path, count: int) -> str:
-    """A grid of some pictures in ``below``, for a page in ``folder``."""
-    found = sorted(path for path in below.rglob('*.*') if path.suffix in ('.png', '.jpg'))[:count]
-    shown = '\n'.join(f'<img src="{html.escape(path.relative_to(folder).as_posix())}" alt="{html.escape(path.name)}">' for path in found)
-    return f'<div class="pictures">\n{shown}\n</div>'
+def pictures(folder: Path, below: Path, count: int, errors: dict[str, PictureError] | None = None) -> str:
+    """A grid of some pictures in ``below``, for a page in ``folder``; with their errors by file stem the worst ones come first."""
+    errors = errors or {}
+
+    def error_of(path: Path) -> PictureError | None:
+        inner = path.name.removeprefix('test_').rpartition('_')[0]  # mmseg's visualizer writes test_<name>_<step>.png
+        return errors.get(path.stem) or errors.get(Path(inner).stem)
+
+    found = sorted(path for path in below.rglob('*.*') if path.suffix in ('.png', '.jpg'))
+    found.sort(key=lambda path: -(error_of(path) or PictureError(0, '')).error)  # stable: else by name
+    shown = []
+    for path in found[:count]:
+        error = error_of(path)
+        image = f'<img src="{html.escape(path.relative_to(folder).as_posix())}" alt="{html.escape(path.name)}">'
+        caption = f'{path.name}: error {error.error:.2f}, {error.words}' if error else path.name
+        shown.append(f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>')
+    return '<div class="pictures">\n' + '\n'.join(shown) + '\n</div>'
 
 
 def command_list(steps: Steps) -> str:

@@ -232,8 +232,10 @@ def take_turns(calls: dict[str, Run], repeats: int, args: argparse.Namespace, ti
             elapsed = seconds(call, args)
             if i >= 2:
                 times[name].append(elapsed)
-        print(f'\r{title}: round {i + 1} of {repeats + 2}', end='', file=sys.stderr, flush=True)
-    print('\r\033[K', end='', file=sys.stderr)
+        if sys.stderr.isatty():  # not a bar: the thread that redraws one would be timed as well
+            print(f'\r{title}: round {i + 1} of {repeats + 2}', end='', file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print('\r\033[K', end='', file=sys.stderr)
     return times
 
 

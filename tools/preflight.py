@@ -25,6 +25,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from picture_files import is_turned, read_picture
+from progress import track
 
 SAMPLE = 200  # files of a dataset that are opened before a run
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
@@ -120,7 +121,10 @@ def _files(folder: Path, suffixes: str | tuple[str, ...], fold: Callable[[str], 
 def _for_some(check: Callable[[Any], None], items: list, count: int | None) -> None:
     """Run ``check`` on ``count`` of the items; decoding pictures leaves Python's lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(check, _spread(items, count)))
+        some = _spread(items, count)
+        done = pool.map(check, some)
+        for _ in track(done, 'opening pictures', len(some)) if count is None else done:  # a sample takes a moment
+            pass
 
 
 def _spread(items: list, count: int | None) -> list:

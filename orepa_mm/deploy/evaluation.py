@@ -1,6 +1,6 @@
 """The stock metric of an exported network: the config's own test dataset and evaluator around the file's predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from .quantize import OnnxNetwork
 TASKS = dict(mmpretrain='classification', mmseg='segmentation')
 
 
-def evaluate(cfg: Config, network: OnnxNetwork) -> dict[str, float]:
+def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, float]:
     """The metrics of a network on the test set of a config.
 
     Dataset, pipeline and evaluator are those of the config; a segmentor's logits go through the stock class's ``postprocess_result``. Each
@@ -27,6 +27,7 @@ def evaluate(cfg: Config, network: OnnxNetwork) -> dict[str, float]:
     Args:
         cfg: Of mmpretrain or mmseg, with a test set.
         network: Exported from this config's model.
+        progress: Goes through the batches, and may show how far it is.
 
     Returns:
         Metric by name, those of a single number, as ``Runner.test`` gives them.
@@ -45,7 +46,7 @@ def evaluate(cfg: Config, network: OnnxNetwork) -> dict[str, float]:
     evaluator.dataset_meta = loader.dataset.metainfo
     answer = (_classified if network.task == 'classification' else _segmented)(cfg, network)
     classes = len(loader.dataset.metainfo.get('classes') or ())
-    for batch in loader:
+    for batch in progress(loader):
         # What loaders of MM give is BGR; the file takes RGB.
         outputs = [torch.from_numpy(network(np.ascontiguousarray(picture.flip(0)[None].numpy()))) for picture in batch['inputs']]
         if classes and outputs[0].shape[1] not in (classes, 1):

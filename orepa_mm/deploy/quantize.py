@@ -5,7 +5,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,7 @@ def check_pictures(pictures: list[Array], source: Path) -> None:
         )
 
 
-def quantize(model: Path, pictures: list[Array], per_channel: bool = True) -> bytes:
+def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True) -> bytes:
     """An int8 network from a float one: onnxruntime's static quantization, weights int8, activations uint8.
 
     Args:

@@ -1,11 +1,13 @@
-"""How different the branches of a network are: shares of their kernels, cosines between them, scales."""
+"""How different the branches of a network are: shares of their kernels, cosines between them, scales, and what they add to a stem."""
 
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import BRANCHES
+from ..functional import BRANCHES, compose, kernel_of
+from ..layers.kernels import DeepLinearKernel, OREPAKernel
 from .prune import branch_shares, kernels_with_branches
 
 
@@ -46,3 +48,24 @@ def branch_diversity(model: nn.Module) -> Diversity:
             # 0 / 0 where a branch is zero: no direction, NaN.
             cosines[a, b] = torch.stack([nan if pair is None else pair[0] @ pair[1] / (pair[0].norm() * pair[1].norm()) for pair in both])
     return Diversity(list(found), shares, cosines, {name: torch.cat(scales[name]) for name in names})
+
+
+@torch.no_grad()
+def stem_parts(kernel: DeepLinearKernel) -> list[dict[str, Tensor]]:
+    """What each branch of each stage of a deep linear stem adds to the whole kernel.
+
+    The kernel is linear in each of its stages, so for every stage the parts of its branches add up to it.
+
+    Returns:
+        For each stage, from the input on, by branch its part [O, I/g, k, k] in float64; ``'plain'`` for a stage without branches.
+    """
+    stages = [stage().double() for stage in kernel.stages]
+    found = []
+    for index, module in enumerate(kernel.stages):
+        parts = {name: kernel_of(part, 3) for name, part in module.parts().items()} if isinstance(module, OREPAKernel) else {}
+        row = {}
+        for name, part in (parts or {'plain': stages[index]}).items():
+            chain = [*stages[:index], part, *stages[index + 1 :]]
+            row[name] = reduce(lambda composed, stage: compose(composed, stage, kernel.groups), chain)
+        found.append(row)
+    return found

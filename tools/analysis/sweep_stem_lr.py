@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from progress import track  # noqa: E402
+from run_logs import read_run  # noqa: E402
 
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 
@@ -52,12 +54,11 @@ def check(args: argparse.Namespace) -> Config:
 
 
 def final_metric(work_dir: Path, names: tuple[str, ...]) -> float:
-    """The last validation's metric, from the newest run in ``work_dir``."""
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found = [row[name] for name in names for row in rows if name in row]
-        if found:
-            return found[-1]
+    """The last validation's metric of the run in ``work_dir``."""
+    log = read_run(work_dir)
+    for name in names:
+        if (value := log.last(name)) is not None:
+            return value
     raise UsageError(f'{work_dir}: no {" or ".join(names)} was logged; choose with --metric, and let the config validate at its end.')
 
 
@@ -122,9 +123,8 @@ def main() -> None:
     check_writable(args.out, folder=True)
     names = (args.metric,) if args.metric else METRICS[cfg.default_scope]
     values = {f'{m:g}': [] for m in sorted(set(args.multipliers))}
-    for seed in args.seeds:
-        for multiplier, runs in values.items():
-            runs.append(train(args, float(multiplier), seed, names))
+    for seed, multiplier in track([(seed, multiplier) for seed in args.seeds for multiplier in values], 'runs'):
+        values[multiplier].append(train(args, float(multiplier), seed, names))
     found = next(name for name in names if any(name in p.read_text() for p in args.out.rglob('scalars.json')))
     sweep = dict(config=Path(args.config).stem, metric=found, seeds=list(args.seeds), values=values)
     write_json(args.out / 'sweep.json', sweep)

@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
+from progress import track  # noqa: E402
 
-from orepa_mm.deploy.export import export, table  # noqa: E402
+from orepa_mm.deploy.export import SCALES, export, table  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 
@@ -58,21 +59,20 @@ def main() -> None:
             raise UsageError('--opset is for ONNX; leave it out with --format pt2.')
     cfg = load_config(args)
     with replacing(args.out) as partial:
-        rows = list(
-            export(
-                cfg,
-                args.checkpoint,
-                partial,
-                file_format=args.format,
-                size=args.size and tuple(args.size),
-                dynamic=args.dynamic,
-                softmax=args.softmax,
-                labels=args.labels,
-                opset=args.opset,
-                pictures=args.pictures,
-                ema=args.ema,
-            )
+        checks = export(
+            cfg,
+            args.checkpoint,
+            partial,
+            file_format=args.format,
+            size=args.size and tuple(args.size),
+            dynamic=args.dynamic,
+            softmax=args.softmax,
+            labels=args.labels,
+            opset=args.opset,
+            pictures=args.pictures,
+            ema=args.ema,
         )
+        rows = list(track(checks, 'exporting, comparing', len(SCALES)))
     print(table(rows))
     print(f'wrote {args.out}: {args.out.stat().st_size / 2**20:.1f} MiB')
 

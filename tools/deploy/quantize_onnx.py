@@ -17,6 +17,7 @@ from mmengine.config import Config
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 from preflight import check_data  # noqa: E402
+from progress import track  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
 from orepa_mm.deploy.formats import require_packages  # noqa: E402
@@ -69,7 +70,7 @@ def report(args: argparse.Namespace, networks: list[OnnxNetwork], pictures: list
     rows.append((f'change of the {networks[0].output}, largest', '', f'{moved.largest:.4f}'))
     rows.append(('same answers', '', f'{moved.same:.2%}'))
     if cfg is not None:
-        expected, actual = (evaluate(cfg, network) for network in networks)
+        expected, actual = (evaluate(cfg, network, lambda batches: track(batches, 'evaluating')) for network in networks)
         rows += [(name, f'{value:.2f}', f'{actual[name]:.2f}') for name, value in expected.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
@@ -91,7 +92,7 @@ def main() -> None:
         check_data(cfg, ('test',))
     network = OnnxNetwork(args.model, args.threads)
     calibration, others, which = pictures_of(args, network)
-    content = quantize(args.model, calibration, per_channel=not args.per_tensor)
+    content = quantize(args.model, track(calibration, 'calibrating'), per_channel=not args.per_tensor)
     quantized = OnnxNetwork(content, args.threads)
     with replacing(args.out) as partial:
         partial.write_bytes(content)
