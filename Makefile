@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DATA ?=
+STUDY ?= tools/analysis/studies/cifar10_scratch.py
+OUT ?=
 PYTEST = $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 export VENV MM TORCH
 
-.PHONY: help setup demo pipeline test test-all test-openmmlab bench lint
+.PHONY: help setup demo pipeline test test-all test-openmmlab bench study lint
 
 help:
 	@echo "make setup            virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
@@ -17,6 +19,7 @@ help:
 	@echo "make test-all         the test suite with the slow tests, and fifteen times as many random cases"
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
 	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA, its light branches and gradient form"
+	@echo "make study            compare methods over seeds, each at its own learning rate (STUDY=a file as in tools/analysis/studies/, DATA=, OUT=)"
 	@echo "make lint             ruff, codespell, import-linter (the layers in pyproject.toml) and mypy"
 
 setup:
@@ -39,6 +42,9 @@ pipeline: setup
 
 bench: setup
 	@$(RUN) tools/benchmark.py
+
+study: setup
+	@$(RUN) tools/analysis/compare_methods.py '$(STUDY)' $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)')
 
 # Types are checked with the torch they were written for: what others call a mistake differs.
 lint: setup
