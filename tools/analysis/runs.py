@@ -74,10 +74,10 @@ def run_of(cfg: Config, options: dict[str, Any], name: str, *, test_on: str, **l
     except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise UsageError(f'{name}: cannot be set in {cfg.filename}: {error.args[0] if error.args else error}.') from None
     if test_on == 'val':
-        for part in ('dataloader', 'evaluator', 'cfg'):
-            cfg[f'test_{part}'] = deepcopy(cfg[f'val_{part}'])
-        if cfg.test_cfg.get('type') == 'ValLoop':
-            cfg.test_cfg.type = 'TestLoop'
+        if cfg.get('val_dataloader') is None:
+            raise UsageError(f'{cfg.filename}: has no val_dataloader to test with.')
+        cfg.test_dataloader, cfg.test_evaluator = deepcopy(cfg.val_dataloader), deepcopy(cfg.val_evaluator)
+        cfg.test_cfg = cfg.get('test_cfg') or dict()
     return Run(name, config_text(cfg.to_dict()), dict(labels, options=options, versions=versions(cfg.default_scope)))
 
 
