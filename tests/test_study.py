@@ -14,13 +14,16 @@ import prepare_classes
 import pytest
 import runs as runs_module
 import study as study_module
+import torch
 from conftest import ROOT
 from mmengine.config import Config
 from runs import Run, Runs, append_record, read_records, run_of, validations
 from study import Plan, chosen_rates, claim, read_study, replaced
 from study_report import draw, interval_of, page, rows_of, table
 
+from orepa_mm.deploy.loading import build_model, load_model
 from orepa_mm.errors import UsageError
+from orepa_mm.files import save
 
 BASE = f"""
 _base_ = '{ROOT}/configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
@@ -285,6 +288,36 @@ def test_a_second_start_waits_for_the_first(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match='still going on'), Runs(tmp_path, 1, 1):
             pass
+
+
+def test_pretrained_networks_with_branches(write, tmp_path):
+    """The checkpoint with branches is of the same network, and a method's config loads it."""
+    text = STUDY.replace("'model.backbone.branches': 'light'", "'model.backbone.init_cfg.checkpoint': 'pretrained:branches'")
+    expand = "dict(of='plain', expand=dict(kernel_sizes=(3,), start='shared'))"
+    text += f"pretrained = dict(plain=dict(config='base.py', options={{'model.backbone.method': 'none'}}), branches={expand})\n"
+    study = read_study(write(text))
+    plan, plain = Plan(study, tmp_path / 'out'), Config.fromfile(tmp_path / 'base.py')
+    plain.model.backbone.method = 'none'
+    model = build_model(plain).eval()
+    run = plan.pretraining('plain')
+    with Runs(tmp_path / 'out', 1, 1) as runs:
+        runs.records[run.name] = dict(metrics={})
+        runs.config_path(run).parent.mkdir()
+        runs.config_path(run).write_text(run.config)
+        work_dir = runs.work_dir(run)
+        save(dict(state_dict=model.state_dict()), work_dir / 'last.pth')
+        (work_dir / 'last_checkpoint').write_text(str(work_dir / 'last.pth'))
+        study_module.pretrain(plan, runs)
+    (tmp_path / 'run.py').write_text(plan.choosing()[2].config)
+    cfg = Config.fromfile(tmp_path / 'run.py')
+    assert cfg.model.backbone.init_cfg.checkpoint == str(plan.checkpoint('branches'))
+    cfg.model.backbone.plain_stem = True
+    expanded = load_model(cfg, plan.checkpoint('branches'))
+    assert any('.kernel.' in key for key in expanded.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = model(x), expanded(x)
+    assert ((found[0] - expected[0]).abs().max() / expected[0].abs().max()).item() < 1e-5  # float32
 
 
 # Pictures

@@ -224,7 +224,7 @@ class Runs:
         """
         left = []
         for run in runs:
-            path, record = self._config(run), self.records.get(run.name)
+            path, record = self.config_path(run), self.records.get(run.name)
             failed = record is not None and 'error' in record
             if path.is_file() and path.read_text() != run.config:
                 if not failed:
@@ -247,7 +247,7 @@ class Runs:
     def work_dir(self, run: Run) -> Path:
         return self.folder / 'runs' / run.name
 
-    def _config(self, run: Run) -> Path:
+    def config_path(self, run: Run) -> Path:
         return self.folder / 'configs' / f'{run.name.replace("/", "--")}.py'
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -270,7 +270,7 @@ class Runs:
             self._slots.put(slot)
 
     def _train_and_test(self, run: Run, slot: int) -> dict[str, Any]:
-        config, work_dir = self._config(run), self.work_dir(run)
+        config, work_dir = self.config_path(run), self.work_dir(run)
         with replacing(config) as partial:
             partial.write_text(run.config)
         work_dir.mkdir(parents=True, exist_ok=True)

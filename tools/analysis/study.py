@@ -289,6 +289,7 @@ def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, floa
     """
     out = out.resolve()
     plan = Plan(study, out)
+    check(study, plan)
     claim(study, out)
     rates: dict[str, float] = {}
 
@@ -302,15 +303,18 @@ def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, floa
         done(rates, [runs.records[run.name] for run in plan.comparing(rates) if run.name in runs.records])
 
     with Runs(out, jobs, study.total, ended) as runs:
-        if len(runs.records) < study.total:
-            check(study, plan)
-        _pretrain(plan, runs)
+        pretrain(plan, runs)
         rates |= chosen_rates(study, runs.carry_out(plan.choosing()))
         runs.carry_out(plan.comparing(rates))
         show()
 
 
-def _pretrain(plan: Plan, runs: Runs) -> None:
+def pretrain(plan: Plan, runs: Runs) -> None:
+    """Train the networks that others start from, and keep their checkpoints; then those with branches that are made of them.
+
+    Raises:
+        UsageError: When one of them failed or cannot be expanded as the study says.
+    """
     study = plan.study
     trained = {name: plan.pretraining(name) for name, each in study.pretrained.items() if 'expand' not in each}
     for name, record in zip(trained, runs.carry_out(list(trained.values())), strict=True):
@@ -323,9 +327,8 @@ def _pretrain(plan: Plan, runs: Runs) -> None:
     for name, each in study.pretrained.items():
         if 'expand' not in each or plan.checkpoint(name).is_file():
             continue
-        run = trained[each['of']]
         torch.manual_seed(0)  # what branches draw
-        model = load_model(Config.fromfile(runs.folder / 'configs' / f'{run.name.replace("/", "--")}.py'), plan.checkpoint(each['of']))
+        model = load_model(Config.fromfile(runs.config_path(trained[each['of']])), plan.checkpoint(each['of']))
         try:
             orepa_mm.expand(model, **each['expand'])
         except (OREPAError, TypeError) as error:

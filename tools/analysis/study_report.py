@@ -157,7 +157,7 @@ def draw(rows: list[Row], baseline: str, metric: str, path: Path) -> None:
             found = interval_of(differences)
             right.errorbar(found.mean, position, xerr=[[found.mean - found.low], [found.high - found.mean]], fmt='|', color='C1', capsize=5)
     left.set_yticks(range(len(rows)), [row.method for row in rows])
-    left.invert_yaxis()
+    left.set_ylim(len(rows) - 0.5, -0.5)
     left.set(xlabel=f'{metric}: runs and mean')
     right.set(xlabel=f'difference to {baseline}, same seed: runs and 95 % interval')
     right.axvline(0, color='0.6', linewidth=1)
