@@ -6,11 +6,13 @@ DATA ?=
 WEIGHTS ?=
 EPOCHS ?=
 SIZE ?=
+STUDY ?= tools/analysis/studies/cifar10_scratch.py
+OUT ?=
 PYTEST = $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 export VENV MM TORCH
 
-.PHONY: help setup demo pipeline test test-all test-openmmlab bench docs lint
+.PHONY: help setup demo pipeline test test-all test-openmmlab bench study docs lint
 
 help:
 	@echo "make setup            virtual environment with torch, the MM toolboxes and orepa_mm (PYTHON=python3.12, VENV=, MM=onedl|openmmlab)"
@@ -22,6 +24,7 @@ help:
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
 	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA, its light branches and gradient form"
 	@echo "make docs             the documentation as a site, in site/"
+	@echo "make study            compare methods over seeds, each at its own learning rate (STUDY=a file as in tools/analysis/studies/, DATA=, OUT=)"
 	@echo "make lint             ruff, codespell, import-linter (the layers in pyproject.toml) and mypy"
 
 setup:
@@ -48,6 +51,9 @@ bench: setup
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict --site-dir site
+
+study: setup
+	@$(RUN) tools/analysis/compare_methods.py '$(STUDY)' $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)')
 
 # Types are checked with the torch they were written for: what others call a mistake differs.
 lint: setup

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'demo', '.dev_scripts'))]
+sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'tools/analysis', 'demo', '.dev_scripts'))]
 
 # The same cases in every run. `make test-all` asks for the thorough ones: pytest --hypothesis-profile=thorough
 unhurried = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -370,7 +370,7 @@ def test_stem_sweep(tools, mini_data, tmp_path):
     sweep = json.loads((tmp_path / 'sweep.json').read_text())
     assert sweep['metric'] == 'mIoU' and set(sweep['values']) == {'0', '1'} and all(len(runs) == 1 for runs in sweep['values'].values())
     assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
-    stems = [torch.load(tmp_path / f'lr_mult_{m}/seed_0/last.pth', weights_only=False)['state_dict'] for m in (0, 1)]
+    stems = [torch.load(tmp_path / f'runs/lr_mult_{m}/seed_0/last.pth', weights_only=False)['state_dict'] for m in (0, 1)]
     assert not torch.equal(*(stem['backbone.bn1.weight'] for stem in stems))
     assert torch.equal(stems[0]['backbone.bn1.weight'], torch.ones(16))
 

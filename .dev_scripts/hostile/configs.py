@@ -102,6 +102,10 @@ def cases() -> Iterator[Case]:
         more = () if tool.endswith(('preflight.py', 'lr.py')) else ('x.pth', *(('out.onnx',) if 'onnx' in tool else ()))
         yield Case(f'config that is not there for {tool}', command(tool, 'absent.py', *more), ('absent.py', 'no such config'))
         yield Case(f'config that is broken for {tool}', file('1 / 0', tool, *more), ('config.py', 'ZeroDivisionError'))
+    study = 'tools/analysis/compare_methods.py'
+    yield Case('study that is not there', command(study, 'absent.py'), ('absent.py', 'no such study file'))
+    yield Case('study that is broken', file('1 / 0', study), ('config.py', 'ZeroDivisionError'))
+    yield Case('study without methods', file("config = metric = baseline = 'x'", study), ('config.py', 'methods'))
     yield Case('config without an optimizer to sweep', file('a = 1', 'tools/analysis/sweep_stem_lr.py'), ('config.py',))
 
     for name, (text, words) in SETTINGS.items():

@@ -3,27 +3,23 @@
 
     python tools/analysis/sweep_stem_lr.py configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py --seeds 0 1
 
-Each run is one call of tools/train.py with its own folder below --out. Runs that are complete there are not repeated, so a sweep that was
-stopped goes on, and more multipliers or seeds can be added. Writes sweep.json and sweep.png into --out.
+Each run is tools/train.py, and tools/test.py on the validation data, in processes of their own. Runs that are complete in --out are not
+repeated, so a sweep that was stopped goes on, and more multipliers or seeds can be added. Writes sweep.json and sweep.png into --out.
 """
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / 'tools')]
-from common import UsageError, run  # noqa: E402
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+from common import UsageError, add_cfg_options, merge_options, run  # noqa: E402
 from mmengine.config import Config  # noqa: E402
-from progress import track  # noqa: E402
-from run_logs import read_run  # noqa: E402
+from preflight import check_data  # noqa: E402
+from runs import Runs, default_jobs, metric_of, run_of  # noqa: E402
 
-from orepa_mm.files import check_writable, replacing  # noqa: E402
+from orepa_mm.files import replacing  # noqa: E402
 
 STEM = ('backbone.conv1', 'backbone.bn1')
 MULTIPLIERS = (0.0, 0.03, 0.1, 0.3, 1.0)
@@ -37,56 +33,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, nargs='+', default=(0,), help='each multiplier is trained with each seed (default: 0)')
     parser.add_argument('--metric', help='which validation metric to draw (default: mask or box mAP, mIoU, top-1)')
     parser.add_argument('--out', type=Path, help='folder of the runs (default: work_dirs/sweep_<config name>)')
-    parser.add_argument('--cfg-options', nargs='+', default=(), help='passed on to every run, as for tools/train.py')
+    parser.add_argument('--jobs', type=int, default=default_jobs(), help='runs at a time (default: one for each GPU or logical core)')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def check(args: argparse.Namespace) -> Config:
     if not Path(args.config).is_file():
         raise UsageError(f'{args.config}: no such config file.')
+    if args.jobs < 1:
+        raise UsageError(f'--jobs {args.jobs}: give at least 1.')
     if min(args.multipliers) < 0:
         raise UsageError(f'--multipliers {min(args.multipliers):g}: a multiplier is not negative.')
     cfg = Config.fromfile(args.config)
+    merge_options(cfg, args.cfg_options or {})
     keys = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
     if not set(STEM) <= set(keys):
         raise UsageError(f'{args.config}: has no multiplier to sweep; optim_wrapper.paramwise_cfg.custom_keys needs {" and ".join(STEM)}.')
     return cfg
-
-
-def final_metric(work_dir: Path, names: tuple[str, ...]) -> float:
-    """The last validation's metric of the run in ``work_dir``."""
-    log = read_run(work_dir)
-    for name in names:
-        if (value := log.last(name)) is not None:
-            return value
-    raise UsageError(f'{work_dir}: no {" or ".join(names)} was logged; choose with --metric, and let the config validate at its end.')
-
-
-def train(args: argparse.Namespace, multiplier: float, seed: int, names: tuple[str, ...]) -> float:
-    work_dir = args.out / f'lr_mult_{multiplier:g}' / f'seed_{seed}'
-    result = work_dir / 'result.json'
-    if result.is_file():
-        return json.loads(result.read_text())['value']
-    options = [f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult={multiplier:g}' for key in STEM]
-    command = [str(ROOT / 'tools' / 'train.py'), args.config, '--work-dir', str(work_dir)]
-    command += ['--cfg-options', *options, f'randomness.seed={seed}', *args.cfg_options]
-    print(f'$ {shlex.join(["python", *command])}', flush=True)
-    start = time.monotonic()
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / 'output.log').open('w') as log:
-        status = subprocess.run([sys.executable, '-W', 'ignore', *command], stdout=log, stderr=subprocess.STDOUT).returncode
-    if status:
-        last = (work_dir / 'output.log').read_text().strip().splitlines()[-1:]
-        raise UsageError(f'training with multiplier {multiplier:g} failed: {"".join(last)} (output: {work_dir / "output.log"})')
-    value = final_metric(work_dir, names)
-    print(f'  {value:.4f} in {time.monotonic() - start:.0f} s', flush=True)
-    write_json(result, dict(value=value))
-    return value
-
-
-def write_json(path: Path, content: dict) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def draw(sweep: dict, path: Path) -> None:
@@ -120,18 +84,29 @@ def main() -> None:
     args = parse_args()
     cfg = check(args)
     args.out = args.out or Path('work_dirs') / f'sweep_{Path(args.config).stem}'
-    check_writable(args.out, folder=True)
     names = (args.metric,) if args.metric else METRICS[cfg.default_scope]
-    values = {f'{m:g}': [] for m in sorted(set(args.multipliers))}
-    for seed, multiplier in track([(seed, multiplier) for seed in args.seeds for multiplier in values], 'runs'):
-        values[multiplier].append(train(args, float(multiplier), seed, names))
-    found = next(name for name in names if any(name in p.read_text() for p in args.out.rglob('scalars.json')))
+    multipliers = sorted(set(args.multipliers))
+    runs = []
+    for seed in args.seeds:
+        for multiplier in multipliers:
+            options = {f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult': multiplier for key in STEM} | {'randomness.seed': seed}
+            name = f'lr_mult_{multiplier:g}/seed_{seed}'
+            runs.append(run_of(cfg, options, name, test_on='val', multiplier=multiplier, seed=seed))
+    with Runs(args.out, args.jobs, len(runs)) as going:
+        check_data(cfg, ('train', 'val'))
+        records = going.carry_out(runs)
+    failed = [record for record in records if 'error' in record]
+    if failed:
+        raise UsageError(f'{len(failed)} of {len(records)} runs failed, {failed[0]["run"]} first: {failed[0]["error"]}')
+    values = {f'{m:g}': [metric_of(record, names) for record in records if record['multiplier'] == m] for m in multipliers}
+    found = next(name for name in names if name in records[0]['metrics'])
     sweep = dict(config=Path(args.config).stem, metric=found, seeds=list(args.seeds), values=values)
-    write_json(args.out / 'sweep.json', sweep)
+    with replacing(args.out / 'sweep.json') as partial:
+        partial.write_text(json.dumps(sweep, indent=2) + '\n')
     draw(sweep, args.out / 'sweep.png')
     print(f'\n{"multiplier":>12}{found:>18}')
-    for multiplier, runs in values.items():
-        print(f'{multiplier:>12}{statistics.mean(runs):>18.4f}   {" ".join(f"{value:.4f}" for value in runs)}')
+    for multiplier, found in values.items():
+        print(f'{multiplier:>12}{statistics.mean(found):>18.4f}   {" ".join(f"{value:.4f}" for value in found)}')
     print(f'wrote {args.out / "sweep.json"} and {args.out / "sweep.png"}')
 
 

@@ -1,0 +1,383 @@
+"""Studies: what a study file may say, the choice of learning rates, the statistics, and runs that fail, stop and go on."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import prepare_classes
+import pytest
+import runs as runs_module
+import study as study_module
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from runs import Run, Runs, append_record, read_records, run_of, validations
+from study import Plan, chosen_rates, claim, read_study, replaced
+from study_report import draw, interval_of, page, rows_of, table
+
+from orepa_mm.deploy.loading import build_model, load_model
+from orepa_mm.errors import UsageError
+from orepa_mm.files import save
+
+BASE = f"""
+_base_ = '{ROOT}/configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
+custom_hooks = [dict(type='CheckHook')]
+train_dataloader = dict(batch_size=10, num_workers=0, persistent_workers=False)
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs=4, val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1))
+"""
+STUDY = """
+config = 'base.py'
+data_root = 'data/imagenet-mini'
+metric = 'accuracy/top1'
+baseline = 'none'
+methods = {'none': {'model.backbone.method': 'none'}, 'OREPA light': {'model.backbone.branches': 'light'}}
+learning_rates = (0.01, 0.05)
+lr_seeds = 1
+seeds = 2
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a study file, and its config beside it."""
+
+    def written(text: str = STUDY) -> Path:
+        (tmp_path / 'base.py').write_text(BASE)
+        (tmp_path / 'tiny.py').write_text(text)
+        return tmp_path / 'tiny.py'
+
+    return written
+
+
+# Statistics
+
+
+def test_interval():
+    # Student's sleep data: differences of two drugs, whose interval R's t.test documents as 0.70 to 2.46.
+    found = interval_of([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    assert found.mean == pytest.approx(1.58) and (found.low, found.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    constant = interval_of([0.5, 0.5])
+    assert constant.low == constant.mean == constant.high == 0.5
+    with pytest.raises(ValueError, match='at least 2'):
+        interval_of([1.0])
+
+
+def record(method: str, seed: int, value: float | None, lr: float = 0.1, **more) -> dict:
+    outcome = dict(error='broke', seconds=1.0) if value is None else dict(metrics={'m': value}, seconds=10.0, memory_mib=100.0)
+    return dict(run=f'{method}/{lr}/{seed}', method=method, seed=seed, lr=lr, resumed=False, versions=dict(torch='2'), **outcome) | more
+
+
+def test_differences_are_paired_by_seed():
+    records = [record('a', seed, value) for seed, value in enumerate((50.0, 60.0, 70.0, None))]
+    records += [record('b', seed, value) for seed, value in ((3, 90.0), (2, 71.0), (0, 51.0), (1, None))]
+    records[0]['resumed'] = True
+    a, b, c = rows_of(records, ['a', 'b', 'c'], 'a', dict(a=0.1, b=0.3), (0.1, 0.2, 0.3), 'm')
+    assert a.values == {0: 50, 1: 60, 2: 70} and not a.differences and a.seconds == [10.0, 10.0]
+    assert b.differences == {0: 1, 2: 1} and b.values[3] == 90
+    assert 'FAILED: seed 3' in a.remarks and 'FAILED: seed 1' in b.remarks and 'end of the range' in b.remarks[-1]
+    assert c.rate is None and c.remarks
+    lines = table([a, b, c]).splitlines()
+    assert len({len(line) for line in lines}) == 1 and len(lines) == 5
+    assert '| +1.00 ' in lines[3] and '| +1.00 to +1.00 ' in lines[3] and '| 60.00 | 10.00 |' in lines[2]
+
+
+def test_page_and_picture(tmp_path):
+    records = [record(method, seed, 0.5 + 0.01 * seed + 0.1 * (method == 'b') * seed) for method in 'ab' for seed in range(3)]
+    rows = rows_of(records, ['a', 'b', 'c'], 'a', dict(a=0.1, b=0.1), (0.1,), 'm')
+    text = page('tiny', rows, records, 'a', 'm')
+    assert table(rows) in text and 'torch 2' in text and '0.5100' in text
+    draw(rows, 'a', 'm', tmp_path / 'study.png')
+    assert (tmp_path / 'study.png').read_bytes().startswith(b'\x89PNG')
+
+
+# Records
+
+
+def test_a_line_that_was_cut_is_no_record_and_spoils_none(tmp_path):
+    append_record(tmp_path, record('a', 0, 1.0))
+    with (tmp_path / 'runs.jsonl').open('a') as file:
+        file.write('{"run": "a/0.1/1", "met')
+    assert list(read_records(tmp_path)) == ['a/0.1/0']
+    append_record(tmp_path, record('a', 2, 3.0))
+    append_record(tmp_path, record('a', 0, 2.0))
+    assert {name: each['metrics']['m'] for name, each in read_records(tmp_path).items()} == {'a/0.1/0': 2.0, 'a/0.1/2': 3.0}
+
+
+def test_validations_of_a_resumed_run(tmp_path):
+    for stamp, rows in dict(
+        a=[dict(lr=0.1, loss=2.0, iter=1, epoch=1, step=1), dict(m=1.0, time=0.1, step=1), dict(m=2.0, step=2)],
+        b=[dict(m=2.5, data_time=0.1, step=2), dict(m=3.0, step=3)],
+    ).items():
+        path = tmp_path / stamp / 'vis_data' / 'scalars.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(''.join(json.dumps(row) + '\n' for row in rows) + '{"m": 9')
+    assert validations(tmp_path) == [dict(m=1.0, step=1), dict(m=2.5, step=2), dict(m=3.0, step=3)]
+
+
+# Study files
+
+
+def test_what_a_study_file_says(write, tmp_path):
+    study = read_study(write(), tmp_path, seeds=3)
+    assert (study.name, study.seeds, study.total) == ('tiny', 3, 2 * (2 + 3))
+    plan = Plan(study, tmp_path / 'out')
+    choosing, comparing = plan.choosing(), plan.comparing({'none': 0.05, 'OREPA light': 0.01})
+    assert {run.labels['seed'] for run in choosing}.isdisjoint(run.labels['seed'] for run in comparing)
+    (tmp_path / 'run.py').write_text(comparing[1].config)
+    cfg = Config.fromfile(tmp_path / 'run.py')
+    assert cfg.model.backbone.branches == 'light' and cfg.optim_wrapper.optimizer.lr == 0.01 and cfg.randomness.seed == 0
+    assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/' and cfg.custom_hooks == [dict(type='CheckHook')]
+
+
+def test_learning_rates_are_chosen_without_the_test_part(write, tmp_path):
+    (write().parent / 'base.py').write_text(BASE + "test_dataloader = dict(dataset=dict(split='test'))\n")
+    plan = Plan(read_study(tmp_path / 'tiny.py'), tmp_path / 'out')
+    splits = []
+    for run in (plan.choosing()[0], plan.comparing({'none': 0.05})[0]):
+        (tmp_path / 'run.py').write_text(run.config)
+        splits.append(Config.fromfile(tmp_path / 'run.py').test_dataloader.dataset.split)
+    assert splits == ['val', 'test']
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'words'),
+    [
+        ("baseline = 'none'", "baseline = 'nine'", "baseline 'nine' is not among the methods"),
+        ('seeds = 2', 'seeds = 1', 'seeds=1: an interval takes at least 2'),
+        ('lr_seeds = 1', 'lr_seeds = 0', 'lr_seeds=0'),
+        ('(0.01, 0.05)', '(0.01, -1)', 'positive'),
+        ("metric = 'accuracy/top1'", '', 'does not say its metric'),
+        ("'base.py'", "'absent.py'", 'config absent.py: no such file'),
+        ('seeds = 2', 'seed = 2', 'seed is no setting of a study'),
+        ("'OREPA light'", "'no!': {}, 'no?'", 'same letters'),
+        ("'light'", "'pretrained:big'", 'pretrained:big is not among the pretrained'),
+        ('seeds = 2', "pretrained = dict(a=dict(expand={}, of='b'))", "of='b'"),
+        ("{'model.backbone.method': 'none'}", '3', 'methods: give a dictionary'),
+    ],
+)
+def test_what_a_study_file_cannot_say(write, old, new, words):
+    text = STUDY.replace(old, new, 1) if old != 'seeds = 2' else new.join(STUDY.rsplit(old, 1))
+    assert text != STUDY
+    with pytest.raises(UsageError, match=re.escape(words)):
+        read_study(write(text))
+
+
+def test_unknown_method_of_the_backbone_and_unknown_setting(write, tmp_path):
+    study = read_study(write(STUDY.replace("'model.backbone.method': 'none'", "'model.backbone.method': 'OREPPA'")))
+    with pytest.raises(UsageError, match=r"method 'none' cannot be built: .*OREPPA.* unknown"):
+        study_module.check(study, Plan(study, tmp_path))
+    with pytest.raises(UsageError, match='cannot be set'):
+        run_of(study.config, {'train_pipeline.9.scale': 3}, 'x', test_on='test')
+
+
+def test_replaced():
+    settings = dict(a='data/x', b=['data', ('data/', 'my_data/', 'database', 3)])
+    assert replaced(settings, 'data/', '/d/') == dict(a='/d/x', b=['/d/', ('/d/', 'my_data/', 'database', 3)])
+    assert replaced(['p:a', 'p:ab'], 'p:a', 'x', whole=True) == ['x', 'p:ab']
+
+
+def test_the_best_learning_rate_by_the_mean(write):
+    study = read_study(write(STUDY.replace('accuracy/top1', 'm')))
+    light = 'OREPA light'
+    records = [record('none', 1, 5.0, 0.01), record('none', 2, 5.0, 0.01), record('none', 1, 9.0, 0.05), record('none', 2, 2.0, 0.05)]
+    records += [record(light, 1, 1.0, 0.01), record(light, 1, 9.0, 0.05), record(light, 2, None, 0.05)]
+    assert chosen_rates(study, records) == {'none': 0.05, light: 0.01}
+    assert chosen_rates(study, [record('none', 1, None, lr) for lr in (0.01, 0.05)]) == {}
+    with pytest.raises(UsageError, match='metric m: is not among those of .*other'):
+        chosen_rates(study, [record('none', 1, 5.0, 0.01, metrics=dict(other=1.0))])
+
+
+def test_a_folder_of_another_study(write, tmp_path):
+    study, out = read_study(write()), tmp_path / 'out'
+    claim(study, out)
+    claim(study, out)
+    (out / 'study.json').write_text('{"study": "large"}')
+    with pytest.raises(UsageError, match="results of the study 'large'"):
+        claim(study, out)
+    with pytest.raises(UsageError, match='something else'):
+        claim(study, tmp_path)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'tools/analysis/studies').glob('*.py')), ids=lambda path: path.stem)
+def test_the_studies_here(path, tmp_path):
+    study = read_study(path, tmp_path)
+    plan = Plan(study, tmp_path / 'out')
+    assert len(study.learning_rates) == 5 and max(study.learning_rates) == pytest.approx(30 * min(study.learning_rates))
+    runs = [*plan.choosing(), *plan.comparing(dict.fromkeys(study.methods, 0.1))]
+    assert len({run.name for run in runs}) == len(runs) == study.total - sum('expand' not in each for each in study.pretrained.values())
+    assert not [run.name for run in runs if "'data/" in run.config or "'pretrained:" in run.config]
+
+
+# Runs, with programs that take no time in the place of tools/train.py and tools/test.py
+
+TRAIN = """
+import os, pathlib, sys, time
+config, work = sys.argv[1], pathlib.Path(sys.argv[3])
+text = pathlib.Path(config).read_text()
+with open(work / 'calls', 'a') as file: file.write('--resume' if '--resume' in sys.argv else 'new'); file.write('\\n')
+(work / 'last_checkpoint').write_text('/elsewhere/last.pth')
+if 'slow' in text and '--resume' not in sys.argv: time.sleep(60)
+if 'broken' in text: sys.exit('error: it broke')
+print(os.environ['OMP_NUM_THREADS'])
+"""
+TEST = """
+import pathlib, sys
+work = pathlib.Path(sys.argv[2]).parent
+assert sys.argv[2].endswith('last.pth') and work.is_dir()
+pathlib.Path(sys.argv[sys.argv.index('--metrics') + 1]).write_text('{"m": 7.0, "time": 0.1}')
+"""
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / 'programs'
+    folder.mkdir()
+    (folder / 'train.py').write_text(TRAIN)
+    (folder / 'test.py').write_text(TEST)
+    monkeypatch.setattr(runs_module, 'TOOLS', folder)
+    return folder
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(programs, tmp_path, capsys):
+    out = tmp_path / 'out'
+    asked = [Run(name, f'a = {name!r}\n', dict(seed=seed)) for seed, name in enumerate(('x/one', 'x/broken', 'x/two'))]
+    with Runs(out, 2, 3) as runs:
+        first = runs.carry_out(asked)
+    assert [each.get('metrics') for each in first] == [dict(m=7.0), None, dict(m=7.0)] and [each['seed'] for each in first] == [0, 1, 2]
+    assert first[1]['error'].startswith('it broke') and first[0]['memory_mib'] > 1
+    assert 'x/broken: FAILED: it broke' in capsys.readouterr().out
+    with Runs(out, 1, 3) as runs:
+        again = runs.carry_out([*asked[:1], Run('x/broken', 'a = "mended"\n', {}), *asked[2:]])
+    assert again[0] == first[0] and again[2] == first[2] and again[1]['metrics'] == dict(m=7.0)
+    assert runs.work_dir(asked[0]).joinpath('calls').read_text() == 'new\n'
+    with pytest.raises(UsageError, match='x--two.py has other settings'), Runs(out, 1, 3) as runs:
+        runs.carry_out([Run('x/new', 'a = 1\n', {}), Run('x/two', 'a = 2\n', {})])
+    assert len(read_records(out)) == 3 and not runs.work_dir(Run('x/new', '', {})).exists()
+
+
+def test_an_interruption_ends_what_runs_and_the_next_start_resumes_it(programs, tmp_path):
+    out, asked = tmp_path / 'out', [Run('fast', 'a = 1\n', {}), Run('slow', 'a = "slow"\n', {})]
+
+    def interrupt(_record):
+        deadline = time.monotonic() + 30
+        while not (out / 'runs' / 'slow' / 'last_checkpoint').exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), Runs(out, 2, 2, interrupt) as runs:
+        runs.carry_out(asked)
+    assert list(read_records(out)) == ['fast']
+    with Runs(out, 2, 2) as runs:
+        fast, slow = runs.carry_out(asked)
+    assert slow['resumed'] and not fast['resumed']
+    assert (out / 'runs' / 'slow' / 'calls').read_text() == 'new\n--resume\n'
+
+
+def test_a_second_start_waits_for_the_first(tmp_path):
+    (tmp_path / 'lock').touch()
+    with (tmp_path / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match='still going on'), Runs(tmp_path, 1, 1):
+            pass
+
+
+def test_pretrained_networks_with_branches(write, tmp_path):
+    """The checkpoint with branches is of the same network, and a method's config loads it."""
+    text = STUDY.replace("'model.backbone.branches': 'light'", "'model.backbone.init_cfg.checkpoint': 'pretrained:branches'")
+    expand = "dict(of='plain', expand=dict(kernel_sizes=(3,), start='shared'))"
+    text += f"pretrained = dict(plain=dict(config='base.py', options={{'model.backbone.method': 'none'}}), branches={expand})\n"
+    study = read_study(write(text))
+    plan, plain = Plan(study, tmp_path / 'out'), Config.fromfile(tmp_path / 'base.py')
+    plain.model.backbone.method = 'none'
+    model = build_model(plain).eval()
+    run = plan.pretraining('plain')
+    with Runs(tmp_path / 'out', 1, 1) as runs:
+        runs.records[run.name] = dict(metrics={})
+        runs.config_path(run).parent.mkdir()
+        runs.config_path(run).write_text(run.config)
+        work_dir = runs.work_dir(run)
+        save(dict(state_dict=model.state_dict()), work_dir / 'last.pth')
+        (work_dir / 'last_checkpoint').write_text(str(work_dir / 'last.pth'))
+        study_module.pretrain(plan, runs)
+    (tmp_path / 'run.py').write_text(plan.choosing()[2].config)
+    cfg = Config.fromfile(tmp_path / 'run.py')
+    assert cfg.model.backbone.init_cfg.checkpoint == str(plan.checkpoint('branches'))
+    cfg.model.backbone.plain_stem = True
+    expanded = load_model(cfg, plan.checkpoint('branches'))
+    assert any('.kernel.' in key for key in expanded.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = model(x), expanded(x)
+    assert ((found[0] - expected[0]).abs().max() / expected[0].abs().max()).item() < 1e-5  # float32
+
+
+# Pictures
+
+
+def test_classes_are_laid_out_in_three_parts(tmp_path):
+    for part, count in dict(train=5, val=2).items():
+        for label in 'ab':
+            for number in range(count):
+                path = tmp_path / 'source' / 'deep' / part / label / f'{number}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(f'{part}{label}{number}'.encode())
+    out = tmp_path / 'out'
+    assert prepare_classes.prepare(tmp_path / 'source', out, 3, 1) == 2 * (3 + 1 + 2)
+    assert sorted(path.name for path in (out / 'train' / 'a').iterdir()) == ['0.png', '1.png', '2.png']
+    assert (out / 'val/b/3.png').read_bytes() == b'trainb3' and (out / 'test/b/1.png').read_bytes() == b'valb1'
+    with pytest.raises(UsageError, match='class a: 5 to train and 2 to test, needed: 6'):
+        prepare_classes.prepare(tmp_path / 'source', tmp_path / 'other', 5, 1)
+    with pytest.raises(UsageError, match='is not empty'):
+        prepare_classes.prepare(tmp_path / 'source', out, 3, 1)
+    (tmp_path / 'broken.zip').write_bytes(b'PK')
+    with pytest.raises(UsageError, match='broken'):
+        prepare_classes.prepare(tmp_path / 'broken.zip', tmp_path / 'other', 5, 1)
+    assert not (tmp_path / 'other').exists()
+
+
+# The whole
+
+
+def start(path: Path, mini_data: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/analysis/compare_methods.py'), str(path), '--out', str(out)]
+    command += ['--data', str(mini_data / 'imagenet-mini'), '--jobs', '2']
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+def results(out: Path) -> list[list[str]]:
+    """The table's cells without time and memory."""
+    lines = [line for line in (out / 'table.md').read_text().splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line.split('|')][1:8] for line in lines]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_ends_like_one_that_is_not(write, mini_data, tmp_path):
+    path, out = write(), tmp_path / 'stopped'
+    process = start(path, mini_data, out)
+    compared = out / 'runs' / 'compare'
+    while not list(compared.glob('*/*/*/last_checkpoint')):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.terminate()
+    assert 'error: interrupted' in process.communicate()[0] and process.returncode == 130
+    before = len(read_records(out))
+    assert 4 <= before < 8
+    for folder in (out, tmp_path / 'whole'):
+        process = start(path, mini_data, folder)
+        assert process.wait() == 0, process.communicate()[0]
+    assert any(each['resumed'] for each in read_records(out).values())
+    assert results(out) == results(tmp_path / 'whole') and len(results(out)) == 4
+    for name, each in read_records(out).items():
+        whole = read_records(tmp_path / 'whole')[name]['validations']
+        lost = 1 if each['resumed'] else 0  # the one between the last checkpoint and the stop
+        assert len(whole) == 4 and len(each['validations']) >= 4 - lost and all(row in whole for row in each['validations'])
+    assert (out / 'study.png').is_file()

@@ -1,0 +1,21 @@
+# From scratch on CIFAR-10: methods, fewer branches, their gradient form, and branches that start at a plain layer's kernel.
+config = 'bases/resnet18_cifar10.py'
+data_root = 'data/'
+metric = 'accuracy/top1'
+baseline = 'none'
+
+_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook'), dict(type='FiniteLossHook')]
+_orepa = {'model.backbone.method': 'OREPA', 'custom_hooks': _hooks}
+methods = {
+    'none': {},
+    'DBB': {'model.backbone.method': 'DBB', 'custom_hooks': _hooks},
+    'OREPA full': _orepa,
+    'OREPA light': _orepa | {'model.backbone.branches': 'light'},
+    'OREPA light, gradient form': _orepa
+    | {'model.backbone.branches': 'light', 'custom_hooks': [*_hooks, dict(type='GradientFormHook', epoch=1)]},
+    'OREPA full, balanced': _orepa | {'model.backbone.init': 'balanced'},
+}
+
+learning_rates = (0.02, 0.05, 0.1, 0.25, 0.6)
+lr_seeds = 2
+seeds = 5

@@ -1,0 +1,336 @@
+"""A study: methods compared on one config, each with a learning rate of its own, over several seeds."""
+
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import merge_options
+from mmengine.config import Config
+from preflight import check_data
+from runs import Run, Runs, metric_of, run_of
+
+import orepa_mm
+from orepa_mm.deploy.loading import build_model, load_model
+from orepa_mm.errors import OREPAError, UsageError
+from orepa_mm.files import replacing, save
+
+MARK = 'pretrained:'
+RATE, SEED = 'optim_wrapper.optimizer.lr', 'randomness.seed'
+FIRST_RATE_SEED = 1000  # seeds that choose a learning rate are none of those that compare
+SETTINGS = ('config', 'data_root', 'metric', 'baseline', 'methods', 'learning_rates', 'lr_seeds', 'seeds', 'pretrained')
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says.
+
+    Args:
+        name: The file's, without its ending.
+        config: What all methods share. Its validation part chooses learning rates, its test part compares.
+        metric: By which methods are compared, as the toolbox names it; more is better.
+        baseline: The method the others are compared with.
+        methods: The settings each overrides, by their dotted paths.
+        learning_rates: Tried for each method.
+        lr_seeds: Runs for each of them, by whose mean the best is chosen.
+        seeds: Runs for each method at its learning rate.
+        pretrained: Networks to train first, whose checkpoints a setting ``'pretrained:NAME'`` stands for: a config, and the settings that
+            are overridden in it; or with ``expand`` another of them given branches by :func:`orepa_mm.expand` with these arguments.
+        data: What takes the place of ``data_root`` at the beginning of every setting; None: nothing does.
+        data_root: See ``data``.
+    """
+
+    name: str
+    config: Config
+    metric: str
+    baseline: str
+    methods: dict[str, dict[str, Any]]
+    learning_rates: tuple[float, ...]
+    lr_seeds: int
+    seeds: int
+    pretrained: dict[str, dict[str, Any]]
+    data: str | None = None
+    data_root: str | None = None
+
+    @property
+    def total(self) -> int:
+        """The number of its runs."""
+        choosing = len(self.learning_rates) * self.lr_seeds if len(self.learning_rates) > 1 else 0
+        return sum('expand' not in each for each in self.pretrained.values()) + len(self.methods) * (choosing + self.seeds)
+
+
+def read_study(path: Path, data: Path | None = None, seeds: int | None = None) -> Study:
+    """The study in a Python file of the form of a config.
+
+    Args:
+        path: The file.
+        data: A folder to take the place of the file's ``data_root``.
+        seeds: Another number of seeds than the file's.
+
+    Raises:
+        UsageError: When something in the file is missing, unknown or contradicts the rest.
+    """
+
+    def wrong(text: str) -> UsageError:
+        return UsageError(f'{path}: {text}')
+
+    if not path.is_file():
+        raise UsageError(f'{path}: no such study file.')
+    file = Config.fromfile(path).to_dict()
+    unknown = [name for name in file if name not in SETTINGS and not name.startswith('_')]
+    if unknown:
+        raise wrong(f'{unknown[0]} is no setting of a study ({", ".join(SETTINGS)}); names of your own begin with _.')
+    for name in ('config', 'metric', 'baseline', 'methods', 'learning_rates'):
+        if not file.get(name):
+            raise wrong(f'does not say its {name}; a study file has {", ".join(SETTINGS)}.')
+    methods = {str(name): dict(options) for name, options in _mapping(file, 'methods', wrong).items()}
+    seeds = file.get('seeds', 5) if seeds is None else seeds
+    lr_seeds, rates = file.get('lr_seeds', 2), tuple(file['learning_rates'])
+    if file['baseline'] not in methods:
+        raise wrong(f'baseline {file["baseline"]!r} is not among the methods ({", ".join(methods)}).')
+    if not isinstance(seeds, int) or seeds < 2:
+        raise wrong(f'seeds={seeds}: an interval takes at least 2.')
+    if not isinstance(lr_seeds, int) or lr_seeds < 1:
+        raise wrong(f'lr_seeds={lr_seeds}: a learning rate is chosen by at least 1.')
+    if not all(isinstance(rate, int | float) and rate > 0 for rate in rates) or len(set(rates)) < len(rates):
+        raise wrong(f'learning_rates={rates}: give positive numbers, each once.')
+    slugs = [slug(name) for name in methods]
+    if len(set(slugs)) < len(slugs):
+        raise wrong(f'methods: two have the same letters and digits in their names ({", ".join(methods)}).')
+    if data is not None and not data.is_dir():
+        raise UsageError(f'{data}: no such folder of data.')
+    if data is not None and not file.get('data_root'):
+        raise wrong(f'has no data_root that {data} could take the place of.')
+    pretrained = _mapping(file, 'pretrained', wrong)
+    study = Study(
+        path.stem,
+        _config(path, file['config'], wrong),
+        file['metric'],
+        file['baseline'],
+        methods,
+        rates,
+        lr_seeds,
+        seeds,
+        {name: _pretraining(path, name, each, pretrained, wrong) for name, each in pretrained.items()},
+        None if data is None else f'{data.resolve()}/',
+        f'{file["data_root"].rstrip("/")}/' if file.get('data_root') else None,
+    )
+    for name, options in methods.items():
+        for text in _texts(options):
+            if text.startswith(MARK) and text.removeprefix(MARK) not in pretrained:
+                raise wrong(f'method {name!r}: {text} is not among the pretrained ({", ".join(pretrained) or "none"}).')
+    return study
+
+
+def _mapping(file: dict[str, Any], name: str, wrong: Callable[[str], UsageError]) -> dict[str, Any]:
+    value = file.get(name) or {}
+    if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
+        raise wrong(f'{name}: give a dictionary of dictionaries, such as {name}=dict(NAME={{"model.backbone.method": "DBB"}}).')
+    return value
+
+
+def _config(path: Path, name: str, wrong: Callable[[str], UsageError]) -> Config:
+    found = path.parent / name
+    if not found.is_file():
+        raise wrong(f'config {name}: no such file beside it.')
+    return Config.fromfile(found)
+
+
+def _pretraining(path: Path, name: str, each: dict[str, Any], all_: dict[str, Any], wrong: Callable[[str], UsageError]) -> dict[str, Any]:
+    if 'expand' in each:
+        if 'config' not in all_.get(each.get('of'), {}):
+            raise wrong(f'pretrained {name!r}: of={each.get("of")!r} is not among the networks that are trained first.')
+        return each
+    if 'config' not in each:
+        raise wrong(f'pretrained {name!r}: does not say its config.')
+    return dict(config=_config(path, each['config'], wrong), options=each.get('options', {}))
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def slug(name: str) -> str:
+    """``name`` as the name of a folder."""
+    return re.sub(r'[^\w.+-]+', '_', name)
+
+
+def replaced(value: Any, start: str, by: str, whole: bool = False) -> Any:
+    """``value`` with ``by`` for ``start`` at the beginning of every text in it, or for texts that are ``start`` as a whole."""
+    if isinstance(value, dict):
+        return {key: replaced(each, start, by, whole) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(replaced(each, start, by, whole) for each in value)
+    if isinstance(value, str) and (value == start or (value + '/' == start and not whole)):
+        return by
+    return by + value.removeprefix(start) if isinstance(value, str) and not whole and value.startswith(start) else value
+
+
+class Plan:
+    """The runs of a study in the folder ``out``."""
+
+    def __init__(self, study: Study, out: Path) -> None:
+        self.study, self.out = study, out
+
+    def pretraining(self, name: str) -> Run:
+        each = self.study.pretrained[name]
+        return self._run(
+            each['config'], each['options'] | {SEED: 0}, f'pretrain/{slug(name)}', 'val', phase='pretrain', method=name, seed=0
+        )
+
+    def choosing(self) -> list[Run]:
+        """The runs that choose each method's learning rate, one seed after the other."""
+        rates = self.study.learning_rates
+        seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + self.study.lr_seeds) if len(rates) > 1 else ()
+        return [self._of('choose', method, rate, seed, 'val') for seed in seeds for method in self.study.methods for rate in rates]
+
+    def comparing(self, rates: dict[str, float]) -> list[Run]:
+        """The runs of each method that has a learning rate, one seed after the other."""
+        return [self._of('compare', method, rate, seed, 'test') for seed in range(self.study.seeds) for method, rate in rates.items()]
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the pretrained network ``name`` is kept."""
+        return self.out / 'pretrained' / f'{slug(name)}.pth'
+
+    def _of(self, phase: str, method: str, rate: float, seed: int, test_on: str) -> Run:
+        options = self.study.methods[method] | {RATE: rate, SEED: seed}
+        name = f'{phase}/{slug(method)}/lr_{rate:g}/seed_{seed}'
+        return self._run(self.study.config, options, name, test_on, phase=phase, method=method, lr=rate, seed=seed)
+
+    def _run(self, config: Config, options: dict[str, Any], name: str, test_on: str, **labels: Any) -> Run:
+        if self.study.data is not None:
+            options = replaced(options, self.study.data_root, self.study.data)
+        for each in self.study.pretrained:
+            options = replaced(options, MARK + each, str(self.checkpoint(each)), whole=True)
+        return run_of(self.with_data(config), options, name, test_on=test_on, **labels)
+
+    def with_data(self, config: Config) -> Config:
+        """``config`` with the study's data for those it names."""
+        if self.study.data is None:
+            return config
+        settings = replaced(config.to_dict(), self.study.data_root, self.study.data)
+        return Config(settings, filename=config.filename)
+
+
+def check(study: Study, plan: Plan) -> None:
+    """Build each method's model and look at the data, before hours are spent.
+
+    Raises:
+        OREPAError: For what cannot be built or read. The message names the method.
+    """
+    for method, options in study.methods.items():
+        cfg = deepcopy(study.config)
+        try:
+            merge_options(cfg, options)
+            build_model(cfg)
+        except Exception as error:
+            raise UsageError(f'{study.name}: method {method!r} cannot be built: {" ".join(str(error).split())[:300]}') from error
+    for cfg in (study.config, *(each['config'] for each in study.pretrained.values() if 'config' in each)):
+        check_data(plan.with_data(cfg), ('train', 'val', 'test'))
+
+
+def claim(study: Study, out: Path) -> None:
+    """Mark the folder ``out`` as this study's.
+
+    Raises:
+        UsageError: When it is another's.
+    """
+    path = out / 'study.json'
+    try:
+        owner = json.loads(path.read_text())['study'] if path.is_file() else None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UsageError(f'{path}: is not what a study leaves there; give another --out.') from None
+    if owner not in (None, study.name):
+        raise UsageError(f'{out}: holds the results of the study {owner!r}, not of {study.name!r}; give another --out.')
+    if owner is None and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f'{out}: holds something else than the results of a study; give another --out.')
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(dict(study=study.name)) + '\n')
+
+
+def chosen_rates(study: Study, records: list[dict[str, Any]]) -> dict[str, float]:
+    """The learning rate of each method with the best mean metric; one of whose runs any failed is not chosen.
+
+    Returns:
+        Rates by method, without those of which no rate came through.
+    """
+    if len(study.learning_rates) == 1:
+        return dict.fromkeys(study.methods, study.learning_rates[0])
+    means: dict[str, dict[float, float]] = {method: {} for method in study.methods}
+    for method, found in means.items():
+        for rate in study.learning_rates:
+            runs = [record for record in records if (record['method'], record['lr']) == (method, rate)]
+            if runs and not any('error' in record for record in runs):
+                found[rate] = statistics.mean(metric_of(record, [study.metric]) for record in runs)
+    return {method: max(found, key=found.__getitem__) for method, found in means.items() if found}
+
+
+def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, float], list[dict[str, Any]]], None]) -> None:
+    """Run what of a study is not run yet.
+
+    Args:
+        study: As :func:`read_study` gives it.
+        out: Its folder.
+        jobs: Runs at a time.
+        done: Called with the chosen learning rates and the records of the comparison so far, after each of its runs and at the end.
+
+    Raises:
+        UsageError: As :func:`check`, :func:`claim` and :class:`.Runs`; when a network that others start from failed; for an unknown metric.
+    """
+    out = out.resolve()
+    plan = Plan(study, out)
+    check(study, plan)
+    claim(study, out)
+    rates: dict[str, float] = {}
+
+    def ended(record: dict[str, Any]) -> None:
+        if 'error' not in record and record['phase'] != 'pretrain':
+            metric_of(record, [study.metric])  # a wrong name shows after the first run, not after the last
+        if record['phase'] == 'compare':
+            show()
+
+    def show() -> None:
+        done(rates, [runs.records[run.name] for run in plan.comparing(rates) if run.name in runs.records])
+
+    with Runs(out, jobs, study.total, ended) as runs:
+        pretrain(plan, runs)
+        rates |= chosen_rates(study, runs.carry_out(plan.choosing()))
+        runs.carry_out(plan.comparing(rates))
+        show()
+
+
+def pretrain(plan: Plan, runs: Runs) -> None:
+    """Train the networks that others start from, and keep their checkpoints; then those with branches that are made of them.
+
+    Raises:
+        UsageError: When one of them failed or cannot be expanded as the study says.
+    """
+    study = plan.study
+    trained = {name: plan.pretraining(name) for name, each in study.pretrained.items() if 'expand' not in each}
+    for name, record in zip(trained, runs.carry_out(list(trained.values())), strict=True):
+        if 'error' in record:
+            raise UsageError(f'pretrained {name!r}, which other runs start from, failed: {record["error"]}')
+        last = runs.work_dir(trained[name]) / Path((runs.work_dir(trained[name]) / 'last_checkpoint').read_text().strip()).name
+        if not plan.checkpoint(name).is_file():
+            with replacing(plan.checkpoint(name)) as partial:
+                shutil.copy(last, partial)
+    for name, each in study.pretrained.items():
+        if 'expand' not in each or plan.checkpoint(name).is_file():
+            continue
+        torch.manual_seed(0)  # what branches draw
+        model = load_model(Config.fromfile(runs.config_path(trained[each['of']])), plan.checkpoint(each['of']))
+        try:
+            orepa_mm.expand(model, **each['expand'])
+        except (OREPAError, TypeError) as error:
+            raise UsageError(f'pretrained {name!r}: {error}') from error
+        save(dict(state_dict=model.state_dict()), plan.checkpoint(name))

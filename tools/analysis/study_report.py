@@ -1,0 +1,168 @@
+"""What a study found: means and paired differences with their intervals, as a table and a picture."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runs import metric_of
+from scipy import stats
+
+from orepa_mm.files import replacing
+
+LEVEL = 0.95
+HEADER = ('method', 'learning rate', 'runs', 'mean', 'sd', 'difference', '95 % interval', 's a run', 'MiB', 'remarks')
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the interval around it, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a method.
+
+    Args:
+        method: Its name.
+        rate: Its learning rate; None where none came through.
+        values: The metric of each seed whose run did not fail.
+        differences: To the baseline's with the same seed, where both are there.
+        seconds: Of each training that was not interrupted.
+        memory: Peak memory of each training process in MiB.
+        remarks: What to know about the figures, such as runs that failed.
+    """
+
+    method: str
+    rate: float | None
+    values: dict[int, float]
+    differences: dict[int, float]
+    seconds: list[float]
+    memory: list[float]
+    remarks: list[str]
+
+
+def interval_of(differences: Sequence[float], level: float = LEVEL) -> Interval:
+    """Student's interval of a mean of independent differences (n - 1 degrees of freedom).
+
+    Raises:
+        ValueError: For fewer than two differences.
+    """
+    if len(differences) < 2:
+        raise ValueError(f'an interval takes at least 2 differences, not {len(differences)}')
+    mean = statistics.fmean(differences)
+    half = stats.t.ppf((1 + level) / 2, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return Interval(mean, mean - half, mean + half)
+
+
+def rows_of(
+    records: list[dict[str, Any]], methods: Sequence[str], baseline: str, rates: dict[str, float], tried: Sequence[float], metric: str
+) -> list[Row]:
+    """A row for each method, in the order of ``methods``.
+
+    Args:
+        records: Of the comparison.
+        methods: All of the study.
+        baseline: One of them.
+        rates: Their learning rates.
+        tried: The learning rates they were chosen from.
+        metric: What is compared.
+    """
+    values = {
+        method: {r['seed']: metric_of(r, [metric]) for r in records if r['method'] == method and 'error' not in r} for method in methods
+    }
+    rows = []
+    for method in methods:
+        own = [record for record in records if record['method'] == method]
+        whole = [record for record in own if 'error' not in record]
+        failed = sorted(record['seed'] for record in own if 'error' in record)
+        remarks = [f'FAILED: seed {", ".join(map(str, failed))}'] if failed else []
+        if method not in rates:
+            remarks.append('FAILED with every learning rate, or not tried yet')
+        elif len(tried) > 1 and rates[method] in (min(tried), max(tried)):
+            remarks.append('learning rate at the end of the range')
+        differences = {}
+        if method != baseline:
+            differences = {seed: value - values[baseline][seed] for seed, value in values[method].items() if seed in values[baseline]}
+        seconds = [record['seconds'] for record in whole if not record['resumed']]
+        rows.append(
+            Row(method, rates.get(method), values[method], differences, seconds, [record['memory_mib'] for record in whole], remarks)
+        )
+    return rows
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    values = list(row.values.values())
+    digits = 2 if max(values, default=0) > 1 else 4  # per cent, or parts of one
+    found = interval_of(list(row.differences.values())) if len(row.differences) > 1 else None
+    return (
+        row.method,
+        '-' if row.rate is None else f'{row.rate:g}',
+        str(len(values)),
+        f'{statistics.fmean(values):.{digits}f}' if values else '-',
+        f'{statistics.stdev(values):.{digits}f}' if len(values) > 1 else '-',
+        f'{found.mean:+.{digits}f}' if found else '-',
+        f'{found.low:+.{digits}f} to {found.high:+.{digits}f}' if found else '-',
+        f'{statistics.median(row.seconds):.0f}' if row.seconds else '-',
+        f'{max(row.memory):.0f}' if row.memory else '-',
+        '; '.join(row.remarks),
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as markdown that is aligned for a terminal, too."""
+    lines = [HEADER, *map(cells, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    shown = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + ' |' for line in lines]
+    return '\n'.join([shown[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *shown[1:]])
+
+
+def page(name: str, rows: list[Row], records: list[dict[str, Any]], baseline: str, metric: str) -> str:
+    """The table with what is needed to read it."""
+    used = sorted({', '.join(f'{key} {value}' for key, value in record['versions'].items()) for record in records})
+    return f"""# {name}
+
+{metric} on the test part, each run with a seed of its own. Differences are to {baseline}, of runs with the same seed; their interval is
+Student's, for each method alone. Learning rates were chosen on the validation part, with other seeds. Seconds: median of the trainings.
+
+{table(rows)}
+
+![Runs, and differences with their intervals](study.png)
+
+Run with: {'; '.join(used) or '-'}.
+"""
+
+
+def draw(rows: list[Row], baseline: str, metric: str, path: Path) -> None:
+    """Each seed as a point, and the interval of the difference to the baseline."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1.2 + 0.5 * len(rows)), sharey=True, layout='constrained')
+    for position, row in enumerate(rows):
+        values, differences = list(row.values.values()), list(row.differences.values())
+        left.plot(values, [position] * len(values), 'o', color='C0', alpha=0.5)
+        right.plot(differences, [position] * len(differences), 'o', color='C0', alpha=0.5)
+        if values:
+            left.plot(statistics.fmean(values), position, '|', color='C1', markersize=18)
+        if len(differences) > 1:
+            found = interval_of(differences)
+            right.errorbar(found.mean, position, xerr=[[found.mean - found.low], [found.high - found.mean]], fmt='|', color='C1', capsize=5)
+    left.set_yticks(range(len(rows)), [row.method for row in rows])
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set(xlabel=f'{metric}: runs and mean')
+    right.set(xlabel=f'difference to {baseline}, same seed: runs and 95 % interval')
+    right.axvline(0, color='0.6', linewidth=1)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format=path.suffix.removeprefix('.'))
+    plt.close(figure)
