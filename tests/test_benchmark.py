@@ -60,6 +60,7 @@ def test_forward_gives_its_result():
         assert torch.equal(logits, model.eval()(task.x))
 
 
+@pytest.mark.slow
 def test_the_set_for_gpus(monkeypatch, capsys):
     """The same code on a CPU, at small sizes, with a compiler that only traces."""
     compiler = torch.compile

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, few
 from mmengine.config import Config
 
 import orepa_mm
@@ -53,7 +53,7 @@ def picture_of(tools, name: str) -> Path:
     return next(path for path in sorted((tools.data / f'{name}-mini').rglob('val*/**/*')) if path.suffix in ('.png', '.jpg'))
 
 
-@pytest.mark.parametrize('name', SCOPES)
+@pytest.mark.parametrize('name', few(SCOPES, 'imagenet', 'coco'))
 def test_stock_inferencers_and_test_script(name, trained, tools, tmp_path):
     from stock_inference import predictions
 
@@ -161,6 +161,7 @@ def test_bad_input(trained, tools, tmp_path, monkeypatch):
     assert not (tmp_path / 'other').exists() and (tmp_path / 'file').read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_averaged_weights(tools, tmp_path):
     """What EMAHook saves as the state dict are the averaged weights, and beside it those that were trained."""
     base = ROOT / tools.CONFIGS['imagenet']

@@ -123,6 +123,7 @@ def test_two_processes_train_as_one(start, tools, tmp_path):
     assert apart(*momenta) < 1e-4  # sums of gradients, which vary more than weights
 
 
+@pytest.mark.slow
 def test_a_process_without_a_batch_does_not_keep_the_others_waiting(start, trained, tools, tmp_path):
     checkpoint, alone = trained('imagenet', tools), tmp_path / 'alone.json'
     sampler = dict(type='DefaultSampler', shuffle=False, round_up=False)  # the one picture is for the first process

@@ -69,6 +69,7 @@ def test_what_the_counts_are(listing):
         listing.configs(['configs/none/*'])
 
 
+@pytest.mark.slow
 def test_metafiles_are_up_to_date(metafiles):
     for name, content in metafiles.metafiles(PAGE).items():
         assert (ROOT / name).read_text() == content, f'{name}: run .dev_scripts/write_metafiles.py'

@@ -28,6 +28,7 @@ def check(configs: list, root) -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_stock_configs(tmp_path):
     results = check(stock.stock_configs(list(SAMPLE)), tmp_path)
     assert set(results) == set(SAMPLE)
