@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS
-from torch.optim import Optimizer
 
 from ..checkpoints.reading import state_dict_of
 from ..errors import GradientFormError
 from ..reparam.gradient_form import check_gradient_form, gradient_form, gradient_form_in, is_gradient_form
+from .changed_parameters import changing_averages, optimizers_of, wrap_again
 from .distributed import unwrapped
 
 
@@ -54,7 +53,7 @@ class GradientFormHook(Hook):
             raise GradientFormError(
                 'GradientFormHook: paramwise_cfg.custom_l2=True decays through the branches, which gradient form has not: take one out'
             )
-        check_gradient_form(unwrapped(runner.model), _optimizers(runner))
+        check_gradient_form(unwrapped(runner.model), optimizers_of(runner))
 
     def before_train_epoch(self, runner: Any) -> None:
         if self.epoch is not None and runner.epoch >= self.epoch:
@@ -77,19 +76,8 @@ class GradientFormHook(Hook):
         model = model.module if isinstance(model, BaseTTAModel) else model
         if is_gradient_form(model):
             return
-        gradient_form(model, _optimizers(runner))
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):
-                average = hook.ema_model
-                gradient_form(average.module)
-                average.avg_parameters = average.module.state_dict() if average.update_buffers else dict(average.module.named_parameters())
-        if is_model_wrapper(runner.model):
-            # A distributed wrapper waits for the gradients of the parameters it was built with.
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        gradient_form(model, optimizers_of(runner))
+        for average in changing_averages(runner):
+            gradient_form(average)
+        wrap_again(runner, model)
         print_log('GradientFormHook: the branches are plain kernels now, trained as the branches would be.', logger='current')
-
-
-def _optimizers(runner: Any) -> list[Optimizer]:
-    wrapper = getattr(runner, 'optim_wrapper', None)
-    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return [each.optimizer for each in wrappers if isinstance(each, OptimWrapper)]  # in a test the wrapper is still a config

@@ -3,10 +3,8 @@
 from typing import Any
 
 import torch
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
@@ -14,6 +12,7 @@ from torch import nn
 from ..errors import PruneError
 from ..layers.kernels import branches_in
 from ..reparam.prune import branches_below, check_threshold, drop_branches, kernels_with_branches
+from .changed_parameters import changing_averages, optimizers_of, wrap_again
 from .distributed import unwrapped
 
 
@@ -80,19 +79,11 @@ class PruneBranchesHook(Hook):
                 rows[id(before[f'{path}.scale'])] = (after[f'{path}.scale'], [branches[path].index(name) for name in kernel.branches])
         kept = {id(parameter) for parameter in after.values()}
         dropped = {id(parameter) for parameter in before.values()} - kept - rows.keys()
-        wrapper: Any = getattr(runner, 'optim_wrapper', None)
-        for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            if isinstance(each, OptimWrapper):  # in a test the wrapper is still a config
-                _edit_optimizer(each.optimizer, dropped, rows)
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):
-                average = hook.ema_model
-                drop_branches(average.module, names)
-                now = dict(average.module.named_parameters()) | dict(average.module.named_buffers())
-                average.avg_parameters = {name: now[name] for name in average.avg_parameters if name in now}
-        if is_model_wrapper(runner.model):
-            # A distributed wrapper waits for the gradients of the parameters it was built with.
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        for optimizer in optimizers_of(runner):
+            _edit_optimizer(optimizer, dropped, rows)
+        for average in changing_averages(runner):
+            drop_branches(average, names)
+        wrap_again(runner, model)
 
 
 def _edit_optimizer(optimizer: torch.optim.Optimizer, dropped: set[int], rows: dict[int, tuple[nn.Parameter, list[int]]]) -> None:
