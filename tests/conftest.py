@@ -14,6 +14,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that spin for eac
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from yapf.yapflib import yapf_api  # here: its first import writes a cache, which the test processes would read half-written
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tests'), *(str(ROOT / room) for room in ('tools', 'tools/analysis', 'demo', '.dev_scripts'))]
@@ -43,8 +44,6 @@ def seed():
 @pytest.fixture(scope='session', autouse=True)
 def format_configs_once():
     """A run formats its config about five times, which takes longer than a small run's steps."""
-    from yapf.yapflib import yapf_api
-
     formatted, format_code = {}, yapf_api.FormatCode
 
     def remembered(text: str, **options):
