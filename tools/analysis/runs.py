@@ -12,6 +12,7 @@ import os
 import platform
 import pprint
 import queue
+import resource
 import shlex
 import shutil
 import signal
@@ -277,7 +278,7 @@ class Runs:
         resumed, start = (work_dir / 'last_checkpoint').is_file(), time.monotonic()
         record = dict(run=run.name, **run.labels, resumed=resumed)
         train = ['train.py', config, '--work-dir', work_dir, '--no-check-data', *(['--resume'] if resumed else [])]
-        error, memory = self._process(train, work_dir / 'train.log', slot)
+        error, usage = self._process(train, work_dir / 'train.log', slot)
         seconds = time.monotonic() - start
         if error is None:
             metrics = work_dir / 'metrics.json'
@@ -292,12 +293,13 @@ class Runs:
             metrics=kept,
             validations=validations(work_dir),
             seconds=seconds,
-            memory_mib=memory,
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
+            memory_mib=usage.ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10),
             gpu_memory_mib=gpu_memory(work_dir),
         )
 
-    def _process(self, command: list[Any], log_path: Path, slot: int) -> tuple[str | None, float]:
-        """The last line of a tool that failed, or None; and the peak memory of its process in MiB."""
+    def _process(self, command: list[Any], log_path: Path, slot: int) -> tuple[str | None, resource.struct_rusage]:
+        """The last line of a tool that failed, or None; and what its process took."""
         command = [str(TOOLS / command[0]), *map(str, command[1:])]
         environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, cores() // self.jobs)))
         if torch.cuda.is_available():
@@ -325,7 +327,7 @@ class Runs:
             raise KeyboardInterrupt
         last = log_path.read_text(errors='replace').strip().splitlines()[-1]
         error = f'{last.removeprefix("error: ")} (output: {log_path})' if process.returncode else None
-        return error, usage.ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+        return error, usage
 
 
 def _interrupt(*_: object) -> None:
