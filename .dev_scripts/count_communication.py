@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 import doc_tables  # noqa: E402
 from common import run  # noqa: E402
-from list_configs import method_of, network_name, read  # noqa: E402
+from list_configs import network_name, read  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 from progress import track  # noqa: E402
 
 from orepa_mm.deploy.loading import build_model  # noqa: E402
@@ -24,31 +25,41 @@ CONFIGS = (
     'coco/mask-rcnn_{}-r50_fpn_1x_coco',
     'cityscapes/pspnet_{}-r50-d8_4xb2-40k_cityscapes-512x1024',
 )
+METHODS = {  # the config's method, and the branches of its layers where they are not the method's own
+    'none': ('none', None),
+    'OREPA': ('orepa', None),
+    'OREPA, light': ('orepa', 'light'),
+}
 NETWORKS = {'10 Gbit/s': 10e9 / 8, '100 Gbit/s': 100e9 / 8}  # bytes a second
 HEADER = ('network', 'method', 'trained parameters, M', 'gradients, MB', 'in 16 bits, MB', *(f'at {name}, ms' for name in NETWORKS))
 
 
-def trained_parameters(name: str) -> int:
+def trained_parameters(cfg: Config) -> int:
     """How many parameters of a config's model have gradients, which is what the processes average in a step."""
-    return sum(p.numel() for p in build_model(read(name)).parameters() if p.requires_grad)
+    return sum(p.numel() for p in build_model(cfg).parameters() if p.requires_grad)
 
 
-def row(name: str) -> tuple[str, ...]:
+def row(config: str, method: str) -> tuple[str, ...]:
     """A line of the table: sizes with 4 and 2 bytes a gradient, and how long the 4-byte ones take each network card of a ring.
 
     In a ring of n machines each card sends every byte 2 (n - 1) / n times; the figures are its limit, 2.
     """
-    cfg, count = read(name), trained_parameters(name)
+    name, branches = METHODS[method]
+    cfg = read(f'configs/{config.format(name)}.py')
+    network = network_name(cfg)
+    if branches:
+        cfg.merge_from_dict({'model.backbone.branches': branches})
+    count = trained_parameters(cfg)
     times = [f'{2 * 4 * count / rate * 1e3:.0f}' for rate in NETWORKS.values()]
-    return network_name(cfg), method_of(cfg), f'{count / 1e6:.2f}', f'{4 * count / 1e6:.0f}', f'{2 * count / 1e6:.0f}', *times
+    return network, method, f'{count / 1e6:.2f}', f'{4 * count / 1e6:.0f}', f'{2 * count / 1e6:.0f}', *times
 
 
-def names() -> list[str]:
-    return [f'configs/{config.format(method)}.py' for config in CONFIGS for method in ('none', 'orepa')]
+def rows() -> list[tuple[str, str]]:
+    return [(config, method) for config in CONFIGS for method in METHODS]
 
 
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    lines = [f'| {" | ".join(cells)} |' for cells in (HEADER, *rows)]
+def markdown(lines_of_cells: list[tuple[str, ...]]) -> str:
+    lines = [f'| {" | ".join(cells)} |' for cells in (HEADER, *lines_of_cells)]
     return '\n'.join([lines[0], '|---|---|' + '---:|' * (len(HEADER) - 2), *lines[1:]])
 
 
@@ -56,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
     args = parser.parse_args()
-    table = markdown([row(name) for name in track(names(), 'counting')])
+    table = markdown([row(*each) for each in track(rows(), 'counting')])
     print(table)
     if args.write:
         doc_tables.write(args.write, 'communication', table)

@@ -113,12 +113,13 @@ def test_the_stem_guide_names_configs_that_exist():
 
 def test_the_communication_table_is_computed_again(communication):
     table = [line for line in SCALING.splitlines() if line.count('|') == len(communication.HEADER) + 1]
-    names = communication.names()
-    assert len(table) == len(names) + 2
-    for name in names[:2]:  # the others take longer to build
-        assert communication.markdown([communication.row(name)]).splitlines()[-1] in table
+    rows = communication.rows()
+    assert len(table) == len(rows) + 2
+    for row in rows[:3]:  # the others take longer to build
+        assert communication.markdown([communication.row(*row)]).splitlines()[-1] in table
     gradients = {tuple(line.strip('| ').split(' | ')[:2]): float(line.split(' | ')[2]) for line in table[2:]}
     assert 2.5 < gradients['ResNet-50', 'OREPA'] / gradients['ResNet-50', 'none'] < 3
+    assert gradients['ResNet-50', 'OREPA, light'] < gradients['ResNet-50', 'OREPA'] / 1.5
 
 
 def test_the_guide_to_scaling_names_what_there_is():
