@@ -76,7 +76,7 @@ def run_alone(*args) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 
-@pytest.mark.parametrize('name', few(CONFIGS, 'classifier', 'maskrcnn'))
+@pytest.mark.parametrize('name', few(CONFIGS, 'classifier'))
 def test_any_size(name, checkpoint, mini_data, tmp_path):
     """One export, so one test: agreement at four sizes, what the file says, and a run without torch."""
     path, folder = tmp_path / 'model.onnx', pictures(name, mini_data)
