@@ -70,17 +70,19 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
     """Write the kernel, [g, O/g, k*k, I/g], of weights in groups."""
     b, taps = branches, kernel.shape[2]
-    scale = b.scales()
+    scale, in_place = b.scales(), kernel.stride(-1) == 1
     for c in _chunks(kernel):
         s = {name: row[:, c] for name, row in scale.items()}
+        w = kernel[:, c] if in_place else kernel.new_empty(kernel[:, c].shape)
         if b.seq_1x1 is not None and b.seq_kxk is not None:
-            w = torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1).view_as(kernel[:, c]).mul_(s['sequence'][:, :, None])
+            torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1, out=w.view(w.shape[0], -1, w.shape[3]))
+            w.mul_(s['sequence'][:, :, None])
             if b.origin is not None:
                 w.addcmul_(b.origin[:, c], s['origin'][:, :, None])
         elif b.origin is not None:
-            w = b.origin[:, c] * s['origin'][:, :, None]
+            torch.mul(b.origin[:, c], s['origin'][:, :, None], out=w)
         else:
-            w = b.scale.new_zeros(kernel[:, c].shape)
+            w.zero_()
         if b.depthwise is not None and b.pointwise is not None:
             add_separable(w, b.pointwise[:, c] * s['separable'][:, :, None], b.depthwise)
         if b.freq is not None and b.prior is not None:
@@ -89,7 +91,8 @@ def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
             w.add_((b.avg[:, c] * (s['avg'] / taps)).unsqueeze(2))
         if b.point is not None:
             w[:, :, taps // 2].addcmul_(b.point[:, c], s['point'])
-        kernel[:, c] = w
+        if not in_place:
+            kernel[:, c] = w
 
 
 def _gradient(grad: Tensor, branches: Branches) -> Branches:
