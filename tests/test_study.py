@@ -19,7 +19,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from runs import Run, Runs, append_record, read_records, run_of, validations
 from study import Plan, chosen_rates, claim, read_study, replaced
-from study_report import draw, interval_of, page, rows_of, table
+from study_report import interval_of, rows_of, seconds_of, table
 
 from orepa_mm.deploy.loading import build_model, load_model
 from orepa_mm.errors import UsageError
@@ -71,8 +71,13 @@ def test_interval():
         interval_of([1.0])
 
 
+def test_a_training_takes_seconds_of_the_processor_or_with_a_gpu_of_the_clock():
+    assert seconds_of(record('a', 0, 1.0)) == 10 and seconds_of(record('a', 0, 1.0, gpu_memory_mib=5.0)) == 30
+
+
 def record(method: str, seed: int, value: float | None, lr: float = 0.1, **more) -> dict:
-    outcome = dict(error='broke', seconds=1.0) if value is None else dict(metrics={'m': value}, seconds=10.0, memory_mib=100.0)
+    found = dict(metrics={'m': value}, seconds=30.0, cpu_seconds=10.0, memory_mib=100.0, gpu_memory_mib=None)
+    outcome = dict(error='broke', seconds=1.0) if value is None else found
     return dict(run=f'{method}/{lr}/{seed}', method=method, seed=seed, lr=lr, resumed=False, versions=dict(torch='2'), **outcome) | more
 
 
@@ -90,13 +95,33 @@ def test_differences_are_paired_by_seed():
     assert '| +1.00 ' in lines[3] and '| +1.00 to +1.00 ' in lines[3] and '| 60.00 | 10.00 |' in lines[2]
 
 
-def test_page_and_picture(tmp_path):
-    records = [record(method, seed, 0.5 + 0.01 * seed + 0.1 * (method == 'b') * seed) for method in 'ab' for seed in range(3)]
-    rows = rows_of(records, ['a', 'b', 'c'], 'a', dict(a=0.1, b=0.1), (0.1,), 'm')
-    text = page('tiny', rows, records, 'a', 'm')
-    assert table(rows) in text and 'torch 2' in text and '0.5100' in text
-    draw(rows, 'a', 'm', tmp_path / 'study.png')
-    assert (tmp_path / 'study.png').read_bytes().startswith(b'\x89PNG')
+def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
+    """Of those that the study asks for: one of another seed, one of a rate that was not chosen and another method are left out."""
+    curve = [dict(step=step, **{'accuracy/top1': 10.0 * step}) for step in (1, 2)]
+
+    def run(phase: str, method: str, seed: int, value: float, lr: float) -> dict:
+        metrics = {'accuracy/top1': value}
+        return record(method, seed, value, lr, phase=phase, metrics=metrics, validations=curve) | dict(run=f'{phase}/{method}/{lr}/{seed}')
+
+    records = [run('choose', method, 1000, 60 + lr, lr) for method in ('none', 'OREPA light') for lr in (0.01, 0.05)]
+    records += [run('compare', 'none', seed, 61.0 + seed, 0.05) for seed in (0, 1, 2)]
+    records += [run('compare', 'OREPA light', seed, 63.0 + 2 * seed, 0.05) for seed in (0, 1, 2)]
+    records += [run('compare', 'none', 0, 10.0, 0.01), run('compare', 'other', 0, 10.0, 0.05)]
+    for each in records:
+        append_record(tmp_path, each)
+    status, error = tools.run('tools/analysis/report_study', write(), tmp_path / 'runs.jsonl', tmp_path / 'report')
+    assert status == 0, error
+    text = (tmp_path / 'report' / 'table.md').read_text()
+    none, light = [[cell.strip() for cell in line.split('|')][1:] for line in text.splitlines() if line.startswith(('| none', '| OREPA'))]
+    assert none[:5] == ['none', '0.05', '2', '61.50', '0.71'] and light[:4] == ['OREPA light', '0.05', '2', '64.00']
+    assert light[5] == '+2.50' and none[7] == '10' and 'torch 2' in text  # seconds of the processor, not of the clock
+    assert {path.name for path in (tmp_path / 'report').glob('*.png')} == {'study.png', 'rates.png', 'progress.png'}
+    assert all(name in text for name in ('study.png', 'rates.png', 'progress.png'))
+
+    status, error = tools.run('tools/analysis/report_study', write(), tmp_path / 'none.jsonl', tmp_path / 'other')
+    assert status == 2 and 'no such file' in error and not (tmp_path / 'other').exists()
+    status, error = tools.run('tools/analysis/report_study', write(), write(), tmp_path / 'other')
+    assert status == 2 and 'has no runs' in error and not (tmp_path / 'other').exists()
 
 
 # Records
@@ -106,10 +131,10 @@ def test_a_line_that_was_cut_is_no_record_and_spoils_none(tmp_path):
     append_record(tmp_path, record('a', 0, 1.0))
     with (tmp_path / 'runs.jsonl').open('a') as file:
         file.write('{"run": "a/0.1/1", "met')
-    assert list(read_records(tmp_path)) == ['a/0.1/0']
+    assert list(read_records(tmp_path / 'runs.jsonl')) == ['a/0.1/0']
     append_record(tmp_path, record('a', 2, 3.0))
     append_record(tmp_path, record('a', 0, 2.0))
-    assert {name: each['metrics']['m'] for name, each in read_records(tmp_path).items()} == {'a/0.1/0': 2.0, 'a/0.1/2': 3.0}
+    assert {name: each['metrics']['m'] for name, each in read_records(tmp_path / 'runs.jsonl').items()} == {'a/0.1/0': 2.0, 'a/0.1/2': 3.0}
 
 
 def test_validations_of_a_resumed_run(tmp_path):
@@ -261,7 +286,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(programs, tmp_path, capsys):
     assert runs.work_dir(asked[0]).joinpath('calls').read_text() == 'new\n'
     with pytest.raises(UsageError, match='x--two.py has other settings'), Runs(out, 1, 3) as runs:
         runs.carry_out([Run('x/new', 'a = 1\n', {}), Run('x/two', 'a = 2\n', {})])
-    assert len(read_records(out)) == 3 and not runs.work_dir(Run('x/new', '', {})).exists()
+    assert len(read_records(out / 'runs.jsonl')) == 3 and not runs.work_dir(Run('x/new', '', {})).exists()
 
 
 def test_an_interruption_ends_what_runs_and_the_next_start_resumes_it(programs, tmp_path):
@@ -275,7 +300,7 @@ def test_an_interruption_ends_what_runs_and_the_next_start_resumes_it(programs, 
 
     with pytest.raises(KeyboardInterrupt), Runs(out, 2, 2, interrupt) as runs:
         runs.carry_out(asked)
-    assert list(read_records(out)) == ['fast']
+    assert list(read_records(out / 'runs.jsonl')) == ['fast']
     with Runs(out, 2, 2) as runs:
         fast, slow = runs.carry_out(asked)
     assert slow['resumed'] and not fast['resumed']
@@ -369,15 +394,15 @@ def test_a_study_that_is_stopped_ends_like_one_that_is_not(write, mini_data, tmp
         time.sleep(0.05)
     process.terminate()
     assert 'error: interrupted' in process.communicate()[0] and process.returncode == 130
-    before = len(read_records(out))
+    before = len(read_records(out / 'runs.jsonl'))
     assert 4 <= before < 8
     for folder in (out, tmp_path / 'whole'):
         process = start(path, mini_data, folder)
         assert process.wait() == 0, process.communicate()[0]
-    assert any(each['resumed'] for each in read_records(out).values())
+    assert any(each['resumed'] for each in read_records(out / 'runs.jsonl').values())
     assert results(out) == results(tmp_path / 'whole') and len(results(out)) == 4
-    for name, each in read_records(out).items():
-        whole = read_records(tmp_path / 'whole')[name]['validations']
+    for name, each in read_records(out / 'runs.jsonl').items():
+        whole = read_records(tmp_path / 'whole' / 'runs.jsonl')[name]['validations']
         lost = 1 if each['resumed'] else 0  # the one between the last checkpoint and the stop
         assert len(whole) == 4 and len(each['validations']) >= 4 - lost and all(row in whole for row in each['validations'])
-    assert (out / 'study.png').is_file()
+    assert all((out / name).is_file() for name in ('study.png', 'rates.png', 'progress.png'))

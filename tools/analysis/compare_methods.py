@@ -9,22 +9,23 @@ run is tools/train.py and tools/test.py in processes of its own. What has run is
 the same command, and more seeds, methods or learning rates can be added. A run that fails is named, the others go on, and the next
 start tries it again.
 
-Writes into --out: table.md and study.png, and runs.jsonl with a line for each run: its settings, versions, metrics, those of each
-validation, the time of its training in seconds and the peak memory of its process.
+Writes into --out: table.md, study.png (runs and differences), rates.png (the metric over the learning rate), progress.png (over steps and
+time), and runs.jsonl with a line for each run: its settings, versions, metrics, those of each validation, the time of its training in
+seconds and the peak memory of its process. report_study.py makes the others again from runs.jsonl.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, run  # noqa: E402
-from runs import default_jobs  # noqa: E402
+from runs import RESULTS, default_jobs, read_records  # noqa: E402
 from study import carry_out, read_study  # noqa: E402
-from study_report import draw, page, rows_of, table  # noqa: E402
+from study_report import report, table  # noqa: E402
 
-from orepa_mm.files import check_writable, replacing  # noqa: E402
+from orepa_mm.files import check_writable  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,15 +46,9 @@ def main() -> None:
     out = args.out or Path('work_dirs') / f'study_{study.name}'
     check_writable(out, folder=True)
 
-    def write(rates: dict[str, float], records: list[dict[str, Any]]) -> None:
-        rows[:] = rows_of(records, list(study.methods), study.baseline, rates, study.learning_rates, study.metric)
-        with replacing(out / 'table.md') as partial:
-            partial.write_text(page(study.name, rows, records, study.baseline, study.metric))
-
-    rows = []
-    carry_out(study, out, args.jobs, write)
-    draw(rows, study.baseline, study.metric, out / 'study.png')
-    print(f'\n{table(rows)}\nwrote {out / "table.md"}, {out / "study.png"} and {out / "runs.jsonl"}')
+    carry_out(study, out, args.jobs, partial(report, study, folder=out))
+    rows = report(study, read_records(out / RESULTS), out)
+    print(f'\n{table(rows)}\nwrote table.md, study.png, rates.png, progress.png and runs.jsonl into {out}')
 
 
 if __name__ == '__main__':

@@ -88,9 +88,9 @@ def config_text(settings: dict[str, Any]) -> str:
     return ''.join(lines)
 
 
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The latest record of each run, by its name. A line that was cut by an interruption is no record."""
-    path, records = folder / RESULTS, {}
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The latest record of each run in a file of them, by its name. A line that was cut by an interruption is no record."""
+    records = {}
     for line in path.read_text(errors='replace').splitlines() if path.is_file() else ():
         with suppress(json.JSONDecodeError, KeyError, TypeError):
             record = json.loads(line)
@@ -188,7 +188,7 @@ class Runs:
 
     def __init__(self, folder: Path, jobs: int, total: int, done: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
         self.folder, self.jobs, self.total, self.done = folder, jobs, total, done
-        self.records = read_records(folder)
+        self.records = read_records(folder / RESULTS)
         self._finished, self._times, self._stopping = 0, [], threading.Event()
         self._processes: set[subprocess.Popen] = set()
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -275,14 +275,14 @@ def chosen_rates(study: Study, records: list[dict[str, Any]]) -> dict[str, float
     return {method: max(found, key=found.__getitem__) for method, found in means.items() if found}
 
 
-def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, float], list[dict[str, Any]]], None]) -> None:
+def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict[str, Any]]], None]) -> None:
     """Run what of a study is not run yet.
 
     Args:
         study: As :func:`read_study` gives it.
         out: Its folder.
         jobs: Runs at a time.
-        done: Called with the chosen learning rates and the records of the comparison so far, after each of its runs and at the end.
+        done: Called with all records so far by their runs' names, after each run of the comparison and at the end.
 
     Raises:
         UsageError: As :func:`check`, :func:`claim` and :class:`.Runs`; when a network that others start from failed; for an unknown metric.
@@ -291,22 +291,18 @@ def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, floa
     plan = Plan(study, out)
     check(study, plan)
     claim(study, out)
-    rates: dict[str, float] = {}
 
     def ended(record: dict[str, Any]) -> None:
         if 'error' not in record and record['phase'] != 'pretrain':
             metric_of(record, [study.metric])  # a wrong name shows after the first run, not after the last
         if record['phase'] == 'compare':
-            show()
-
-    def show() -> None:
-        done(rates, [runs.records[run.name] for run in plan.comparing(rates) if run.name in runs.records])
+            done(runs.records)
 
     with Runs(out, jobs, study.total, ended) as runs:
         pretrain(plan, runs)
-        rates |= chosen_rates(study, runs.carry_out(plan.choosing()))
+        rates = chosen_rates(study, runs.carry_out(plan.choosing()))
         runs.carry_out(plan.comparing(rates))
-        show()
+        done(runs.records)
 
 
 def pretrain(plan: Plan, runs: Runs) -> None:

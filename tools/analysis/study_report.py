@@ -1,4 +1,4 @@
-"""What a study found: means and paired differences with their intervals, as a table and a picture."""
+"""What a study found: means and paired differences with their intervals, as a table and pictures."""
 
 import math
 import statistics
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from runs import metric_of
 from scipy import stats
+from study import Study, chosen_rates
 
 from orepa_mm.files import replacing
 
@@ -34,7 +36,7 @@ class Row:
         rate: Its learning rate; None where none came through.
         values: The metric of each seed whose run did not fail.
         differences: To the baseline's with the same seed, where both are there.
-        seconds: Of each training that was not interrupted.
+        seconds: Of each training that was not interrupted, by :func:`seconds_of`.
         memory: Peak memory of each training process in MiB.
         remarks: What to know about the figures, such as runs that failed.
     """
@@ -46,6 +48,11 @@ class Row:
     seconds: list[float]
     memory: list[float]
     remarks: list[str]
+
+
+def seconds_of(record: dict[str, Any]) -> float:
+    """How long a training took: on a GPU by the clock; else by the processor, which other work on the machine hardly changes."""
+    return record['seconds'] if record['gpu_memory_mib'] is not None else record['cpu_seconds']
 
 
 def interval_of(differences: Sequence[float], level: float = LEVEL) -> Interval:
@@ -90,7 +97,7 @@ def rows_of(
         differences = {}
         if method != baseline:
             differences = {seed: value - values[baseline][seed] for seed, value in values[method].items() if seed in values[baseline]}
-        seconds = [record['seconds'] for record in whole if not record['resumed']]
+        seconds = [seconds_of(record) for record in whole if not record['resumed']]
         rows.append(
             Row(method, rates.get(method), values[method], differences, seconds, [record['memory_mib'] for record in whole], remarks)
         )
@@ -129,24 +136,53 @@ def page(name: str, rows: list[Row], records: list[dict[str, Any]], baseline: st
     return f"""# {name}
 
 {metric} on the test part, each run with a seed of its own. Differences are to {baseline}, of runs with the same seed; their interval is
-Student's, for each method alone. Learning rates were chosen on the validation part, with other seeds. Seconds: median of the trainings.
+Student's, for each method alone. Learning rates were chosen on the validation part, with other seeds. Seconds: median of the
+trainings, of the processor without a GPU.
 
 {table(rows)}
 
 ![Runs, and differences with their intervals](study.png)
 
+![The metric over the learning rate](rates.png)
+
+![The metric in the course of the training](progress.png)
+
 Run with: {'; '.join(used) or '-'}.
 """
 
 
+def report(study: Study, records: dict[str, dict[str, Any]], folder: Path) -> list[Row]:
+    """Write ``table.md``, ``study.png``, ``rates.png`` and ``progress.png`` into ``folder``.
+
+    Args:
+        study: The study.
+        records: Of its runs, by their names, as far as they are there.
+        folder: Where to write.
+
+    Returns:
+        The rows of the table.
+    """
+    found = [record for record in records.values() if record['method'] in study.methods]
+    choosing = [record for record in found if record['phase'] == 'choose']
+    rates = chosen_rates(study, choosing)
+    compared = [
+        record
+        for record in found
+        if record['phase'] == 'compare' and record['lr'] == rates.get(record['method']) and record['seed'] < study.seeds
+    ]
+    rows = rows_of(compared, list(study.methods), study.baseline, rates, study.learning_rates, study.metric)
+    with replacing(folder / 'table.md') as partial:
+        partial.write_text(page(study.name, rows, compared, study.baseline, study.metric))
+    draw(rows, study.baseline, study.metric, folder / 'study.png')
+    draw_rates(choosing, list(study.methods), rates, study.metric, folder / 'rates.png')
+    draw_progress(compared, list(study.methods), study.metric, folder / 'progress.png')
+    return rows
+
+
 def draw(rows: list[Row], baseline: str, metric: str, path: Path) -> None:
     """Each seed as a point, and the interval of the difference to the baseline."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1.2 + 0.5 * len(rows)), sharey=True, layout='constrained')
+    figure = Figure(figsize=(10, 1.2 + 0.5 * len(rows)), layout='constrained')
+    left, right = figure.subplots(1, 2, sharey=True)
     for position, row in enumerate(rows):
         values, differences = list(row.values.values()), list(row.differences.values())
         left.plot(values, [position] * len(values), 'o', color='C0', alpha=0.5)
@@ -163,6 +199,63 @@ def draw(rows: list[Row], baseline: str, metric: str, path: Path) -> None:
     right.axvline(0, color='0.6', linewidth=1)
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def draw_rates(records: list[dict[str, Any]], methods: Sequence[str], rates: dict[str, float], metric: str, path: Path) -> None:
+    """The metric over the learning rate: each run as a point, a line through the means, a ring around the rate that was chosen.
+
+    Args:
+        records: Of the runs that chose.
+        methods: A line for each of them.
+        rates: What was chosen.
+        metric: What they were judged by.
+        path: Of the picture.
+    """
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    for number, method in enumerate(methods):
+        values: dict[float, list[float]] = {}
+        for record in records:
+            if record['method'] == method and 'error' not in record:
+                values.setdefault(record['lr'], []).append(metric_of(record, [metric]))
+        means = {rate: statistics.fmean(values[rate]) for rate in sorted(values)}
+        color = f'C{number}'
+        axes.plot(means.keys(), means.values(), color=color, label=method)
+        axes.plot([rate for rate in values for _ in values[rate]], [value for each in values.values() for value in each], '.', color=color)
+        if rates.get(method) in means:
+            axes.plot(rates[method], means[rates[method]], 'o', color=color, markersize=11, fillstyle='none')
+    axes.set(xscale='log', xlabel='learning rate', ylabel=f'{metric}, validation part')
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def draw_progress(records: list[dict[str, Any]], methods: Sequence[str], metric: str, path: Path) -> None:
+    """The metric of each validation, mean over seeds, over epochs or iterations and over the time of the training."""
+    figure = Figure(figsize=(10, 4.5), layout='constrained')
+    left, right = figure.subplots(1, 2, sharey=True)
+    for method in methods:
+        own = [record for record in records if record['method'] == method and 'error' not in record]
+        values: dict[float, list[float]] = {}
+        for row in (row for record in own for row in record['validations'] if metric in row):
+            values.setdefault(row['step'], []).append(row[metric])
+        steps = sorted(values)
+        means = [statistics.fmean(values[step]) for step in steps]
+        left.plot(steps, means, '.-', label=method)
+        seconds = [seconds_of(record) for record in own if not record['resumed']]
+        times = [statistics.median(seconds) * step / steps[-1] for step in steps] if seconds else []
+        right.plot(times, means[: len(times)], '.-', label=method)
+    left.set(xlabel='epoch or iteration', ylabel=f'{metric}, validation part, mean over seeds')
+    right.set(xlabel='s of training')
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture as a whole or not at all."""
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format=path.suffix.removeprefix('.'))
-    plt.close(figure)

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Make the table and the pictures of a study from the lines of its runs.
+
+    python tools/analysis/report_study.py tools/analysis/studies/cifar10_scratch.py work_dirs/study_cifar10_scratch/runs.jsonl report/
+
+Writes table.md, study.png, rates.png and progress.png, as tools/analysis/compare_methods.py does, of the runs that are there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+from common import UsageError, run  # noqa: E402
+from runs import read_records  # noqa: E402
+from study import read_study  # noqa: E402
+from study_report import report, table  # noqa: E402
+
+from orepa_mm.files import check_writable  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('study', type=Path, metavar='STUDY.py', help='what was compared')
+    parser.add_argument('runs', type=Path, metavar='RUNS.jsonl', help='a line for each run')
+    parser.add_argument('out', type=Path, metavar='DIR', help='folder for the table and the pictures')
+    parser.add_argument('--seeds', type=int, metavar='N', help="runs of each method (default: the study's)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    study = read_study(args.study, seeds=args.seeds)
+    if not args.runs.is_file():
+        raise UsageError(f'{args.runs}: no such file.')
+    records = read_records(args.runs)
+    if not any(record.get('method') in study.methods for record in records.values()):
+        raise UsageError(f'{args.runs}: has no runs of the methods in {args.study}.')
+    check_writable(args.out, folder=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f'{table(report(study, records, args.out))}\nwrote table.md, study.png, rates.png and progress.png into {args.out}')
+
+
+if __name__ == '__main__':
+    run(main)
