@@ -116,7 +116,6 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
     assert none[:5] == ['none', '0.05', '2', '61.50', '0.71'] and light[:4] == ['OREPA light', '0.05', '2', '64.00']
     assert light[5] == '+2.50' and none[7] == '10' and 'torch 2' in text  # seconds of the processor, not of the clock
     assert {path.name for path in (tmp_path / 'report').glob('*.png')} == {'study.png', 'rates.png', 'progress.png'}
-    assert all(name in text for name in ('study.png', 'rates.png', 'progress.png'))
 
     status, error = tools.run('tools/analysis/report_study', write(), tmp_path / 'none.jsonl', tmp_path / 'other')
     assert status == 2 and 'no such file' in error and not (tmp_path / 'other').exists()

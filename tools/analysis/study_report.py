@@ -130,22 +130,14 @@ def table(rows: list[Row]) -> str:
     return '\n'.join([shown[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *shown[1:]])
 
 
-def page(name: str, rows: list[Row], records: list[dict[str, Any]], baseline: str, metric: str) -> str:
-    """The table with what is needed to read it."""
+def page(rows: list[Row], records: list[dict[str, Any]], baseline: str, metric: str) -> str:
+    """The table with what is needed to read it, to be put into a page."""
     used = sorted({', '.join(f'{key} {value}' for key, value in record['versions'].items()) for record in records})
-    return f"""# {name}
-
-{metric} on the test part, each run with a seed of its own. Differences are to {baseline}, of runs with the same seed; their interval is
-Student's, for each method alone. Learning rates were chosen on the validation part, with other seeds. Seconds: median of the
-trainings, of the processor without a GPU.
+    return f"""{metric} on the test part, each run with a seed of its own. Differences are to {baseline}, of runs with the same
+seed; their interval is Student's, for each method alone. Learning rates were chosen on the validation part, with other seeds. Seconds:
+median of the trainings, of the processor without a GPU.
 
 {table(rows)}
-
-![Runs, and differences with their intervals](study.png)
-
-![The metric over the learning rate](rates.png)
-
-![The metric in the course of the training](progress.png)
 
 Run with: {'; '.join(used) or '-'}.
 """
@@ -172,7 +164,7 @@ def report(study: Study, records: dict[str, dict[str, Any]], folder: Path) -> li
     ]
     rows = rows_of(compared, list(study.methods), study.baseline, rates, study.learning_rates, study.metric)
     with replacing(folder / 'table.md') as partial:
-        partial.write_text(page(study.name, rows, compared, study.baseline, study.metric))
+        partial.write_text(page(rows, compared, study.baseline, study.metric))
     draw(rows, study.baseline, study.metric, folder / 'study.png')
     draw_rates(choosing, list(study.methods), rates, study.metric, folder / 'rates.png')
     draw_progress(compared, list(study.methods), study.metric, folder / 'progress.png')
