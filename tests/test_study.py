@@ -1,7 +1,6 @@
 """Studies: what a study file may say, the choice of learning rates, the statistics, and runs that fail, stop and go on."""
 
 import fcntl
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ import study as study_module
 import torch
 from conftest import ROOT
 from mmengine.config import Config
-from runs import Run, Runs, append_record, read_records, run_of, validations
+from runs import Run, Runs, append_record, read_records, run_of
 from study import Plan, chosen_rates, claim, read_study, replaced
 from study_report import interval_of, rows_of, seconds_of, table
 
@@ -136,17 +135,6 @@ def test_a_line_that_was_cut_is_no_record_and_spoils_none(tmp_path):
     assert {name: each['metrics']['m'] for name, each in read_records(tmp_path / 'runs.jsonl').items()} == {'a/0.1/0': 2.0, 'a/0.1/2': 3.0}
 
 
-def test_validations_of_a_resumed_run(tmp_path):
-    for stamp, rows in dict(
-        a=[dict(lr=0.1, loss=2.0, iter=1, epoch=1, step=1), dict(m=1.0, time=0.1, step=1), dict(m=2.0, step=2)],
-        b=[dict(m=2.5, data_time=0.1, step=2), dict(m=3.0, step=3)],
-    ).items():
-        path = tmp_path / stamp / 'vis_data' / 'scalars.json'
-        path.parent.mkdir(parents=True)
-        path.write_text(''.join(json.dumps(row) + '\n' for row in rows) + '{"m": 9')
-    assert validations(tmp_path) == [dict(m=1.0, step=1), dict(m=2.5, step=2), dict(m=3.0, step=3)]
-
-
 # Study files
 
 
@@ -251,6 +239,8 @@ with open(work / 'calls', 'a') as file: file.write('--resume' if '--resume' in s
 (work / 'last_checkpoint').write_text('/elsewhere/last.pth')
 if 'slow' in text and '--resume' not in sys.argv: time.sleep(60)
 if 'broken' in text: sys.exit('error: it broke')
+(work / 'now' / 'vis_data').mkdir(parents=True)
+(work / 'now' / 'vis_data' / 'scalars.json').write_text('{"m": 5.0, "time": 0.1, "step": 1}\\n')
 print(os.environ['OMP_NUM_THREADS'])
 """
 TEST = """
@@ -278,6 +268,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(programs, tmp_path, capsys):
         first = runs.carry_out(asked)
     assert [each.get('metrics') for each in first] == [dict(m=7.0), None, dict(m=7.0)] and [each['seed'] for each in first] == [0, 1, 2]
     assert first[1]['error'].startswith('it broke') and first[0]['memory_mib'] > 1
+    assert first[0]['validations'] == [dict(m=5.0, step=1)] and first[0]['gpu_memory_mib'] is None and first[0]['cpu_seconds'] > 0
     assert 'x/broken: FAILED: it broke' in capsys.readouterr().out
     with Runs(out, 1, 3) as runs:
         again = runs.carry_out([*asked[:1], Run('x/broken', 'a = "mended"\n', {}), *asked[2:]])

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from common import merge_options
 from mmengine.config import Config
+from run_logs import read_run
 
 from orepa_mm.errors import UsageError
 from orepa_mm.files import check_writable, replacing
@@ -117,26 +118,9 @@ def append_record(folder: Path, record: dict[str, Any]) -> None:
         raise UsageError(f'{path}: cannot be written: {error.strerror or error}.') from None
 
 
-def validations(work_dir: Path) -> list[dict[str, float]]:
-    """The metrics of every validation in ``work_dir``, in order, with the epoch or iteration as ``step``; of one done twice the latter."""
-    found = {}
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text(errors='replace').splitlines():
-            with suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                if 'lr' not in row and 'iter' not in row:  # those are of training steps
-                    found[row['step']] = {key: value for key, value in row.items() if key not in ('time', 'data_time')}
-    return [found[step] for step in sorted(found)]
-
-
-def gpu_memory(work_dir: Path) -> float | None:
-    """Most memory in MiB that torch held on a GPU, as the Runner logs it; None without a GPU."""
-    rows = (line for path in work_dir.glob('*/vis_data/scalars.json') for line in path.read_text(errors='replace').splitlines())
-    found = []
-    for line in rows:
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line).get('memory'))
-    return max((value for value in found if value is not None), default=None)
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, without how long it took."""
+    return {key: value for key, value in row.items() if key not in ('time', 'data_time')}
 
 
 def metric_of(record: dict[str, Any], names: Iterable[str]) -> float:
@@ -287,15 +271,15 @@ class Runs:
             error, _ = self._process(test, work_dir / 'test.log', slot)
         if error is not None:
             return dict(record, error=error, seconds=time.monotonic() - start)
-        kept = {key: value for key, value in json.loads(metrics.read_text()).items() if key not in ('time', 'data_time')}
+        log = read_run(work_dir)
         return dict(
             record,
-            metrics=kept,
-            validations=validations(work_dir),
+            metrics=without_times(json.loads(metrics.read_text())),
+            validations=[without_times(row) for row in log.val],
             seconds=seconds,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             memory_mib=usage.ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10),
-            gpu_memory_mib=gpu_memory(work_dir),
+            gpu_memory_mib=log.memory,
         )
 
     def _process(self, command: list[Any], log_path: Path, slot: int) -> tuple[str | None, resource.struct_rusage]:
