@@ -5,14 +5,19 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import free_port
+from mmengine.model import MMDistributedDataParallel
+from mmpretrain.models import AverageClsScoreTTA, ImageClassifier
 from test_orepa_conv import FORMS, build
 from torch import nn
 
 from orepa_mm import OREPAConv2d
+from orepa_mm.engine.changed_parameters import wrap_again
+from orepa_mm.engine.distributed import unwrapped
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,3 +128,19 @@ def test_sharded_models_train_alike_and_are_not_reparameterized(kind, use_orig_p
 def test_data_parallel_on_a_cpu_is_the_model_itself():
     conv, x = OREPAConv2d(4, 8, 3), torch.randn(1, 4, 8, 8)
     assert torch.equal(nn.DataParallel(conv)(x), conv(x))
+
+
+def test_wrappers_stay_around_a_model_that_is_changed():
+    """A distributed wrapper around test-time augmentation: hooks find the network inside, and wrapping again keeps the augmentation."""
+    network = ImageClassifier(backbone=dict(type='OREPAResNet', depth=18))
+    augmented = AverageClsScoreTTA(module=network)
+    outer = MMDistributedDataParallel.__new__(MMDistributedDataParallel)  # building one takes a process group
+    nn.Module.__init__(outer)
+    outer.module = augmented
+    assert unwrapped(outer) is unwrapped(augmented) is unwrapped(network) is network
+    runner = SimpleNamespace(model=outer, cfg={}, wrap_model=lambda cfg, model: ('wrapped', model))
+    wrap_again(runner)
+    assert runner.model == ('wrapped', augmented)
+    runner.model = augmented
+    wrap_again(runner)
+    assert runner.model is augmented

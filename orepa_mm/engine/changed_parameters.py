@@ -26,7 +26,7 @@ def changing_averages(runner: Any) -> Iterator[nn.Module]:
             average.avg_parameters = average.module.state_dict() if average.update_buffers else dict(average.module.named_parameters())
 
 
-def wrap_again(runner: Any, model: nn.Module) -> None:
+def wrap_again(runner: Any) -> None:
     """A distributed wrapper waits for the gradients of the parameters it was built with: build it anew."""
     if is_model_wrapper(runner.model):
-        runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model.module)

@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -17,6 +16,7 @@ from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError
+from .distributed import unwrapped
 
 
 @HOOKS.register_module()
@@ -43,7 +43,7 @@ class CheckHook(Hook):
     def before_run(self, runner: Runner) -> None:
         if _is_training(runner):
             with _whole(runner.model):
-                check_pretrained(_network(runner))
+                check_pretrained(unwrapped(runner.model))
             _check_multipliers(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ class CheckHook(Hook):
                 f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "
                 'torch takes it; start a new run from its weights, with load_from instead of resume.'
             )
-        network, state = _network(runner), state_dict_of(checkpoint)
+        network, state = unwrapped(runner.model), state_dict_of(checkpoint)
         plain = plain_kernels(network, state)
         if plain and resuming and 'optimizer' in checkpoint:
             raise CheckpointError(
@@ -84,14 +84,6 @@ def _whole(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, a sharded model has its parameters in their own shapes, for all processes."""
     sharded = isinstance(model, FullyShardedDataParallel)
     return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
-
-
-def _network(runner: Runner) -> nn.Module:
-    """The model inside distributed and test-time-augmentation wrappers."""
-    model = runner.model
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 def _check_multipliers(runner: Runner) -> None:

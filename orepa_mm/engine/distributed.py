@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, init_dist
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
@@ -18,9 +18,11 @@ SYNCHRONISED = ('SyncBN', 'MMSyncBN')
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
+    """The model inside wrappers: distributed ones, and that of test-time augmentation."""
     inner: Any = model
-    return inner.module if is_model_wrapper(model) else model
+    while is_model_wrapper(inner) or isinstance(inner, BaseTTAModel):
+        inner = inner.module
+    return inner
 
 
 def start_processes(cfg: Config) -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS
 
 from ..checkpoints.reading import state_dict_of
@@ -73,11 +72,10 @@ class GradientFormHook(Hook):
             return
         self._done = True
         model = unwrapped(runner.model)
-        model = model.module if isinstance(model, BaseTTAModel) else model
         if is_gradient_form(model):
             return
         gradient_form(model, optimizers_of(runner))
         for average in changing_averages(runner):
             gradient_form(average)
-        wrap_again(runner, model)
+        wrap_again(runner)
         print_log('GradientFormHook: the branches are plain kernels now, trained as the branches would be.', logger='current')

@@ -83,7 +83,7 @@ class PruneBranchesHook(Hook):
             _edit_optimizer(optimizer, dropped, rows)
         for average in changing_averages(runner):
             drop_branches(average, names)
-        wrap_again(runner, model)
+        wrap_again(runner)
 
 
 def _edit_optimizer(optimizer: torch.optim.Optimizer, dropped: set[int], rows: dict[int, tuple[nn.Parameter, list[int]]]) -> None:
