@@ -48,6 +48,7 @@ def batches(workers: int, by_epoch: bool, first: int = 0, wrapper: str = '', ski
     """Iterations ``first`` to the last as mmengine's loops ask for them; two a pass."""
     dataset = numbers(wrapper)
     kind = DefaultSampler if by_epoch else InfiniteSampler
+    skips = skips and hasattr(kind, 'skip')  # OneDL's mmengine has it, the official one asks for the samples again
     if not skips and not by_epoch:
         kind = type('Sampler', (), {name: getattr(kind, name) for name in vars(kind) if name != 'skip'})
     loader = Runner.build_dataloader(
