@@ -33,7 +33,7 @@ from orepa_mm.layers import METHODS, SqueezedConv2d  # noqa: E402
 DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
 HEADER = ('model', 'method', 'data', 'schedule', 'input', 'params, M', 'FLOPs, G', 'command')
-INTRODUCTION = """# Configs
+INTRODUCTION = """# Model zoo
 
 <!-- Written by: python .dev_scripts/list_configs.py --write docs/configs.md -->
 

@@ -46,6 +46,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for page in pages:
         loaded = re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text())
         assert not loaded, f'{page.name}: {loaded}'
+        prose = re.sub(r'<pre>.*?</pre>', '', page.read_text(), flags=re.DOTALL)
+        swallowed = re.findall(r'\n- .{,60}', prose)  # an item right after an indented paragraph is no item to mkdocs
+        assert not swallowed, f'{page.parent.name}: an empty line is missing before {swallowed}'
     text = (tmp_path / 'site' / 'api' / 'index.html').read_text()
     assert 'OREPAConv2d' in text and 'ReparameterizeHook' in text and 'Raises' in text
     assert ':class:' not in text and '::</p>' not in text

@@ -156,6 +156,20 @@ def test_missing_config(tools):
     refused(tools.run('tools/train', 'configs/none.py'), 'configs/none.py', 'no such config')
 
 
+def test_a_torchvision_of_another_torch(tmp_path):
+    (tmp_path / 'torchvision').mkdir()
+    (tmp_path / 'torchvision' / '__init__.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    config = ROOT / 'configs' / 'coco' / 'mask-rcnn_orepa-r50_fpn_1x_coco.py'
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'preflight.py'), str(config)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])),
+    )
+    refused((result.returncode, result.stderr), 'torchvision was built for another torch', 'torchvision::nms', 'in one command')
+
+
 def test_config_that_cannot_be_read(tools, tmp_path):
     for text, message in (('_base_ = "absent.py"', 'absent.py'), ('model = (', 'never closed')):
         (tmp_path / 'broken.py').write_text(text)

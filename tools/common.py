@@ -99,8 +99,21 @@ def _set_dotted(cfg: Config, path: str, value: Any) -> bool:
     return True
 
 
+def require_torchvision() -> None:
+    """Refuse a torchvision that was built for another torch, which fails anew wherever the toolboxes import it."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:  # there is none, and a toolbox that needs it says so
+        return
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f'torchvision was built for another torch than {torch.__version__} ({error}): install both anew in one command, from one index.'
+        ) from None
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config, apply the common options and complete what the toolbox's own scripts complete."""
+    require_torchvision()
     if not Path(args.config).is_file():
         raise UsageError(f'{args.config}: no such config file.')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
