@@ -175,8 +175,10 @@ def _deployed_copy(module: Any, path: str) -> nn.Module | None:
             raise FuseError(f'the {type(module).__name__} "{path}" does not deploy itself: {error}') from None
     if plain.state_dict().keys() == module.state_dict().keys():
         return None
-    if not any(p.requires_grad for p in module.parameters()):
-        plain.requires_grad_(False)
+    made_from = dict(module.named_parameters())
+    trainable = any(p.requires_grad for p in made_from.values())
+    for name, parameter in plain.named_parameters():  # some blocks detach what they make, which would freeze it
+        parameter.requires_grad_(made_from[name].requires_grad if name in made_from else trainable)
     plain.train(module.training)  # returns nothing in some backbones
     return plain
 
