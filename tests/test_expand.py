@@ -415,8 +415,14 @@ def test_expanding_a_file(tools, tmp_path, resnet50):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out.pth']
 
 
-def test_a_bare_convolution_takes_the_branches_asked_for():
-    assert expand(nn.Conv2d(4, 4, 3), branches=('origin', 'avg')).kernel.branches == ('origin', 'avg')
+@pytest.mark.parametrize('start', STARTS)
+def test_a_bare_convolution_is_expanded_as_one_in_a_model(start):
+    conv, options = nn.Conv2d(4, 4, 3), dict(start=start, branches=('origin', 'avg'))
+    (inside,) = expand(nn.Sequential(copy.deepcopy(conv)), **options)
+    bare = expand(conv, **options)
+    assert bare.kernel.branches == ('origin', 'avg')
+    for key, value in inside.state_dict().items():
+        assert torch.equal(bare.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize(

@@ -402,6 +402,14 @@ class TestBadInput:
         avg.requires_grad_(False)
         self.refused(model, '"2": some of its branches are frozen')
 
+    def test_branches_in_several_groups_of_the_same_settings(self):
+        model = nn.Sequential(OREPAConv2d(4, 4, 3, branches='light', bias=False))
+        kernel = model[0].kernel
+        first, *others = list(kernel.parameters())[::-1]
+        optimizer = torch.optim.SGD([dict(params=[first], lr=0.5), dict(params=others, lr=0.5)], lr=0.1)
+        orepa_mm.gradient_form(model, optimizer)
+        assert sum((group['params'] for group in optimizer.param_groups), []) == [model[0].weight]
+
     @pytest.mark.parametrize('when', [{}, dict(epoch=1, iteration=2)])
     def test_when(self, when):
         with pytest.raises(GradientFormError, match='one of epoch and iteration'):
