@@ -133,7 +133,10 @@ def test_what_does_not_match_is_listed():
         'it does not match resnet18-w0.125: missing backbone.bn1.weight; missing head.fc.bias; unexpected neck; '
         'backbone.bn1.bias is (3,), not (8,); head.fc.weight is (7, 64), not (0, 64)'
     )
-    wrong |= {'neck1': torch.ones(1), 'neck2': torch.ones(1)}
+    wrong |= {'neck1': torch.ones(1)}
+    with pytest.raises(LayoutError, match=r'not \(8,\) and 1 more$'):
+        check_network(wrong, CONFIG)
+    wrong |= {'neck2': torch.ones(1)}
     with pytest.raises(LayoutError, match=r'unexpected neck; unexpected neck1; unexpected neck2 and 2 more$'):
         check_network(wrong, CONFIG)
 

@@ -24,7 +24,7 @@ from orepa_mm.engine.gradient_form_hook import GradientFormHook
 from orepa_mm.engine.optim_wrapper_constructor import OREPAOptimWrapperConstructor
 from orepa_mm.errors import GradientFormError
 from orepa_mm.functional import multiply_taps, with_multiplied_gradient
-from orepa_mm.layers.gradient_form import GradientFormConv2d
+from orepa_mm.layers.gradient_form import GradientFormConv2d, GradientFormKernel
 from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
 from orepa_mm.reparam.gradient_form import check_gradient_form, gradient_form_in, is_gradient_form
 
@@ -197,6 +197,8 @@ def test_only_layers_with_branches_change_and_shared_ones_stay_shared():
     assert calls == [1]
     bare = orepa_mm.gradient_form(OREPAConv2d(4, 4, 3, branches='light'))
     assert type(bare) is GradientFormConv2d
+    stem = OREPAConv2d(3, 6, 7, branches='light')
+    assert orepa_mm.gradient_form(stem) is stem and all(type(stage) is GradientFormKernel for stage in stem.kernel.stages)
 
 
 def test_a_model_and_its_state_dict_tell_the_form():
@@ -305,7 +307,8 @@ class TestTheGradient:
         expected = {name: p.grad for name, p in plain.named_parameters()}
         if way == 'channels_last':
             other = orepa_mm.gradient_form(network(memory_format=torch.channels_last))
-            assert other[4].weight.is_contiguous(memory_format=torch.channels_last)
+            stages = list(other[0].kernel.stages)
+            assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in (other[2], other[4], other[7], *stages))
             loss_of(other, x.contiguous(memory_format=torch.channels_last)).backward()
             found = {name: p.grad for name, p in other.named_parameters()}
         else:
@@ -367,6 +370,7 @@ class TestBadInput:
     def test_three_of_many_are_named(self):
         model = nn.Sequential(*(OREPAConv2d(4, 4, 1) for _ in range(5)))
         self.refused(model, r'these are products of weights: "0" \(sequence\), "1" \(sequence\), "2" \(sequence\) and 2 more\.')
+        self.refused(model[:4], r'"2" \(sequence\) and 1 more\.')
         self.refused(model[:3], r'"2" \(sequence\)\.')
 
     def test_every_optimizer_is_looked_at(self):

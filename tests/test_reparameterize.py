@@ -393,3 +393,9 @@ def test_parts_that_deploying_does_not_change_are_left():
     reparameterize(model)
     assert [new is old for new, old in zip(model, before, strict=True)] == [True, True, True, False, True, True, True]
     assert model[4].part[1] is not inner and model[3].part.bias is not None and switched.part.bias is None
+    partly = Deploys(nn.Conv2d(4, 4, 1, bias=False).requires_grad_(False))
+    partly.register_parameter('scale', nn.Parameter(torch.ones(1)))
+    partly.register_parameter('shift', nn.Parameter(torch.ones(1), requires_grad=False))
+    plain = reparameterize(nn.Sequential(partly))[0]  # what is new trains if anything did, what stays as it did
+    trained = {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
+    assert trained == {'scale': True, 'shift': False, 'part.weight': False, 'part.bias': True}
