@@ -345,9 +345,7 @@ def test_merged_blocks_keep_dtype_mode_and_what_is_frozen(kind, training):
     from mmpretrain.models.backbones.mobileone import MobileOneBlock
     from mmpretrain.models.backbones.repvgg import RepVGGBlock
 
-    block = (
-        MobileOneBlock(4, 4, 3, 1, padding=1, conv_cfg=OREPA) if kind == 'MobileOne' else RepVGGBlock(4, 4, 3, padding=1, conv_cfg=OREPA)
-    )
+    block = MobileOneBlock(4, 4, 3, 1, padding=1, conv_cfg=OREPA) if kind == 'MobileOne' else RepVGGBlock(4, 4, padding=1, conv_cfg=OREPA)
     holder = settle(nn.Sequential(block)).double().requires_grad_(False)
     block.training = training  # its norms are in eval mode, as with norm_eval
     x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
@@ -361,6 +359,16 @@ def test_merged_blocks_keep_dtype_mode_and_what_is_frozen(kind, training):
         assert relative(holder(x), expected) < 1e-10
     assert holder[0] is block and torch.get_default_dtype() == torch.float32
     assert all(p.requires_grad for p in reparameterize(holder.requires_grad_(True)).parameters())
+
+
+@pytest.mark.parametrize('kind', ['RepVGG', 'MobileOne'])
+def test_merged_blocks_stay_on_their_device(kind):
+    from mmpretrain.models.backbones.mobileone import MobileOneBlock
+    from mmpretrain.models.backbones.repvgg import RepVGGBlock
+
+    block = MobileOneBlock(4, 4, 3, 1, padding=1) if kind == 'MobileOne' else RepVGGBlock(4, 4, padding=1)
+    (plain,) = reparameterize(nn.Sequential(block).eval().to('meta'))
+    assert {p.device.type for p in plain.parameters()} == {'meta'} and len(list(plain.parameters())) == 2
 
 
 def test_parts_that_deploying_does_not_change_are_left():
