@@ -18,6 +18,7 @@ from torch import nn
 import orepa_mm
 from orepa_mm import OREPAConv2d, expand, reparameterize
 from orepa_mm.errors import ExpandError, PlainKernelError
+from orepa_mm.layers import METHODS
 from orepa_mm.reparam.comparison import largest_difference
 
 STARTS = ('balanced', 'zeros', 'shared')
@@ -161,6 +162,23 @@ def test_layers_that_stay_plain_are_listed(caplog):
 def test_bad_input(model, options, message):
     with pytest.raises(ExpandError, match=message):
         expand(model(), **options)
+
+
+def test_the_first_three_that_stay_plain_are_named():
+    integers = nn.Conv2d(2, 2, 3)
+    integers.weight = nn.Parameter(torch.ones(2, 2, 3, 3, dtype=torch.int8), requires_grad=False)
+    reasons = ['is transposed', 'has a weight of torch.int8', 'has a kernel of 4 x 4, and branches are centred on a square odd one']
+    named = '; '.join(f'"{i}" {reason}' for i, reason in enumerate(reasons))
+    with pytest.raises(ExpandError, match=f'^the model has nothing to expand: {named}$'):
+        expand(nn.Sequential(nn.ConvTranspose2d(2, 2, 3), integers, nn.Conv2d(2, 2, 4), nn.Conv2d(2, 2, 2)))
+
+
+def test_a_layer_chosen_by_its_path_and_itself():
+    model, seen = plain_net(), []
+    expand(model, where=lambda path, conv: seen.append((path, conv)) or path == '3', method='ExpandNet')
+    assert [path for path, _ in seen] == ['0', '3', '4'] and seen[0][1] is model[0] and type(model[3]) is METHODS['ExpandNet']
+    with pytest.raises(ExpandError, match=r"^branches='light' is for method='OREPA', not 'ExpandNet'$"):
+        expand(plain_net(), method='ExpandNet', branches='light')
 
 
 @pytest.mark.parametrize('start', STARTS)
@@ -397,8 +415,14 @@ def test_expanding_a_file(tools, tmp_path, resnet50):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out.pth']
 
 
-def test_a_bare_convolution_takes_the_branches_asked_for():
-    assert expand(nn.Conv2d(4, 4, 3), branches=('origin', 'avg')).kernel.branches == ('origin', 'avg')
+@pytest.mark.parametrize('start', STARTS)
+def test_a_bare_convolution_is_expanded_as_one_in_a_model(start):
+    conv, options = nn.Conv2d(4, 4, 3), dict(start=start, branches=('origin', 'avg'))
+    (inside,) = expand(nn.Sequential(copy.deepcopy(conv)), **options)
+    bare = expand(conv, **options)
+    assert bare.kernel.branches == ('origin', 'avg')
+    for key, value in inside.state_dict().items():
+        assert torch.equal(bare.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from orepa_mm.engine.gradient_form_hook import GradientFormHook
 from orepa_mm.engine.optim_wrapper_constructor import OREPAOptimWrapperConstructor
 from orepa_mm.errors import GradientFormError
 from orepa_mm.functional import multiply_taps, with_multiplied_gradient
-from orepa_mm.layers.gradient_form import GradientFormConv2d
+from orepa_mm.layers.gradient_form import GradientFormConv2d, GradientFormKernel
 from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
+from orepa_mm.reparam.gradient_form import check_gradient_form, gradient_form_in, is_gradient_form
 
 EXACT = 1e-10  # of the largest element, in float64: rounding of 50 steps
 
@@ -196,6 +197,48 @@ def test_only_layers_with_branches_change_and_shared_ones_stay_shared():
     assert calls == [1]
     bare = orepa_mm.gradient_form(OREPAConv2d(4, 4, 3, branches='light'))
     assert type(bare) is GradientFormConv2d
+    stem = OREPAConv2d(3, 6, 7, branches='light')
+    assert orepa_mm.gradient_form(stem) is stem and all(type(stage) is GradientFormKernel for stage in stem.kernel.stages)
+
+
+def test_a_model_and_its_state_dict_tell_the_form():
+    model = nn.Sequential(network()[:1])  # a stem only
+    assert not is_gradient_form(model) and not gradient_form_in(model.state_dict())
+    orepa_mm.gradient_form(model)
+    assert is_gradient_form(model) and gradient_form_in(model.state_dict())
+    assert not gradient_form_in({'not_a_gradient_matrix': torch.ones(1), '0.gradient_matrix.more': torch.ones(1)})
+    assert is_gradient_form(orepa_mm.gradient_form(OREPAConv2d(4, 4, 3, branches='light')))
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_two_optimizers_and_what_they_hold(groups):
+    """A kernel takes the place of its first branch in the one that held it; all others keep what they have."""
+    model = nn.Sequential(OREPAConv2d(4, 4, 3, branches='light'), nn.BatchNorm2d(4), OREPAConv2d(4, 4, 1, branches='light', bias=False))
+    first, norm, second = (list(layer.parameters()) for layer in model)
+    bias = model[0].bias
+    optimizers = [sgd(nn.ParameterList(first + norm)), torch.optim.SGD([dict(params=second)], lr=0.1, momentum=0.5)]
+    if groups == 2:
+        optimizers[0] = torch.optim.SGD([dict(params=norm), dict(params=first)], lr=0.1)
+    model[0].kernel.avg.grad = torch.ones_like(model[0].kernel.avg)  # of one branch only: the others' are zero
+    whole = copy.deepcopy(model[0].kernel)
+    orepa_mm.gradient_form(model, iter(optimizers))
+    held = [[[id(p) for p in group['params']] for group in optimizer.param_groups] for optimizer in optimizers]
+    mine = [id(p) for p in first if p is bias]
+    expected = [id(model[0].weight), *mine] if first[0] is not bias else [*mine, id(model[0].weight)]
+    norms = [id(p) for p in norm]
+    assert held == [[expected + norms] if groups == 1 else [norms, expected], [[id(model[2].weight)]]]
+    assert model[0].bias is bias and model[2].bias is None and model[2].weight.grad is None
+    with torch.no_grad():  # what is linear: the kernel of the gradients
+        for name in whole.branches:
+            getattr(whole, name).fill_(1.0 if name == 'avg' else 0.0)
+        assert (model[0].weight.grad - whole()).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_what_is_frozen_stays_frozen(frozen):
+    model = network().requires_grad_(not frozen)
+    orepa_mm.gradient_form(model)
+    assert all(p.requires_grad is not frozen and p.is_leaf for p in model.parameters())
 
 
 class TestTheGradient:
@@ -264,7 +307,8 @@ class TestTheGradient:
         expected = {name: p.grad for name, p in plain.named_parameters()}
         if way == 'channels_last':
             other = orepa_mm.gradient_form(network(memory_format=torch.channels_last))
-            assert other[4].weight.is_contiguous(memory_format=torch.channels_last)
+            stages = list(other[0].kernel.stages)
+            assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in (other[2], other[4], other[7], *stages))
             loss_of(other, x.contiguous(memory_format=torch.channels_last)).backward()
             found = {name: p.grad for name, p in other.named_parameters()}
         else:
@@ -323,6 +367,21 @@ class TestBadInput:
         model = nn.Sequential(OREPAConv2d(4, 4, 3, branches='light'), OREPAConv2d(4, 4, 3), OREPAConv2d(4, 4, 1))
         self.refused(model, r'"1" \(sequence, separable\), "2" \(sequence\).*branches=\'light\'')
 
+    def test_three_of_many_are_named(self):
+        model = nn.Sequential(*(OREPAConv2d(4, 4, 1) for _ in range(5)))
+        self.refused(model, r'these are products of weights: "0" \(sequence\), "1" \(sequence\), "2" \(sequence\) and 2 more\.')
+        self.refused(model[:4], r'"2" \(sequence\) and 1 more\.')
+        self.refused(model[:3], r'"2" \(sequence\)\.')
+
+    def test_every_optimizer_is_looked_at(self):
+        model = network()
+        with pytest.raises(GradientFormError, match='SGD only'):
+            orepa_mm.gradient_form(model, [sgd(model), torch.optim.Adam(model.parameters())])
+        with pytest.raises(GradientFormError, match='SGD only'):
+            check_gradient_form(model, torch.optim.Adam(model.parameters()))
+        check_gradient_form(model, iter([sgd(model)]))
+        assert not is_gradient_form(model)
+
     def test_nothing_to_turn(self):
         self.refused(nn.Sequential(nn.Conv2d(3, 3, 3)), 'no layer with branches')
 
@@ -346,6 +405,14 @@ class TestBadInput:
         self.refused(model, '"2": the optimizer holds some', torch.optim.SGD(others, lr=2))
         avg.requires_grad_(False)
         self.refused(model, '"2": some of its branches are frozen')
+
+    def test_branches_in_several_groups_of_the_same_settings(self):
+        model = nn.Sequential(OREPAConv2d(4, 4, 3, branches='light', bias=False))
+        kernel = model[0].kernel
+        first, *others = list(kernel.parameters())[::-1]
+        optimizer = torch.optim.SGD([dict(params=[first], lr=0.5), dict(params=others, lr=0.5)], lr=0.1)
+        orepa_mm.gradient_form(model, optimizer)
+        assert sum((group['params'] for group in optimizer.param_groups), []) == [model[0].weight]
 
     @pytest.mark.parametrize('when', [{}, dict(epoch=1, iteration=2)])
     def test_when(self, when):

@@ -16,7 +16,7 @@ import orepa_mm
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.prune_branches_hook import PruneBranchesHook
 from orepa_mm.errors import LayerError, PruneError
-from orepa_mm.reparam.prune import branch_shares, drop_branches
+from orepa_mm.reparam.prune import branch_shares, drop_branches, kernels_with_branches
 
 
 def network(dtype=torch.float64) -> nn.Sequential:
@@ -64,6 +64,14 @@ def test_a_pruned_state_dict_loads_into_the_whole_model():
     whole.load_state_dict(pruned.state_dict())
     for a, b in zip(pruned[::2], whole[::2], strict=True):
         assert (a.weight - b.weight).abs().max() < 1e-10 * a.weight.abs().max()
+
+
+def test_only_the_branches_that_are_named_go():
+    model = network()
+    before = {path: kernel.branches for path, kernel in kernels_with_branches(model)}
+    drop_branches(model, {'2.kernel': ['avg', 'point'], 'somewhere.else': ['avg']})
+    after = {path: kernel.branches for path, kernel in kernels_with_branches(model)}
+    assert after == before | {'2.kernel': tuple(name for name in before['2.kernel'] if name not in ('avg', 'point'))}
 
 
 class TestBadInput:

@@ -8,7 +8,15 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize
-from orepa_mm.checkpoints.published_layers import export_block, export_deployed, export_kxk, import_block, import_conv, import_kxk
+from orepa_mm.checkpoints.published_layers import (
+    export_block,
+    export_conv,
+    export_deployed,
+    export_kxk,
+    import_block,
+    import_conv,
+    import_kxk,
+)
 from orepa_mm.errors import LayoutError
 from orepa_mm.functional import frequency_prior
 
@@ -148,3 +156,12 @@ def test_deployed_layers_there_and_back():
     for key in ('weight', 'running_mean', 'running_var'):
         with pytest.raises(LayoutError, match='^the norms have been trained since'):
             export_deployed(conv, norm | {key: norm[key] + 1e-3}, 'orepa_reparam')
+
+
+@pytest.mark.parametrize('name', [*CASES, *DBB_CASES])
+def test_layers_there_and_back(name):
+    """Stems whose stages have no branches among them."""
+    layer = BLOCKS[name]['state_dict']
+    again = export_conv(*import_conv(layer))
+    assert {key: (value.dtype, value.shape) for key, value in again.items()} == {k: (v.dtype, v.shape) for k, v in layer.items()}
+    assert all(torch.allclose(value, layer[key], rtol=0, atol=1e-12) for key, value in again.items())

@@ -11,6 +11,7 @@ from torch import nn
 from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize, reparameterized
 from orepa_mm.errors import FuseError
 from orepa_mm.layers import ReparameterizableConv2d
+from orepa_mm.reparam import plan_swaps
 
 OREPA = dict(type='OREPAConv2d')
 
@@ -335,3 +336,74 @@ def test_a_subclass_that_computes_something_else_is_left_alone():
         x = torch.randn(1, 4, 8, 8)
         expected = model(x)
         assert relative(reparameterize(model)(x), expected) < 1e-5 and type(model[0]) is Doubled
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('kind', ['RepVGG', 'MobileOne'])
+def test_merged_blocks_keep_dtype_mode_and_what_is_frozen(kind, training):
+    """Also with a convolution that has branches of its own inside."""
+    from mmpretrain.models.backbones.mobileone import MobileOneBlock
+    from mmpretrain.models.backbones.repvgg import RepVGGBlock
+
+    block = MobileOneBlock(4, 4, 3, 1, padding=1, conv_cfg=OREPA) if kind == 'MobileOne' else RepVGGBlock(4, 4, padding=1, conv_cfg=OREPA)
+    holder = settle(nn.Sequential(block)).double().requires_grad_(False)
+    block.training = training  # its norms are in eval mode, as with norm_eval
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    expected = holder(x)
+    with reparameterized(holder):
+        plain = holder[0]
+        assert plain is not block and plain.training is training and not list(plain.buffers())
+        convs = [module for module in plain.modules() if isinstance(module, ReparameterizableConv2d | nn.Conv2d)]
+        assert [type(conv) for conv in convs] == [nn.Conv2d] and convs[0].weight.shape == (4, 4, 3, 3)
+        assert all(p.dtype == torch.float64 and not p.requires_grad for p in plain.parameters())
+        assert relative(holder(x), expected) < 1e-10
+    assert holder[0] is block and torch.get_default_dtype() == torch.float32
+    assert all(p.requires_grad for p in reparameterize(holder.requires_grad_(True)).parameters())
+
+
+@pytest.mark.parametrize('kind', ['RepVGG', 'MobileOne'])
+def test_merged_blocks_stay_on_their_device(kind):
+    from mmpretrain.models.backbones.mobileone import MobileOneBlock
+    from mmpretrain.models.backbones.repvgg import RepVGGBlock
+
+    block = MobileOneBlock(4, 4, 3, 1, padding=1) if kind == 'MobileOne' else RepVGGBlock(4, 4, padding=1)
+    (plain,) = reparameterize(nn.Sequential(block).eval().to('meta'))
+    assert {p.device.type for p in plain.parameters()} == {'meta'} and len(list(plain.parameters())) == 2
+
+
+def test_parts_that_deploying_does_not_change_are_left():
+    class Deploys(nn.Module):
+        def __init__(self, part: nn.Module):
+            super().__init__()
+            self.part = part
+
+        def forward(self, x):
+            return self.part(x)
+
+        def switch_to_deploy(self):
+            self.part = nn.Conv2d(4, 4, 1)
+
+    class Changed(Deploys):
+        def forward(self, x):
+            return -self.part(x)
+
+    unchanged = Deploys(nn.Conv2d(4, 4, 1))  # the keys stay
+    done, changed = Deploys(nn.Conv2d(4, 4, 1, bias=False)), Changed(nn.Conv2d(4, 4, 1, bias=False))
+    done.deploy = True
+    switched = Deploys(nn.Conv2d(4, 4, 1, bias=False))
+    outer = Deploys(nn.Sequential(nn.Identity(), Deploys(nn.Conv2d(4, 4, 1, bias=False))))  # the innermost deploys itself
+    uncallable, normed = Deploys(nn.Conv2d(4, 4, 1, bias=False)), Deploys(ActivatedNorm(4))
+    uncallable.switch_to_deploy = 'no method'
+    model = nn.Sequential(unchanged, done, changed, switched, outer, uncallable, normed).eval()
+    before = list(model)
+    inner = outer.part[1]
+    assert [swap.path for swap in plan_swaps(model)] == ['3', '4.part.1']
+    reparameterize(model)
+    assert [new is old for new, old in zip(model, before, strict=True)] == [True, True, True, False, True, True, True]
+    assert model[4].part[1] is not inner and model[3].part.bias is not None and switched.part.bias is None
+    partly = Deploys(nn.Conv2d(4, 4, 1, bias=False).requires_grad_(False))
+    partly.register_parameter('scale', nn.Parameter(torch.ones(1)))
+    partly.register_parameter('shift', nn.Parameter(torch.ones(1), requires_grad=False))
+    plain = reparameterize(nn.Sequential(partly))[0]  # what is new trains if anything did, what stays as it did
+    trained = {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
+    assert trained == {'scale': True, 'shift': False, 'part.weight': False, 'part.bias': True}

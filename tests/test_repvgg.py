@@ -111,6 +111,20 @@ def test_blocks_of_a_stock_network_are_merged_and_come_back():
     assert torch.equal(net(x)[-1], expected)
 
 
+@pytest.mark.parametrize('identity', [False, True])
+@pytest.mark.parametrize('groups', [1, 2])
+def test_convolutions_with_biases_are_merged_too(groups, identity):
+    block = RepVGGBlock(4, 4, stride=1 if identity else 2, padding=1, groups=groups).double()
+    for convolution, norm in ((block.branch_3x3.conv, block.branch_3x3.norm), (block.branch_1x1.conv, block.branch_1x1.norm)):
+        convolution.bias = nn.Parameter(torch.randn(4, dtype=torch.float64))
+        norm.running_mean.normal_()
+    x = torch.randn(2, 4, 7, 7, dtype=torch.float64)
+    assert (block.branch_norm is not None) is identity
+    expected = block.eval()(x)
+    (plain,) = orepa_mm.reparameterize(nn.Sequential(block))
+    assert relative(plain(x), expected) < 1e-10 and plain.branch_reparam.groups == groups
+
+
 def test_requires_grad_and_channels_last_carry_over():
     net = build(frozen_stages=1).to(memory_format=torch.channels_last)
     orepa_mm.reparameterize(net)

@@ -243,7 +243,7 @@ def export_block(block: State) -> State:
             exported[f'{BLOCK[owner]}.{leaf}'] = value
         else:
             raise LayoutError(f'unknown key of a RepVGG block: {key}')
-    for key, value in export_conv(dense, {}).items() if dense else ():
+    for key, value in export_conv(dense, {}).items():
         if key == 'vector' and 'branch_norm.weight' in block:
             value = torch.cat([value, torch.zeros_like(value[:1])])
         exported[f'rbr_dense.{key.replace("weight_orepa_", "weight_rbr_")}'] = value

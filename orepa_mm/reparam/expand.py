@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ExpandError, LayerError
 from ..layers import METHODS, SqueezedConv2d
 from ..layers.kernels import STARTS, branch_names
-from .convert import Swap, check_whole
+from .convert import check_whole
 from .plain import share_hooks
 
 logger = logging.getLogger(__name__)
@@ -91,12 +91,12 @@ def expand(
                 plain[path] = reason
                 continue
         parent, _, name = path.rpartition('.')
-        swaps.append(Swap(model.get_submodule(parent), name, path, conv, expanded[id(conv)]))
+        swaps.append((model.get_submodule(parent), name, expanded[id(conv)]))
     if not swaps:
         left = '; '.join(f'"{path}" {reason}' for path, reason in list(plain.items())[:3]) or 'no convolution was chosen'
         raise ExpandError(f'the model has nothing to expand: {left}')
-    for swap in swaps:
-        swap.apply()
+    for module, name, new in swaps:
+        setattr(module, name, new)
     logger.info('Expanded %d convolutions into %s layers.', len(expanded), method)
     for path, reason in plain.items():
         logger.info('Left plain: "%s" %s.', path, reason)
@@ -131,7 +131,7 @@ def _options(method: str, branches: str | Iterable[str]) -> dict[str, Any]:
 
 def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter[int]) -> str:
     """Why ``conv`` cannot be expanded; '' where it can."""
-    if nn.utils.parametrize.is_parametrized(conv) or 'weight' not in dict(conv.named_parameters(recurse=False)):
+    if 'weight' not in dict(conv.named_parameters()):
         return 'has a weight that is computed from others (a parametrization, weight norm, spectral norm or pruning)'
     if type(conv) is not nn.Conv2d:
         return f'is a {type(conv).__name__}, which does something else than nn.Conv2d'

@@ -14,7 +14,7 @@ from ..layers import OREPAConv2d
 from ..layers.base import memory_format_of
 from ..layers.gradient_form import GradientFormConv2d, GradientFormKernel
 from ..layers.kernels import PRESETS, DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
-from .convert import Swap, check_whole
+from .convert import check_whole
 from .plain import plain_conv, share_hooks
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def gradient_form(model: nn.Module, optimizer: Optimizers = None) -> nn.Module:
     """
     optimizers = _listed(optimizer)
     check_gradient_form(model, optimizers)
-    swaps: list[Swap] = []
+    swaps: list[tuple[nn.Module, str, nn.Module]] = []
     made: dict[int, GradientFormConv2d | GradientFormKernel] = {}
     result = model
     for path, layer, kernel in _places(model):
@@ -66,11 +66,11 @@ def gradient_form(model: nn.Module, optimizer: Optimizers = None) -> nn.Module:
             _hand_over(kernel, made[id(old)], optimizers)
         parent, _, name = path.rpartition('.')
         if path:
-            swaps.append(Swap(model.get_submodule(parent), name, path, old, made[id(old)]))
+            swaps.append((model.get_submodule(parent), name, made[id(old)]))
         else:
             result = made[id(old)]
-    for swap in swaps:
-        swap.apply()
+    for module, name, new in swaps:
+        setattr(module, name, new)
     logger.info('Turned %d kernels with linear branches into plain ones that train as the branches would.', len(made))
     return result
 

@@ -123,22 +123,19 @@ def _is_stock_norm(norm: nn.Module) -> bool:
     return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def _fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    return fuse_norm(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+def _fold(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    return fuse_norm(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
 
 
 def _merged_repvgg_block(block: Any) -> nn.Module:
-    conv = block.branch_3x3.conv
-    weight, bias = _fold(conv, block.branch_3x3.norm)
-    branches = [_fold(block.branch_1x1.conv, block.branch_1x1.norm)]
+    conv, point = block.branch_3x3.conv, block.branch_1x1.conv
+    weight, bias = _fold(conv.weight, conv.bias, block.branch_3x3.norm)
+    branches = [_fold(point.weight, point.bias, block.branch_1x1.norm)]
     if block.branch_norm is not None:
-        identity = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, groups=conv.groups, bias=False, device='meta')
-        kernel = identity_kernel(conv.in_channels, conv.kernel_size[0], conv.groups, device=weight.device, dtype=weight.dtype)
-        identity.weight = nn.Parameter(kernel, requires_grad=False)
-        branches.append(_fold(identity, block.branch_norm))
+        identity = identity_kernel(conv.in_channels, 1, conv.groups, device=weight.device, dtype=weight.dtype)
+        branches.append(_fold(identity, None, block.branch_norm))
     for kernel, shift in branches:
-        margin = (conv.kernel_size[0] - kernel.shape[-1]) // 2
-        weight, bias = weight + F.pad(kernel, [margin] * 4), bias + shift
+        weight, bias = weight + F.pad(kernel, [conv.kernel_size[0] // 2] * 4), bias + shift  # the 1x1 kernel's place is the centre
     rest = [(name, child) for name, child in block.named_children() if name not in BRANCHES]
     # Not a block of the stock class: deployed, that leaves squeeze and excitation out.
     plain = nn.Sequential(OrderedDict([('branch_reparam', plain_conv(conv, weight, bias, block)), *rest]))
@@ -175,8 +172,10 @@ def _deployed_copy(module: Any, path: str) -> nn.Module | None:
             raise FuseError(f'the {type(module).__name__} "{path}" does not deploy itself: {error}') from None
     if plain.state_dict().keys() == module.state_dict().keys():
         return None
-    if not any(p.requires_grad for p in module.parameters()):
-        plain.requires_grad_(False)
+    made_from = dict(module.named_parameters())
+    trainable = any(p.requires_grad for p in made_from.values())
+    for name, parameter in plain.named_parameters():  # some blocks detach what they make, which would freeze it
+        parameter.requires_grad_(made_from[name].requires_grad if name in made_from else trainable)
     plain.train(module.training)  # returns nothing in some backbones
     return plain
 
