@@ -308,6 +308,7 @@ class TestTheGradient:
         if way == 'channels_last':
             other = orepa_mm.gradient_form(network(memory_format=torch.channels_last))
             stages = list(other[0].kernel.stages)
+            assert all(stage.weight.is_contiguous() for stage in plain[0].kernel.stages)
             assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in (other[2], other[4], other[7], *stages))
             loss_of(other, x.contiguous(memory_format=torch.channels_last)).backward()
             found = {name: p.grad for name, p in other.named_parameters()}
@@ -409,7 +410,7 @@ class TestBadInput:
     def test_branches_in_several_groups_of_the_same_settings(self):
         model = nn.Sequential(OREPAConv2d(4, 4, 3, branches='light', bias=False))
         kernel = model[0].kernel
-        first, *others = list(kernel.parameters())[::-1]
+        first, others = kernel.avg, [p for p in kernel.parameters() if p is not kernel.avg]
         optimizer = torch.optim.SGD([dict(params=[first], lr=0.5), dict(params=others, lr=0.5)], lr=0.1)
         orepa_mm.gradient_form(model, optimizer)
         assert sum((group['params'] for group in optimizer.param_groups), []) == [model[0].weight]
