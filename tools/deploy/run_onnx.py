@@ -149,19 +149,20 @@ def detect(model: Model, picture: Image.Image, args: argparse.Namespace) -> Imag
     width, height = picture.size
     scale = np.array([inside[0] / width, inside[1] / height] * 2, np.float32)
     boxes, scores, labels = outputs['boxes'] / scale, outputs['scores'], outputs['labels']
-    shown = np.flatnonzero(scores >= args.score_thr)[::-1]  # the best is drawn last, over the others
-    drawn = np.array(picture)
-    for index in shown if 'masks' in outputs else ():
+    shown = np.flatnonzero(scores >= args.score_thr)
+    for index in shown:
+        print(f'  {scores[index]:.3f}  {model.name(labels[index]):<15} {" ".join(f"{value:7.1f}" for value in boxes[index])}')
+    print(f'  {len(shown)} of {len(scores)} boxes score {args.score_thr} or more')
+    drawn, upwards = np.array(picture), shown[::-1]  # the best over the others
+    for index in upwards if 'masks' in outputs else ():
         mask = paste(outputs['masks'][index], boxes[index], width, height) >= float(model.facts['mask_threshold'])
         drawn[mask] = drawn[mask] // 2 + np.array(model.colour(labels[index]), np.uint8) // 2
     drawn = Image.fromarray(drawn)
     draw = ImageDraw.Draw(drawn)
-    for index in shown:
+    for index in upwards:
         box, colour, name = boxes[index], model.colour(labels[index]), model.name(labels[index])
-        print(f'  {scores[index]:.3f}  {name:<15} {" ".join(f"{value:7.1f}" for value in box)}')
         draw.rectangle([float(value) for value in box], outline=colour)
         write(draw, (float(box[0]) + 1, float(box[1]) + 1), f'{name} {scores[index]:.2f}', colour)
-    print(f'  {len(shown)} of {len(scores)} boxes score {args.score_thr} or more')
     return drawn
 
 
