@@ -66,7 +66,8 @@ def expand(
             raise ExpandError(f'the convolution {reason}')
         return layer.from_conv(model, start, **options)
     owners = Counter(id(module.weight) for module in model.modules() if isinstance(getattr(module, 'weight', None), nn.Parameter))
-    swaps, expanded = [], {}
+    swaps: dict[str, nn.Module] = {}
+    expanded: dict[int, nn.Module] = {}
     plain: dict[str, str] = {}
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     for path, conv in model.named_modules(remove_duplicate=False):
@@ -90,13 +91,12 @@ def expand(
             if reason:
                 plain[path] = reason
                 continue
-        parent, _, name = path.rpartition('.')
-        swaps.append((model.get_submodule(parent), name, expanded[id(conv)]))
+        swaps[path] = expanded[id(conv)]
     if not swaps:
         left = '; '.join(f'"{path}" {reason}' for path, reason in list(plain.items())[:3]) or 'no convolution was chosen'
         raise ExpandError(f'the model has nothing to expand: {left}')
-    for module, name, new in swaps:
-        setattr(module, name, new)
+    for path, new in swaps.items():
+        model.set_submodule(path, new)
     logger.info('Expanded %d convolutions into %s layers.', len(expanded), method)
     for path, reason in plain.items():
         logger.info('Left plain: "%s" %s.', path, reason)

@@ -55,7 +55,7 @@ def gradient_form(model: nn.Module, optimizer: Optimizers = None) -> nn.Module:
     """
     optimizers = _listed(optimizer)
     check_gradient_form(model, optimizers)
-    swaps: list[tuple[nn.Module, str, nn.Module]] = []
+    swaps: dict[str, nn.Module] = {}
     made: dict[int, GradientFormConv2d | GradientFormKernel] = {}
     result = model
     for path, layer, kernel in _places(model):
@@ -64,13 +64,12 @@ def gradient_form(model: nn.Module, optimizer: Optimizers = None) -> nn.Module:
         if id(old) not in made:
             made[id(old)] = _layer_form(layer, kernel) if whole else GradientFormKernel(_plain_weight(kernel), _matrix(kernel))
             _hand_over(kernel, made[id(old)], optimizers)
-        parent, _, name = path.rpartition('.')
         if path:
-            swaps.append((model.get_submodule(parent), name, made[id(old)]))
+            swaps[path] = made[id(old)]
         else:
             result = made[id(old)]
-    for module, name, new in swaps:
-        setattr(module, name, new)
+    for path, new in swaps.items():
+        model.set_submodule(path, new)
     logger.info('Turned %d kernels with linear branches into plain ones that train as the branches would.', len(made))
     return result
 
