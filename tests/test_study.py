@@ -95,7 +95,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
-    """Of those that the study asks for: one of another seed, one of a rate that was not chosen and another method are left out."""
+    """Of those that the study asks for: others of another seed, of a rate that was not chosen and of another method are left out."""
     curve = [dict(step=step, **{'accuracy/top1': 10.0 * step}) for step in (1, 2)]
 
     def run(phase: str, method: str, seed: int, value: float, lr: float) -> dict:
@@ -105,7 +105,7 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
     records = [run('choose', method, 1000, 60 + lr, lr) for method in ('none', 'OREPA light') for lr in (0.01, 0.05)]
     records += [run('compare', 'none', seed, 61.0 + seed, 0.05) for seed in (0, 1, 2)]
     records += [run('compare', 'OREPA light', seed, 63.0 + 2 * seed, 0.05) for seed in (0, 1, 2)]
-    records += [run('compare', 'none', 0, 10.0, 0.01), run('compare', 'other', 0, 10.0, 0.05)]
+    records += [run('compare', 'none', 0, 10.0, 0.01), run('compare', 'other', 0, 10.0, 0.05), run('choose', 'none', 1001, 99.0, 0.01)]
     for each in records:
         append_record(tmp_path, each)
     status, error = tools.run('tools/analysis/report_study', write(), tmp_path / 'runs.jsonl', tmp_path / 'report')

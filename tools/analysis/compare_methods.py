@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, run  # noqa: E402
-from runs import RESULTS, default_jobs, read_records  # noqa: E402
+from runs import default_jobs  # noqa: E402
 from study import carry_out, read_study  # noqa: E402
 from study_report import report, table  # noqa: E402
 
@@ -46,8 +46,8 @@ def main() -> None:
     out = args.out or Path('work_dirs') / f'study_{study.name}'
     check_writable(out, folder=True)
 
-    carry_out(study, out, args.jobs, partial(report, study, folder=out))
-    rows = report(study, read_records(out / RESULTS), out)
+    records = carry_out(study, out, args.jobs, partial(report, study, folder=out))
+    rows = report(study, records, out)
     print(f'\n{table(rows)}\nwrote table.md, study.png, rates.png, progress.png and runs.jsonl into {out}')
 
 

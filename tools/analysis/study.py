@@ -275,14 +275,17 @@ def chosen_rates(study: Study, records: list[dict[str, Any]]) -> dict[str, float
     return {method: max(found, key=found.__getitem__) for method, found in means.items() if found}
 
 
-def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict[str, Any]]], None]) -> None:
+def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict[str, Any]]], object]) -> dict[str, dict[str, Any]]:
     """Run what of a study is not run yet.
 
     Args:
         study: As :func:`read_study` gives it.
         out: Its folder.
         jobs: Runs at a time.
-        done: Called with all records so far by their runs' names, after each run of the comparison and at the end.
+        done: Called with all records so far by their runs' names, after each run of the comparison.
+
+    Returns:
+        All records by their runs' names.
 
     Raises:
         UsageError: As :func:`check`, :func:`claim` and :class:`.Runs`; when a network that others start from failed; for an unknown metric.
@@ -302,7 +305,7 @@ def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict
         pretrain(plan, runs)
         rates = chosen_rates(study, runs.carry_out(plan.choosing()))
         runs.carry_out(plan.comparing(rates))
-        done(runs.records)
+        return runs.records
 
 
 def pretrain(plan: Plan, runs: Runs) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from runs import metric_of
 from scipy import stats
-from study import Study, chosen_rates
+from study import FIRST_RATE_SEED, Study, chosen_rates
 
 from orepa_mm.files import replacing
 
@@ -155,7 +155,7 @@ def report(study: Study, records: dict[str, dict[str, Any]], folder: Path) -> li
         The rows of the table.
     """
     found = [record for record in records.values() if record['method'] in study.methods]
-    choosing = [record for record in found if record['phase'] == 'choose']
+    choosing = [record for record in found if record['phase'] == 'choose' and record['seed'] < FIRST_RATE_SEED + study.lr_seeds]
     rates = chosen_rates(study, choosing)
     compared = [
         record
