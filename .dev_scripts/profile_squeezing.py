@@ -33,7 +33,6 @@ def profiled(depth: int, steps: int) -> Counter[str]:
     """Milliseconds of one forward and one backward pass through all squeezing of a ResNet, by operation."""
     network = MODELS.build(dict(type='OREPAResNet', depth=depth))
     kernels = [module for module in network.modules() if isinstance(module, OREPAKernel | OREPAPointwiseKernel)]
-
     grads = [torch.ones_like(kernel(torch.channels_last)) for kernel in kernels]
 
     def step() -> None:
@@ -47,10 +46,8 @@ def profiled(depth: int, steps: int) -> Counter[str]:
             step()
     times: Counter[str] = Counter()
     for event in found.key_averages():
-        name = (
-            'matrix products' if event.key in PRODUCTS else event.key if event.key.startswith('aten::') else 'Python, starting operations'
-        )
-        times[name] += event.self_cpu_time_total / 1e3 / steps
+        name = event.key if event.key.startswith('aten::') else 'Python, starting operations'
+        times['matrix products' if name in PRODUCTS else name] += event.self_cpu_time_total / 1e3 / steps
     return times
 
 
