@@ -3,7 +3,8 @@
 
 The networks take turns, so a machine that slows down slows all; what counts is the ratio to the plain network, taken round by round.
 Without --arch the standard rows are measured. On a CPU they are ResNet-18 and ResNet-50 at common batch and picture sizes. On a GPU they
-are training steps of ResNet-50, Mask R-CNN and PSPNet at their recipes' sizes, in bfloat16 and channels_last, with and without a compiler.
+are training steps of ResNet-50, Mask R-CNN and PSPNet at their recipes' sizes, in half precision and channels_last, with and without a
+compiler.
 On 2 CPU cores this takes ten minutes, on a GPU less than eight. Results go into benchmarks/ as JSON, as a table and as a plot::
 
     python tools/benchmark.py
@@ -35,16 +36,19 @@ import orepa_mm
 from orepa_mm.files import check_writable, replacing
 from orepa_mm.layers import METHODS as LAYERS
 from orepa_mm.layers.kernels import PRESETS, OREPAKernel, OREPAPointwiseKernel
+from orepa_mm.layers.squeeze_graph import SqueezeGraph, can_capture
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
 LIGHT, GRADIENT_FORM = 'OREPA, light', 'OREPA, gradient form'  # the linear branches, and plain kernels that train as they would
-OF_OREPA = ('OREPA', PLAIN_FORMULA, LIGHT, GRADIENT_FORM)
+ONE_BY_ONE = 'OREPA, no graph'  # on a GPU the others squeeze by a CUDA graph, as SqueezeGraphHook does
+OF_OREPA = ('OREPA', ONE_BY_ONE, PLAIN_FORMULA, LIGHT, GRADIENT_FORM)
 METHODS = ('none', *(name for name in LAYERS if name != 'OREPA'), *OF_OREPA)
-DEFAULT = ('none', 'DBB', *OF_OREPA)
+DEFAULT = ('none', 'DBB', 'OREPA', PLAIN_FORMULA, LIGHT, GRADIENT_FORM)
 OF_REPVGG = ('none', *OF_OREPA)
-COMPILED_METHODS = ('none', 'OREPA', LIGHT, GRADIENT_FORM)  # compiling takes longer than measuring
+COMPILED_METHODS = ('none', 'OREPA', LIGHT)  # compiling takes longer than measuring
 FORMS = {  # backbones that are not called as their rows are
     PLAIN_FORMULA: dict(method='OREPA'),
+    ONE_BY_ONE: dict(method='OREPA'),
     LIGHT: dict(method='OREPA', branches='light'),
     GRADIENT_FORM: dict(method='OREPA', branches='light'),
 }
@@ -64,10 +68,10 @@ STANDARD = [
     ('resnet18', 8, (224, 224), ('forward',)),
     ('resnet50', 2, (224, 224), ('forward',)),
 ]
-GPU = [
-    ('resnet50', 64, (224, 224)),
-    ('mask-rcnn', 2, (800, 1333)),
-    ('pspnet', 2, (512, 1024)),
+GPU = [  # mmcv's RoIAlign knows no bfloat16
+    ('resnet50', 64, (224, 224), 'bfloat16'),
+    ('mask-rcnn', 2, (800, 1333), 'float16'),
+    ('pspnet', 2, (512, 1024), 'bfloat16'),
 ]
 GPU_MINUTES = 6  # no row of the GPU's set starts later; the slowest take under two minutes
 Run = Callable[[], object]
@@ -192,8 +196,10 @@ def autocast(args: argparse.Namespace):
     return torch.autocast(torch.device(args.device).type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def training_step(task, model: nn.Module, args: argparse.Namespace) -> Run:
+def training_step(task, model: nn.Module, args: argparse.Namespace, method: str = 'none') -> Run:
     model.train()
+    if method not in (ONE_BY_ONE, PLAIN_FORMULA) and not args.compile and can_capture(model):
+        SqueezeGraph(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step() -> None:
@@ -245,9 +251,11 @@ def _bytes(values) -> int:
 
 def peak_memory(task, method: str, args: argparse.Namespace) -> int:
     """Bytes of tensors alive at the worst moment of a training step, weights and optimizer state included."""
+    gc.collect()
     model = build(task, method, args)
-    step = training_step(task, model, args)
-    step()  # fills the optimizer state
+    step = training_step(task, model, args, method)
+    for _ in range(2):  # fills the optimizer state, and a CUDA graph
+        step()
     if args.device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats(args.device)
         step()
@@ -282,7 +290,7 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
         memory = {} if args.no_memory else {method: peak_memory(task, method, args) for method in methods}
         gc.collect()
         models = {method: build(task, method, args) for method in methods}
-        steps = {method: training_step(task, model, args) for method, model in models.items()}
+        steps = {method: training_step(task, model, args, method) for method, model in models.items()}
         times = take_turns(steps, args.repeats, args, f'{title}, training step')
         launches = {m: kernel_launches(step) for m, step in steps.items()} if args.device.startswith('cuda') else {}
         rows += summarise(times, arch, 'training step', args, memory, launches)
@@ -316,7 +324,7 @@ def summarise(times: dict, arch: str, what: str, args: argparse.Namespace, memor
     for method, values in times.items():
         # Round by round, so that both sides of a ratio saw the same machine.
         ratios = sorted(value / plain for value, plain in zip(values, times['none'], strict=True))
-        row = dict(arch=arch, batch=args.batch, size=size_of(args), what=what, method=method, seconds=values)
+        row = dict(arch=arch, batch=args.batch, size=size_of(args), dtype=args.dtype, what=what, method=method, seconds=values)
         row |= dict(ratio=statistics.median(ratios), ratio_low=ratios[len(ratios) // 4], ratio_high=ratios[-1 - len(ratios) // 4])
         if memory:
             row |= dict(memory=memory[method], memory_ratio=memory[method] / memory['none'])
@@ -339,18 +347,22 @@ def show(rows: list[dict]) -> None:
 
 
 def markdown(rows: list[dict], caption: str) -> str:
+    counted = any('kernel_launches' in row for row in rows)
     lines = [
         f'{caption}.',
         '',
-        '| | | time, ms | ratio to `none` (quartiles) | products alone | peak memory ratio |',
-        '|---|---|---:|---:|---:|---:|',
+        f'| | | time, ms | ratio to `none` (quartiles) | products alone | peak memory ratio |{" launches |" if counted else ""}',
+        f'|---|---|---:|---:|---:|---:|{"---:|" if counted else ""}',
     ]
     for row in rows:
         what = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
+        what += f', {row["dtype"]}' if row['dtype'] != 'float32' else ''
         ratio = f'{row["ratio"]:.3f} ({row["ratio_low"]:.3f}-{row["ratio_high"]:.3f})'
         memory = f'{row["memory_ratio"]:.2f}' if 'memory' in row else ''
         lowest = f'{row["floor"]:.2f}' if 'floor' in row else ''
-        lines.append(f'| {what} | {row["method"]} | {1e3 * statistics.median(row["seconds"]):.1f} | {ratio} | {lowest} | {memory} |')
+        launches = f' {row.get("kernel_launches", "")} |' if counted else ''
+        time = f'{1e3 * statistics.median(row["seconds"]):.1f}'
+        lines.append(f'| {what} | {row["method"]} | {time} | {ratio} | {lowest} | {memory} |{launches}')
     return '\n'.join(lines)
 
 
@@ -423,19 +435,20 @@ def squeezing_line(found: dict[str, float]) -> str:
     )
 
 
-def gpu_rows(args: argparse.Namespace, points: list[tuple[str, int, tuple[int, int]]]) -> list[dict]:
+def gpu_rows(args: argparse.Namespace, points: list[tuple[str, int, tuple[int, int], str]]) -> list[dict]:
     """Training steps as a GPU trains, each without the compiler and with it; what no time is left for is named and left out."""
     rows, methods, start = [], args.methods, time.perf_counter()
     for compiled in (False, True):
-        for arch, batch, size in points:
+        for arch, batch, size, args.dtype in points:
             args.batch, args.size, args.compile = batch, size, compiled
             what = f'{arch}, batch {batch} at {size_of(args)}{", compiled" if compiled else ""}'
             if time.perf_counter() - start > 60 * GPU_MINUTES:
                 print(f'left out, as {GPU_MINUTES} minutes are over: {what}', file=sys.stderr)
                 continue
             args.methods = [method for method in methods if not compiled or method in COMPILED_METHODS]
-            for row in measure(arch, ('step',), args):
-                rows.append(dict(row, what='training step, compiled') if compiled else row)
+            found = [dict(row, what='training step, compiled' if compiled else row['what']) for row in measure(arch, ('step',), args)]
+            show(found)
+            rows += found
             torch.compiler.reset()
     return rows
 
@@ -520,7 +533,7 @@ def parse_args() -> argparse.Namespace:
     methods = f'"none" is always measured; default: {"; ".join(DEFAULT)}'
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(DEFAULT), help=methods)
     parser.add_argument('--what', nargs='+', choices=('step', 'forward'), default=['step', 'forward'], help='with --arch')
-    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--repeats', type=int, help='rounds (default: 5, and 20 on a GPU)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='autocast dtype')
     parser.add_argument('--channels-last', action='store_true', help='memory format of pictures and kernels')
@@ -538,6 +551,7 @@ def parse_args() -> argparse.Namespace:
     if len(args.size) > 2:
         raise UsageError('--size takes a height and a width, or one number for both.')
     args.size = (args.size[0], args.size[-1])
+    args.repeats = args.repeats if args.repeats is not None else 20 if args.device.startswith('cuda') else 5
     for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
         value = getattr(args, option)
         if (min(value) if option == 'size' else value) < least:
@@ -558,8 +572,10 @@ def main() -> None:
     )
     standard = not (args.grow or args.arch)
     if standard and args.device.startswith('cuda'):
-        args.dtype, args.channels_last, args.compile = 'bfloat16', True, False
-    settings = [args.dtype, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
+        args.channels_last, args.compile = True, False
+        args.methods += [ONE_BY_ONE] if args.methods == list(DEFAULT) else []
+    precision = 'half' if standard and args.device.startswith('cuda') else args.dtype
+    settings = [precision, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
     caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
     if args.grow:
         args.methods, args.no_memory, name = ['none', 'OREPA'], True, 'growth'

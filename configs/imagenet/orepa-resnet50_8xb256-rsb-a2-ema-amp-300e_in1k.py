@@ -7,6 +7,7 @@ custom_hooks = [
     dict(type='ReparameterizeHook'),
     dict(type='CheckHook'),
     dict(type='FiniteLossHook'),
+    dict(type='SqueezeGraphHook'),
     dict(type='EMAHook', momentum=1e-4, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, **_base_.safe_hooks.checkpoint), seed=_base_.safe_hooks.seed)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .fused import fused
 from .precision import without_autocast
 from .separable import DepthwiseGradient, add_separable, pointwise_gradient
 from .squeeze import Branches, squeeze_1x1, squeeze_kxk
@@ -155,7 +156,11 @@ class _SqueezeKxK(torch.autograd.Function):
         ctx.save_for_backward(*branches)
         ctx.shape, ctx.groups = shape, groups
         kernel = torch.empty(shape, device=branches.scale.device, dtype=branches.scale.dtype, memory_format=memory_format)
-        _squeeze_into(_rows(kernel, groups), _in_groups(branches, shape, groups))
+        programs = fused(kernel.device)
+        if programs is not None:
+            programs.squeeze_into(kernel, branches, groups)
+        else:
+            _squeeze_into(_rows(kernel, groups), _in_groups(branches, shape, groups))
         return kernel
 
     @staticmethod
@@ -164,8 +169,12 @@ class _SqueezeKxK(torch.autograd.Function):
         if torch.is_grad_enabled():  # asked for with create_graph=True
             grads = _by_autograd(lambda *b: squeeze_kxk(Branches(*b), shape, groups), branches, ctx.needs_input_grad[3:], grad)
         else:
+            programs = fused(grad.device)
             with without_autocast(grad):
-                found = _gradient(_rows(grad, groups), _in_groups(branches, shape, groups))
+                if programs is not None:
+                    found = programs.gradient(grad, branches, groups)
+                else:
+                    found = _gradient(_rows(grad, groups), _in_groups(branches, shape, groups))
             grads = [None if g is None or weight is None else g.reshape_as(weight) for g, weight in zip(found, branches, strict=True)]
         return None, None, None, *grads
 
@@ -185,6 +194,11 @@ class _Squeeze1x1(torch.autograd.Function):
     def forward(ctx: Any, groups: int, scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(scale, origin, first, second)
         ctx.groups = groups
+        programs = fused(scale.device)
+        if programs is not None:
+            kernel = torch.empty_like(origin)
+            programs.squeeze_into(kernel, _as_branches(scale, origin, first, second), groups)
+            return kernel
         s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
         return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0).view_as(origin)
 
@@ -199,7 +213,12 @@ class _Squeeze1x1(torch.autograd.Function):
                 ctx.needs_input_grad[1:],
                 grad,
             )
+        programs = fused(grad.device)
         with without_autocast(grad):
+            if programs is not None:
+                d = programs.gradient(grad, _as_branches(*saved), groups)
+                found = d.scale, d.origin, d.seq_1x1, d.seq_kxk
+                return None, *(g.view_as(weight) for g, weight in zip(found, saved, strict=True) if g is not None)
             s0, s1, plain, inner, outer = _pointwise_in_groups(*saved, groups)
             grad = grad.reshape_as(plain)
             d_inner = torch.bmm((outer * s1).transpose(1, 2), grad)
@@ -207,6 +226,11 @@ class _Squeeze1x1(torch.autograd.Function):
             d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_outer, outer)])
             grads = d_scale, grad * s0, d_inner, d_outer.mul_(s1)
         return None, *(g.view_as(weight) for g, weight in zip(grads, saved, strict=True))
+
+
+def _as_branches(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Branches:
+    """A 1x1 layer's weights as those of a k x k layer with one position."""
+    return Branches(scale, origin=origin.flatten(2).transpose(1, 2), seq_1x1=first, seq_kxk=second.flatten(2).transpose(1, 2))
 
 
 def _pointwise_in_groups(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int) -> tuple[Tensor, ...]:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from ..functional import with_multiplied_gradient
 from .base import shape_of
 from .kernels import PlainKernel
+from .squeeze_graph import Squeezes
 
 
-class GradientFormConv2d(nn.Conv2d):
+class GradientFormConv2d(nn.Conv2d, Squeezes):
     """A plain convolution whose gradient is multiplied by a matrix, as :func:`orepa_mm.gradient_form` builds it.
 
     Parameters, forward pass and outputs are those of ``nn.Conv2d``; only ``weight.grad`` differs. :func:`orepa_mm.reparameterize` makes an
@@ -42,8 +43,12 @@ class GradientFormConv2d(nn.Conv2d):
         layer.train(conv.training)
         return layer
 
+    def squeeze(self, memory_format: torch.memory_format) -> Tensor:
+        return with_multiplied_gradient(self.weight, self.gradient_matrix)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, with_multiplied_gradient(self.weight, self.gradient_matrix), self.bias)
+        kernel = self.squeezed if self.squeezed is not None else self.squeeze(torch.contiguous_format)
+        return self._conv_forward(x, kernel, self.bias)
 
 
 class GradientFormKernel(PlainKernel):

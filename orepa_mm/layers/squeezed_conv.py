@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, PlainKernelError
 from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input, shape_of
+from .squeeze_graph import Squeezes
 
 
-class SqueezedConv2d(ReparameterizableConv2d):
+class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
     """Base of layers whose branches are linear: feature maps go through one convolution with the kernel that they add up to.
 
     A subclass sets ``kernel``, a module that returns [O, I/g, k, k] when it is called with a memory format, and has
@@ -112,8 +113,13 @@ class SqueezedConv2d(ReparameterizableConv2d):
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         return self.kernel(self.memory_format), self.bias
 
+    def squeeze(self, memory_format: torch.memory_format) -> Tensor:
+        kernel: Tensor = self.kernel(memory_format)
+        return kernel
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.kernel(memory_format_of_input(x)), self.bias)
+        kernel = self.squeezed if self.squeezed is not None else self.squeeze(memory_format_of_input(x))
+        return self._conv_forward(x, kernel, self.bias)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (', bias=False' if self.bias is None else '')

@@ -1,0 +1,32 @@
+"""Where squeezing takes a few launches instead of dozens."""
+
+import logging
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from .squeeze import Branches
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def fused(device: torch.device) -> ModuleType | None:
+    """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None where single operations of torch do it.
+
+    Triton comes with torch on Linux, and compiles on first use, for which it takes a C compiler. Where it cannot, a line in the log says
+    so, once.
+    """
+    if device.type != 'cuda':
+        return None
+    try:
+        from . import triton_squeeze
+
+        weights = Branches(scale=torch.ones(1, 1, device=device), origin=torch.ones(1, 9, 1, device=device))
+        triton_squeeze.squeeze_into(torch.empty(1, 1, 3, 3, device=device), weights, 1)
+    except Exception as error:  # whatever a compiler, or a driver it is too new for, may say
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        logger.warning('Triton does not run here, so squeezing starts many small operations on the GPU and is slower: %s', reason[-1])
+        return None
+    return triton_squeeze
