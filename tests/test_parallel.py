@@ -65,6 +65,8 @@ SCRIPTS = {
     [pytest.param('fsdp', False, marks=pytest.mark.slow), pytest.param('fsdp', True, marks=pytest.mark.slow), ('fully_shard', None)],
 )
 def test_sharded_models_train_alike_and_are_not_reparameterized(kind, use_orig_params, tmp_path):
+    if kind == 'fully_shard' and torch.__version__.startswith('2.6'):
+        pytest.skip('FSDP2 of torch 2.6 has no path for CPUs')
     script = tmp_path / 'run.py'
     script.write_text(
         textwrap.dedent("""
