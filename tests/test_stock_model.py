@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 from torch import nn
 
 from orepa_mm.deploy.batches import random_batch
 from orepa_mm.deploy.loading import build_model
+from orepa_mm.deploy.stock_config import stock_config
 from orepa_mm.deploy.stock_files import write_stock_model
 from orepa_mm.deploy.stock_model import to_stock_model
 from orepa_mm.errors import DeployError
@@ -224,6 +226,23 @@ def test_a_stock_model_is_refused():
     cfg.model.backbone.method = 'none'
     with pytest.raises(DeployError, match='no layer with training-time branches'):
         to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
+
+
+def test_no_hook_of_ours_is_left():
+    """Whichever there are; the checkpoint hook becomes the stock one."""
+    ours = [name for name, hook in HOOKS.module_dict.items() if hook.__module__.startswith('orepa_mm.')]
+    assert {'ReparameterizeHook', 'SqueezeGraphHook', 'AtomicCheckpointHook'} <= set(ours)
+    hooks = [dict(type=name) for name in ours if name != 'AtomicCheckpointHook']
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            custom_hooks=[*hooks, dict(type='EMAHook')],
+            default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1), seed=dict(type='SeedHook')),
+        )
+    )
+    stock = stock_config(cfg)
+    assert stock.custom_hooks == [dict(type='EMAHook')]
+    assert stock.default_hooks == dict(checkpoint=dict(type='CheckpointHook', interval=1))
 
 
 NEW_STYLE = """

@@ -6,15 +6,14 @@ from importlib import import_module
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import HOOKS, init_default_scope
 
 from ..errors import DeployError
 from ..layers import METHODS
 from ..registry import TOOLBOXES
 
 LAYERS = tuple(layer.__name__ for layer in METHODS.values())
-HOOKS = ('ReparameterizeHook', 'CheckHook', 'SeedHook', 'FiniteLossHook', 'PruneBranchesHook', 'GradientFormHook')
-CHECKPOINT_HOOK = 'AtomicCheckpointHook'
+CHECKPOINT_HOOK = 'AtomicCheckpointHook'  # the only hook of ours that takes a stock one's place
 VARIABLES = ('stem_paramwise_cfg', 'safe_hooks')  # of our configs, which their settings were taken from
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'
 # How the stock classes that deploy themselves are told to build their deployed form.
@@ -89,7 +88,12 @@ def _stock(node: Any, scope: str) -> Any:
 
 
 def _is_hook(value: Any) -> bool:
-    return isinstance(value, dict) and _name(value.get('type')) in HOOKS
+    """Whether a setting is a hook of ours that a stock run does without."""
+    if not isinstance(value, dict) or 'type' not in value:
+        return False
+    name = _name(value['type'])
+    hook = HOOKS.module_dict.get(name)
+    return hook is not None and hook.__module__.startswith('orepa_mm.') and name != CHECKPOINT_HOOK
 
 
 def _is_pretrained(key: str, value: Any) -> bool:
