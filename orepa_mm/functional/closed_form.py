@@ -194,11 +194,6 @@ class _Squeeze1x1(torch.autograd.Function):
     def forward(ctx: Any, groups: int, scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(scale, origin, first, second)
         ctx.groups = groups
-        programs = fused(scale.device)
-        if programs is not None:
-            kernel = torch.empty_like(origin)
-            programs.squeeze_into(kernel, _as_branches(scale, origin, first, second), groups)
-            return kernel
         s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
         return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0).view_as(origin)
 
@@ -213,12 +208,7 @@ class _Squeeze1x1(torch.autograd.Function):
                 ctx.needs_input_grad[1:],
                 grad,
             )
-        programs = fused(grad.device)
         with without_autocast(grad):
-            if programs is not None:
-                d = programs.gradient(grad, _as_branches(*saved), groups)
-                found = d.scale, d.origin, d.seq_1x1, d.seq_kxk
-                return None, *(g.view_as(weight) for g, weight in zip(found, saved, strict=True) if g is not None)
             s0, s1, plain, inner, outer = _pointwise_in_groups(*saved, groups)
             grad = grad.reshape_as(plain)
             d_inner = torch.bmm((outer * s1).transpose(1, 2), grad)
@@ -226,11 +216,6 @@ class _Squeeze1x1(torch.autograd.Function):
             d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_outer, outer)])
             grads = d_scale, grad * s0, d_inner, d_outer.mul_(s1)
         return None, *(g.view_as(weight) for g, weight in zip(grads, saved, strict=True))
-
-
-def _as_branches(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Branches:
-    """A 1x1 layer's weights as those of a k x k layer with one position."""
-    return Branches(scale, origin=origin.flatten(2).transpose(1, 2), seq_1x1=first, seq_kxk=second.flatten(2).transpose(1, 2))
 
 
 def _pointwise_in_groups(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int) -> tuple[Tensor, ...]:
@@ -247,4 +232,8 @@ def _pointwise_in_groups(scale: Tensor, origin: Tensor, first: Tensor, second: T
 
 def closed_form_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
     """:func:`.squeeze_1x1` with a closed-form backward pass. Arguments and result as there."""
-    return _Squeeze1x1.apply(groups, scale, origin, first, second)
+    if fused(scale.device) is None:
+        return _Squeeze1x1.apply(groups, scale, origin, first, second)
+    # The programs take it as a k x k layer with one position.
+    branches = Branches(scale, origin=origin.flatten(2).transpose(1, 2), seq_1x1=first, seq_kxk=second.flatten(2).transpose(1, 2))
+    return closed_form_kxk(branches, (origin.shape[0], origin.shape[1], 1, 1), groups)

@@ -113,9 +113,9 @@ class _Captured:
             del kernels, used
             warm_up(lambda: self._gradients(self._all_kernels()))
             self.kernels, self._squeeze, pool = capture(self._all_kernels)
-            self.gradients, self._differentiate, _ = capture(lambda: self._gradients(self.kernels), pool)
-        self._flat = [grad.as_strided((grad.numel(),), (1,)) for grad in self.gradients]
-        self._sizes = [grad.numel() for grad in self.gradients]
+            gradients, self._differentiate, _ = capture(lambda: self._gradients(self.kernels), pool)
+        self._flat = [grad.as_strided((grad.numel(),), (1,)) for grad in gradients]
+        self._sizes = [len(flat) for flat in self._flat]
         self._layouts = [(tuple(parameter.shape), parameter.stride()) for parameter in self.parameters]
 
     def _all_kernels(self) -> list[Tensor]:
@@ -183,9 +183,10 @@ class _Replay(torch.autograd.Function):
 
 
 def can_capture(model: nn.Module) -> bool:
-    """Whether all parameters are plain ones on one GPU."""
+    """Whether it has layers that squeeze, and all its parameters are plain ones on one GPU."""
     parameters = list(model.parameters())
-    return bool(parameters) and all(p.is_cuda and is_plain_eager(p) and p.device == parameters[0].device for p in parameters)
+    on_gpu = all(p.is_cuda and is_plain_eager(p) and p.device == parameters[0].device for p in parameters)
+    return on_gpu and any(isinstance(module, Squeezes) for module in model.modules())
 
 
 class SqueezeGraph:
@@ -199,14 +200,14 @@ class SqueezeGraph:
     Kernels and their gradients keep memory of their own: as much as the plain network's weights twice, and the branches' once.
 
     Args:
-        model: With its parameters on one GPU. Its forward pass is where the kernels are computed: a backbone alone will do.
+        model: One of which :func:`can_capture` is true. Its forward pass is where the kernels are computed: a backbone alone will do.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model: nn.Module | None = model
         self._captured: _Captured | None = None
         self._captures = 0
-        self._formats: dict[str, torch.memory_format] = {}
+        self._formats: dict[str, torch.memory_format] = {}  # of the layers' inputs, as seen in a forward pass
         self._observers: list[RemovableHandle] = []
         self._handle = model.register_forward_pre_hook(self._before)
 
@@ -251,7 +252,6 @@ class SqueezeGraph:
 
     def _observe(self, model: nn.Module) -> None:
         self._formats = {}
-
         for path, module in model.named_modules():
             if isinstance(module, Squeezes):
                 self._observers.append(module.register_forward_pre_hook(partial(self._see, path)))
