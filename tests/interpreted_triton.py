@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from unittest.mock import Mock
 
 import torch
 from torch import nn
@@ -32,9 +33,13 @@ def check(kernel: nn.Module, memory_format: torch.memory_format = torch.channels
     found = kernel_and_gradients(kernel, memory_format, strided)
     difference = largest_difference(kernel_and_gradients(exact, memory_format, strided), found)
     assert difference < tolerance, f'{kernel}, {memory_format}: {difference:.1e}'
+    calls = programs.squeeze_into.call_count, programs.gradient.call_count
+    assert calls == (1, 1), f'{kernel}: the programs were called {calls} times'
+    programs.reset_mock()
 
 
-closed_form.fused = lambda device: triton_squeeze
+programs = Mock(wraps=triton_squeeze)  # counts its calls
+closed_form.fused = lambda device: programs
 subsets = ['full', 'light', ('origin',), ('sequence', 'point'), ('avg', 'separable'), ('freq', 'origin')]
 for branches, groups in itertools.product(subsets, (1, 2)):
     check(OREPAKernel(6, 4, 3, groups=groups, branches=branches, dtype=torch.float64))
