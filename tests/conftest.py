@@ -1,6 +1,9 @@
+import gc
+import importlib
 import json
 import logging
 import os
+import pickle
 import runpy
 import socket
 import sys
@@ -42,19 +45,41 @@ def seed():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def format_configs_once():
-    """A run formats its config about five times, which takes longer than a small run's steps."""
-    formatted, format_code = {}, yapf_api.FormatCode
-
-    def remembered(text: str, **options):
-        key = text, repr(options)
-        if key not in formatted:
-            formatted[key] = format_code(text, **options)
-        return formatted[key]
-
-    yapf_api.FormatCode = remembered
+def unformatted_configs():
+    """To lay out the text of a run's config takes longer than a small run's steps."""
+    format_code = yapf_api.FormatCode
+    yapf_api.FormatCode = lambda text, **options: (text, False)
     yield
     yapf_api.FormatCode = format_code
+
+
+@pytest.fixture(scope='session', autouse=True)
+def parse_metafiles_once():
+    """Each config that names a toolbox's makes mmengine parse all metafiles of that toolbox."""
+    from mmengine.fileio import YamlHandler, register_handler
+
+    parsed = {}
+
+    class Remembers(YamlHandler):
+        def load_from_fileobj(self, file, **options):
+            text = file.read()
+            if text not in parsed:
+                parsed[text] = pickle.dumps(super().load_from_fileobj(text, **options))
+            return pickle.loads(parsed[text])
+
+    register_handler(['yaml', 'yml'])(Remembers)
+    yield
+    register_handler(['yaml', 'yml'])(YamlHandler)
+
+
+@pytest.fixture(scope='session')
+def toolboxes() -> None:
+    """Imported, and left out of the garbage collections that each dataset asks for."""
+    for name in ('mmdet', 'mmpretrain', 'mmseg'):
+        importlib.import_module(f'{name}.apis')
+
+    gc.collect()
+    gc.freeze()
 
 
 def forget_earlier_runs() -> None:
@@ -145,7 +170,7 @@ class Tools:
 
 
 @pytest.fixture
-def tools(mini_data, monkeypatch, capsys) -> Tools:
+def tools(toolboxes, mini_data, monkeypatch, capsys) -> Tools:
     return Tools(mini_data, monkeypatch, capsys)
 
 

@@ -41,7 +41,7 @@ def check(kernel: nn.Module, memory_format: torch.memory_format = torch.channels
 programs = Mock(wraps=triton_squeeze)  # counts its calls
 closed_form.fused = lambda device: programs
 subsets = ['full', 'light', ('origin',), ('sequence', 'point'), ('avg', 'separable'), ('freq', 'origin')]
-for branches, groups in itertools.product(subsets, (1, 2)):
+for branches, groups in [*zip(subsets, itertools.cycle((1, 2))), ('full', 2)]:
     check(OREPAKernel(6, 4, 3, groups=groups, branches=branches, dtype=torch.float64))
 check(OREPAKernel(3, 5, 5, dtype=torch.float64))
 check(OREPAKernel(6, 4, 3, dtype=torch.float64), torch.contiguous_format, strided=True)

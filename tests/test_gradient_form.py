@@ -452,7 +452,8 @@ def built(work_dir, epochs: int, by_iterations: bool = False, resume: bool = Fal
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=4,
-            sampler=dict(type='DefaultSampler', shuffle=False),
+            # At the end of other samplers an IterBasedTrainLoop sleeps for two seconds.
+            sampler=dict(type='InfiniteSampler' if by_iterations else 'DefaultSampler', shuffle=False),
             dataset=dict(type='RandomBatches'),
             collate_fn=dict(type='default_collate'),
         ),

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import few
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -215,7 +216,7 @@ def test_it_ends_where_it_is_of_no_use(reason, caplog, monkeypatch):
         alike(one_by_one, together)
 
 
-@pytest.mark.parametrize('name', ['imagenet', 'cityscapes'])
+@pytest.mark.parametrize('name', few(['imagenet', 'cityscapes'], 'imagenet'))
 def test_in_a_runner(name, tools, tmp_path, monkeypatch):
     """Validation by ReparameterizeHook, EMA and checkpoints included; and nothing is left on the model."""
     weights, graphs = [], []
