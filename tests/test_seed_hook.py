@@ -3,6 +3,7 @@
 import random
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -101,3 +102,9 @@ def test_a_wrapper_with_a_table_is_named(capsys):
     )
     SeedHook().before_train(runner)
     assert 'ClassBalancedDataset does not tell a sample its place' in capsys.readouterr().out
+
+
+def test_a_sample_seeds_no_device_but_the_cpu(monkeypatch):
+    """torch.manual_seed writes a stack trace for each kind of device that is not in use."""
+    monkeypatch.setattr(torch, 'manual_seed', Mock(side_effect=AssertionError))
+    assert len(batches(0, by_epoch=True)) == TOTAL

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class SeedHook(Hook):
         self._places.start = runner.iter * loader.batch_size if skips else 0
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        _start_from(runner.seed, get_rank(), runner.iter)
+        _start_from(torch.manual_seed, runner.seed, get_rank(), runner.iter)
 
 
 class _Index(int):
@@ -131,15 +131,16 @@ class _SeedSample:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         index = results['sample_idx']
         if isinstance(index, _Index):
-            _start_from(self.seed, int(index), *index.place)
+            # Augmentation computes on the CPU, and seeding every device takes a millisecond where they are not in use.
+            _start_from(torch.default_generator.manual_seed, self.seed, int(index), *index.place)
         return results
 
 
-def _start_from(*numbers: int) -> None:
+def _start_from(seed_torch: Callable[[int], torch.Generator], *numbers: int) -> None:
     state = np.random.SeedSequence(numbers).generate_state(3)
     random.seed(int(state[0]))
     np.random.seed(state[1])
-    torch.manual_seed(int(state[2]))
+    seed_torch(int(state[2]))
 
 
 def _wrappers(dataset: Dataset[Any]) -> Iterator[Dataset[Any]]:
