@@ -99,6 +99,7 @@ def test_bad_options(tools, tmp_path):
         (('--batch', '1'), '--batch must be at least 2'),
         (('--size', '16', '64'), '--size must be at least 32'),
         (('--size', '64', '64', '64'), '--size takes a height and a width'),
+        (('--arch', 'repvgg-a0', '--methods', 'DBB'), '--methods DBB: RepVGG has blocks of its own'),
     ):
         status, error = tools.run('tools/benchmark', *options, '--out', tmp_path / 'x')
         assert status == 2 and message in error

@@ -95,8 +95,6 @@ class Classifier(nn.Module):
 
 def method_of(backbone: dict, method: str) -> dict:
     repvgg = backbone['type'] == 'OREPARepVGG'
-    if repvgg and method not in OF_REPVGG:
-        raise UsageError(f'--methods {method}: RepVGG has blocks of its own; choose from none, OREPA.')
     return dict(backbone, **FORMS.get(method, dict(method='RepVGG' if repvgg and method == 'none' else method)))
 
 
@@ -530,7 +528,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, nargs='+', default=[224], help='height and width of the pictures, or one number for both')
     methods = f'"none" is always measured; default: {"; ".join(DEFAULT)}'
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(DEFAULT), help=methods)
+    parser.add_argument('--methods', nargs='+', choices=METHODS, help=methods)
     parser.add_argument('--what', nargs='+', choices=('step', 'forward'), default=['step', 'forward'], help='with --arch')
     parser.add_argument('--repeats', type=int, help='rounds (default: 5, and 20 on a GPU)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -555,7 +553,10 @@ def parse_args() -> argparse.Namespace:
         value = getattr(args, option)
         if (min(value) if option == 'size' else value) < least:
             raise UsageError(f'--{option} must be at least {least}.')
-    args.methods = ['none', *(method for method in METHODS[1:] if method in args.methods)]
+    others = [method for method in args.methods or () if method not in OF_REPVGG]
+    if args.arch in REPVGGS and others:
+        raise UsageError(f'--methods {others[0]}: RepVGG has blocks of its own; choose from {", ".join(OF_REPVGG)}.')
+    args.methods = ['none', *(method for method in METHODS[1:] if method in (args.methods or DEFAULT))]
     return args
 
 
