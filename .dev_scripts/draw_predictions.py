@@ -15,8 +15,9 @@ from common import UsageError, run  # noqa: E402
 
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 
-GAP, TITLE, WIDTH = 10, 22, 432
-DETECTED, SEGMENTED = ((0, 5), (4, 6, 7)), (0, 1, 2, 3, 4)  # of the first eight, such that the columns are equally long
+GAP, TITLE = 10, 22
+DETECTED, SEGMENTED = ((0, 5), (4, 6, 7)), (0, 1, 2)  # of the first eight, such that the columns are equally long
+DETECTOR_WIDTH, SEGMENTOR_WIDTH = 320, 660  # names are painted into a segmentor's smaller
 
 
 def found(folder: Path, pattern: str, numbers: tuple[int, ...]) -> list[Image.Image]:
@@ -26,10 +27,10 @@ def found(folder: Path, pattern: str, numbers: tuple[int, ...]) -> list[Image.Im
     return [Image.open(paths[number]).convert('RGB') for number in numbers]
 
 
-def column(title: str, pictures: list[Image.Image]) -> Image.Image:
+def column(title: str, width: int, pictures: list[Image.Image]) -> Image.Image:
     """Pictures below each other in one width, under a title."""
-    scaled = [picture.resize((WIDTH, round(WIDTH * picture.height / picture.width)), Image.Resampling.LANCZOS) for picture in pictures]
-    canvas = Image.new('RGB', (WIDTH, TITLE + sum(picture.height + GAP for picture in scaled)), 'white')
+    scaled = [picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS) for picture in pictures]
+    canvas = Image.new('RGB', (width, TITLE + sum(picture.height + GAP for picture in scaled)), 'white')
     ImageDraw.Draw(canvas).text((2, 4), title, fill='black', font_size=14)
     top = TITLE
     for picture in scaled:
@@ -44,12 +45,15 @@ def main() -> None:
     parser.add_argument('out', type=Path, metavar='OUT', help='the picture to write')
     args = parser.parse_args()
     check_writable(args.out, force=True)
-    title = '{}: ground truth on the left, prediction on the right'
-    columns = [column(title.format('Mask R-CNN'), found(args.pipeline / 'pictures_detector', '*.jpg', numbers)) for numbers in DETECTED]
-    columns += [column(title.format('PSPNet'), found(args.pipeline / 'pictures_segmentor', '*.png', SEGMENTED))]
+    title = '{}: ground truth left, prediction right'
+    detected = [found(args.pipeline / 'pictures_detector', '*.jpg', numbers) for numbers in DETECTED]
+    columns = [column(title.format('Mask R-CNN'), DETECTOR_WIDTH, pictures) for pictures in detected]
+    columns += [column(title.format('PSPNet'), SEGMENTOR_WIDTH, found(args.pipeline / 'pictures_segmentor', '*.png', SEGMENTED))]
     canvas = Image.new('RGB', (sum(each.width + GAP for each in columns) - GAP, max(each.height for each in columns)), 'white')
-    for number, each in enumerate(columns):
-        canvas.paste(each, (number * (WIDTH + GAP), 0))
+    left = 0
+    for each in columns:
+        canvas.paste(each, (left, 0))
+        left += each.width + GAP
     with replacing(args.out) as partial:
         canvas.save(partial, format='JPEG', quality=85)
 
