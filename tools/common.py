@@ -127,6 +127,9 @@ def load_config(args: argparse.Namespace) -> Config:
         merge_options(cfg, args.cfg_options or {})
     except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise UsageError(f'--cfg-options: cannot be set in {args.config}: {error.args[0] if error.args else error}.') from None
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, list | tuple) or not all(isinstance(hook, dict) for hook in hooks):
+        raise UsageError(f"{args.config}: custom_hooks must be a list of dicts, as in custom_hooks = [dict(type='CheckHook')].")
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
