@@ -15,7 +15,7 @@ from small_models import config, pictures, save_weights
 from orepa_mm.deploy.evaluation import evaluate
 from orepa_mm.deploy.export import export
 from orepa_mm.deploy.pictures import pictures_in, read_pixels
-from orepa_mm.deploy.quantize import OnnxNetwork, change, check_pictures, quantize
+from orepa_mm.deploy.quantize import OnnxNetwork, change, check_correlations, neighbour_correlation, quantize
 from orepa_mm.errors import UsageError
 
 
@@ -124,7 +124,7 @@ def test_folders_that_are_refused(classifier, tools, tmp_path, name, content, ma
 
 def test_one_real_picture_is_evidence_enough(train):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    check_pictures([noise, read_pixels(pictures_in(train, 1)[0])], train)
+    check_correlations([neighbour_correlation(noise), neighbour_correlation(read_pixels(pictures_in(train, 1)[0]))], train)
 
 
 def test_damaged_picture(tmp_path, train):

@@ -102,6 +102,14 @@ def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> None:
         return
     if reader == 'BaseSegDataset':
         _need(Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {}).get('img_path') or ''), 'folder')
+    names = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(names, str):  # a file; a missing one would be taken for a list of letters
+        remedy = 'metainfo=dict(classes=...) takes the names themselves, as a tuple, or a text file with one a line.'
+        _require(Path(names).is_file(), f'{names}: no such file of class names: {remedy}')
+        try:
+            Path(names).read_text()
+        except UnicodeDecodeError:
+            raise UsageError(f'{names}: is no text: {remedy}') from None
     settings = {key: value for key, value in dataset.items() if key not in ('type', '_scope_')} | dict(pipeline=[], lazy_init=True)
     try:
         built = known(**settings)  # knows its paths and defaults, and has read no data

@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 Step = dict[str, Any]
 PACKAGES = ('onnx', 'onnxruntime')
 OUTPUTS = dict(classification='scores', segmentation='logits')  # task -> what is compared
+LARGE = 1024  # pixels of a side
 NOISE = 0.3  # correlation of neighbouring pixels; that of noise is 0, also after JPEG, that of photographs above 0.8
 
 
@@ -136,9 +137,10 @@ def neighbour_correlation(picture: Array) -> float:
     """Correlation of the grey values of neighbouring pixels, of the rows or the columns, the larger; 0 where all are equal.
 
     Args:
-        picture: uint8 [H, W, 3].
+        picture: uint8 [H, W, 3]; of a large one the middle.
     """
-    grey = picture.mean(2)
+    top, left = (max(0, side - LARGE) // 2 for side in picture.shape[:2])
+    grey = picture[top : top + LARGE, left : left + LARGE].mean(2)
     found = [0.0]
     for a, b in ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1])):
         if a.size and a.std() > 0 and b.std() > 0:
@@ -146,17 +148,22 @@ def neighbour_correlation(picture: Array) -> float:
     return max(found)
 
 
-def check_pictures(pictures: list[Array], source: Path) -> None:
+def check_correlations(correlations: list[float], source: Path) -> None:
     """Refuse pictures that are all noise or blank: ranges measured on them are not those of real pictures.
+
+    Args:
+        correlations: :func:`neighbour_correlation` of each.
+        source: Where they lie.
 
     Raises:
         UsageError: When no picture has neighbouring pixels that are alike.
     """
-    largest = max(map(neighbour_correlation, pictures))
+    largest = max(correlations)
     if largest < NOISE:
         raise UsageError(
-            f'{source}: noise or blank pictures only: neighbouring pixels are uncorrelated in all {len(pictures)} (at most {largest:.2f}; '
-            'photographs have 0.8 and more). Ranges measured on noise are wrong for real pictures: give some of the training set.'
+            f'{source}: noise or blank pictures only: neighbouring pixels are uncorrelated in all {len(correlations)} (at most '
+            f'{largest:.2f}; photographs have 0.8 and more). Ranges measured on noise are wrong for real pictures: give some of the '
+            'training set.'
         )
 
 

@@ -27,8 +27,9 @@ from orepa_mm.deploy.quantize import (  # noqa: E402
     Array,
     OnnxNetwork,
     change,
-    check_pictures,
+    check_correlations,
     latencies,
+    neighbour_correlation,
     quantize,
 )
 from orepa_mm.files import check_writable, replacing  # noqa: E402
@@ -52,9 +53,12 @@ def parse_args() -> argparse.Namespace:
 
 def pictures_of(args: argparse.Namespace, network: OnnxNetwork) -> tuple[list[Array], list[Array], str]:
     """Pictures to calibrate with, pictures to compare on, and which the latter are: others where the folder has enough, else all of it."""
-    read = [read_pixels(path) for path in pictures_in(args.pictures, 2 * args.count)]
-    check_pictures(read, args.pictures)
-    ready = [network.prepare(picture, args.size) for picture in read]
+    ready, correlations = [], []
+    for path in track(pictures_in(args.pictures, 2 * args.count), 'reading'):  # one by one: photographs take a lot of memory
+        picture = read_pixels(path)
+        correlations.append(neighbour_correlation(picture))
+        ready.append(network.prepare(picture, args.size))
+    check_correlations(correlations, args.pictures)
     if len(ready) == 2 * args.count:
         return ready[::2], ready[1::2], f'{args.count} pictures that were not calibrated with'
     return ready[: args.count], ready, f'the {len(ready)} pictures of the folder'
@@ -86,6 +90,8 @@ def main() -> None:
     check_writable(args.out, force=args.force)
     if args.count < 1 or args.threads < 1:
         raise UsageError('--count and --threads are at least 1.')
+    if args.size and min(args.size) < 1:
+        raise UsageError(f'--size {args.size[0]} {args.size[1]}: sides are at least 1 pixel.')
     cfg = None
     if args.config:
         cfg = load_config(args)
