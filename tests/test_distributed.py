@@ -180,7 +180,8 @@ def test_detectors_and_segmentors_train_and_test_in_two_processes(name, start, t
 @pytest.mark.slow
 def test_accumulated_batches_are_sent_once(start, tools, tmp_path):
     """Two processes with two accumulated batches of 2 take the steps of one process with 8, and send gradients in every second batch."""
-    settings = EQUAL | dict(train_dataloader__dataset__indices=16)
+    # With seed 0 an activation is so near to 0 that sums in another order put it on the other side of its ReLU.
+    settings = EQUAL | dict(train_dataloader__dataset__indices=16, randomness__seed=1)
     accumulated = dict(optim_wrapper__accumulative_counts=2, model_wrapper_cfg=dict(gradient_as_bucket_view=True, broadcast_buffers=False))
     two = start.config('imagenet', report(tmp_path / 'two'), dict(type='CountBytes', folder=str(tmp_path)), **settings, **accumulated)
     one = start.config('imagenet', report(tmp_path / 'one'), **settings, train_dataloader__batch_size=8)
@@ -245,7 +246,7 @@ def test_all_end_when_one_fails(tool, how, start, trained, tools, tmp_path):
     failed = json.loads((tmp_path / 'run' / 'failed.json').read_text())
     assert status != 0 and not psutil.pid_exists(failed['pid'])
     if how == 'nan':
-        assert any('the plain form of the layer "backbone.conv1" differs' in error for error in errors(output))
+        assert any('the layer "backbone.conv1" gives values that are not finite' in error for error in errors(output))
     else:
         assert f'{how}) received by PID {failed["pid"]}' in output
 
