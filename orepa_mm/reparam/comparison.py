@@ -47,7 +47,7 @@ def largest_difference(expected: Any, actual: Any) -> float:
         a, b = a.double(), b.double()
         if not (a.isfinite().all() and b.isfinite().all()):
             return float('inf')
-        largest = max(largest, float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(torch.float32).tiny)))
+        largest = max(largest, ((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(torch.float32).tiny)).item())
     return largest
 
 
