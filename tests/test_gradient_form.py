@@ -318,6 +318,15 @@ class TestTheGradient:
         for name, value in expected.items():
             assert (found[name] - value).abs().max() < EXACT * value.abs().max(), name
 
+    @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize('shape', [(6, 4, 3, 3), (6, 1, 3, 3), (6, 4, 1, 1)])
+    def test_taps_of_each_channel(self, shape, memory_format):
+        kernel, taps = torch.randn(shape, dtype=torch.float64).to(memory_format=memory_format), shape[2] * shape[3]
+        matrix = torch.randn(6, taps, taps, dtype=torch.float64)
+        matrix = matrix + matrix.mT
+        expected = torch.einsum('opq,oiq->oip', matrix, kernel.flatten(2)).view(shape)
+        assert (multiply_taps(kernel, matrix) - expected).abs().max() < EXACT
+
     def test_values_stay_bit_for_bit(self):
         weight, matrix = nn.Parameter(torch.randn(4, 3, 3, 3)), torch.randn(4, 9, 9)
         assert torch.equal(with_multiplied_gradient(weight, matrix), weight)

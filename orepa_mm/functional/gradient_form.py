@@ -33,10 +33,9 @@ def gradient_matrix(scale: dict[str, Tensor], kernel_size: int, prior: Tensor | 
     for name, row in scale.items():
         s = row.detach().double()
         # The columns of s_b A_b are the kernels of unit weights.
-        unit = torch.eye(taps, dtype=s.dtype, device=s.device).repeat(len(s), 1, 1) if name == 'origin' else s.new_ones(len(s), 1, 1, 1)
+        unit = torch.eye(taps, dtype=s.dtype, device=s.device)[None] if name == 'origin' else s.new_ones(1, 1, 1, 1)
         weights = {name: unit} | (dict(prior=prior.double()) if name == 'freq' and prior is not None else {})
-        shape = (len(s), taps if name == 'origin' else 1, kernel_size, kernel_size)
-        columns = branch_kernels(Branches(scale=s[None], **weights), shape)[name]
+        columns = branch_kernels(Branches(scale=s[None], **weights), (len(s), 1, kernel_size, kernel_size))[name]
         product = columns @ columns.mT
         total = product if total is None else total + product
     assert total is not None
