@@ -36,6 +36,7 @@ from report import (
     write_page,
 )
 
+from orepa_mm.deploy.formats import require_torch
 from orepa_mm.deploy.loading import load_model
 
 TRAIN_PICTURES = 3000  # how many pictures the detector sees, whatever the size of the set
@@ -217,6 +218,7 @@ def main() -> None:
     classifier_dir, detector_dir = out / 'classifier', out / 'detector'
     config, checkpoint, predictions = out / 'config.py', detector_dir / 'last.pth', out / 'predictions.pkl'
     settings.check(folder)  # what is wrong ends it here, before anything is written
+    require_torch()
     names, count = coco_summary(settings.data) if settings.data else ([], 0)
     settings.check_weights(len(names))
     replace_folder(folder)

@@ -44,6 +44,17 @@ def seed():
     forget_earlier_runs()
 
 
+@pytest.fixture(scope='session')
+def exporter():
+    """For tests that export, which not all supported versions of torch can."""
+    from mmengine.utils import digit_version
+
+    from orepa_mm.deploy.formats import LOWEST_TORCH
+
+    if digit_version(torch.__version__) < digit_version(LOWEST_TORCH):
+        pytest.skip(f'torch {torch.__version__} cannot export')
+
+
 @pytest.fixture(scope='session', autouse=True)
 def unformatted_configs():
     """To lay out the text of a run's config takes longer than a small run's steps."""

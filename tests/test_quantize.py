@@ -27,12 +27,12 @@ def exported(name: str, folder: Path, data: Path) -> SimpleNamespace:
 
 
 @pytest.fixture(scope='module')
-def classifier(mini_data, tmp_path_factory) -> SimpleNamespace:
+def classifier(exporter, mini_data, tmp_path_factory) -> SimpleNamespace:
     return exported('classifier', tmp_path_factory.mktemp('classifier'), mini_data)
 
 
 @pytest.fixture(scope='module')
-def segmentor(mini_data, tmp_path_factory) -> SimpleNamespace:
+def segmentor(exporter, mini_data, tmp_path_factory) -> SimpleNamespace:
     return exported('pspnet', tmp_path_factory.mktemp('segmentor'), mini_data)
 
 

@@ -10,8 +10,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from orepa_mm.errors import UsageError
 
-Image.MAX_IMAGE_PIXELS = None  # the guard against hostile files refuses large aerial pictures
-
 
 def read_picture(path: Path, kind: str, scaled: bool = False) -> tuple[Image.Image | None, tuple[int, int] | None]:
     """The decoded picture, and its width and height; None where only cv2 knows the format.

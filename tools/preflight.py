@@ -25,6 +25,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from picture_files import is_turned, read_picture
+from PIL import Image
 from progress import track
 
 SAMPLE = 200  # files of a dataset that are opened before a run
@@ -48,6 +49,7 @@ def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE
         UsageError: When a folder or file is missing, empty, damaged, of another format, or of other classes than the model's.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    Image.MAX_IMAGE_PIXELS = None  # a guard that refuses large aerial pictures: here, and in the training that follows
     seen = []
     for split in splits:
         for dataset in _datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):

@@ -94,7 +94,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str, Callable | None]] = {
     'onnx and a picture of 196 megapixels': ((RUN, '{kit.onnx}', 'x.png'), 'x.png', beside('x.png', LARGE)),
     'quantizing with a folder that is not there': ((QUANTIZE, '{kit.onnx}', 'absent', 'out.onnx'), 'absent', None),
     'quantizing with an empty folder': ((QUANTIZE, '{kit.onnx}', 'tmp', 'out.onnx'), 'no picture', None),
-    'quantizing with 196 blank megapixels': ((QUANTIZE, '{kit.onnx}', '.', 'out.onnx'), 'blank', beside('x.png', LARGE)),
+    'quantizing with 196 megapixels': ((QUANTIZE, '{kit.onnx}', '.', 'out.onnx'), 'x.png', beside('x.png', LARGE)),
     'quantizing no network': ((QUANTIZE, 'x.onnx', PICTURES, 'out.onnx'), 'x.onnx', TEXT),
     'quantizing with no pictures': ((QUANTIZE, '{kit.onnx}', PICTURES, 'out.onnx', '--count', '0'), '--count', None),
     'quantizing to a size of 0': ((QUANTIZE, '{kit.onnx}', PICTURES, 'out.onnx', '--size', '0', '0'), '--size', None),

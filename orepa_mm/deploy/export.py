@@ -83,6 +83,7 @@ def export(
         raise UsageError("the config's test pipeline does not say the size of the pictures; give --size H W.")
     if min(size) < 1 or max(size) > formats.LARGEST:
         raise UsageError(f'--size {size[0]} {size[1]}: sides of 1 to {formats.LARGEST} pixels are possible.')
+    formats.require_torch()
     if file_format == 'onnx':
         formats.require_packages()
         formats.check_opset(opset)

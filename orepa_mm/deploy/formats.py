@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.utils import digit_version
 from torch.export import Dim, ExportedProgram
 
 from ..errors import ExportError, UsageError
@@ -18,6 +19,7 @@ from .networks import DeployNetwork
 LARGEST = 4096  # pixels along a side, and
 LARGEST_BATCH = 256  # pictures: what a dynamic graph is promised to take
 LOWEST_OPSET = 18  # of torch's exporter
+LOWEST_TORCH = '2.7'  # 2.6 exports no detector, and no batch norm to ONNX
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 Run = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
@@ -28,6 +30,15 @@ def require_packages(packages: tuple[str, ...] = PACKAGES) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{', '.join(missing)} missing: pip install 'orepa_mm[deploy]'.")
+
+
+def require_torch() -> None:
+    """Raise :class:`.UsageError` where torch is too old to export networks."""
+    if digit_version(torch.__version__) < digit_version(LOWEST_TORCH):
+        raise UsageError(
+            f'torch {torch.__version__} trains, but cannot export; an environment with torch {LOWEST_TORCH} or later can, from the same '
+            'config and checkpoint.'
+        )
 
 
 def check_opset(opset: int | None) -> None:
@@ -97,7 +108,8 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
         with torch.no_grad(), _quiet():
             return torch.export.export(network, (picture,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises whatever its tracing met
-        raise ExportError(f'{name} cannot be exported{_own_operators(network)}: {_first_line(error)}') from error
+        remedy = ' (try one size, without --dynamic)' if dynamic else ''
+        raise ExportError(f'{name} cannot be exported{_own_operators(network)}: {_first_line(error)}{remedy}') from error
 
 
 def write_onnx(program: ExportedProgram, network: DeployNetwork, metadata: dict[str, str], path: Path, opset: int | None = None) -> None:
