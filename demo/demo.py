@@ -218,9 +218,9 @@ def main() -> None:
     classifier_dir, detector_dir = out / 'classifier', out / 'detector'
     config, checkpoint, predictions = out / 'config.py', detector_dir / 'last.pth', out / 'predictions.pkl'
     settings.check(folder)  # what is wrong ends it here, before anything is written
-    require_torch()
     names, count = coco_summary(settings.data) if settings.data else ([], 0)
     settings.check_weights(len(names))
+    require_torch()
     replace_folder(folder)
     (folder / 'classes.txt').write_text('\n'.join(names))
     (ROOT / config).write_text(config_text(settings, classifier_dir / 'last.pth', out / 'classes.txt', len(names), count))
