@@ -7,14 +7,12 @@ import os
 import pytest
 import torch
 from conftest import free_port
-from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DATASETS, MODELS
-from mmengine.runner import Runner
+from mmengine.registry import MODELS
 from small_models import config
+from small_runs import built, check_resuming, last_checkpoint, run
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
@@ -430,19 +428,7 @@ class TestBadInput:
             GradientFormHook(**when)
 
 
-@DATASETS.register_module(force=True)
-class RandomBatches(Dataset):
-    def __init__(self):
-        self.data = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        return dict(inputs=self.data[index])
-
-
-@MODELS.register_module(force=True)
+@MODELS.register_module()
 class LinearBranches(BaseModel):
     def __init__(self, branches: str = 'light'):
         super().__init__()
@@ -454,40 +440,12 @@ class LinearBranches(BaseModel):
         return dict(loss=loss_of(self.layers, inputs))
 
 
-def built(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False, **changes) -> Runner:
-    when = dict(iteration=3) if by_iterations else dict(epoch=1)
-    cfg = dict(
-        model=dict(type='LinearBranches'),
-        work_dir=str(work_dir),
-        train_dataloader=dict(
-            batch_size=4,
-            # At the end of other samplers an IterBasedTrainLoop sleeps for two seconds.
-            sampler=dict(type='InfiniteSampler' if by_iterations else 'DefaultSampler', shuffle=False),
-            dataset=dict(type='RandomBatches'),
-            collate_fn=dict(type='default_collate'),
-        ),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=2 * epochs) if by_iterations else dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-3), clip_grad=dict(max_norm=10)),
-        param_scheduler=dict(type='MultiStepLR', milestones=[2], by_epoch=not by_iterations),
-        custom_hooks=[dict(type='CheckHook'), dict(type='GradientFormHook', **when), dict(type='EMAHook')],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=not by_iterations)),
-        randomness=dict(seed=0),
-        experiment_name=f'{work_dir.name}{epochs}',
-        log_level='ERROR',
-        resume=resume,
-    )
-    return Runner.from_cfg(Config(cfg | changes))
-
-
-def run(*args, **options) -> Runner:
-    runner = built(*args, **options)
-    runner.train()
-    return runner
+NETWORK, HOOK = dict(type='LinearBranches'), dict(type='GradientFormHook')
 
 
 @pytest.mark.parametrize('by_iterations', [False, True])
 def test_a_run_hands_over_and_resumes(by_iterations, tmp_path):
-    whole = run(tmp_path / 'whole', 4, by_iterations)
+    whole = run(NETWORK, HOOK, tmp_path / 'whole', 4, by_iterations)
     model, optimizer = whole.model, whole.optim_wrapper.optimizer
     assert type(model.layers[2]) is GradientFormConv2d and not kernels(model)
     assert {id(p) for group in optimizer.param_groups for p in group['params']} == {id(p) for p in model.parameters()}
@@ -496,16 +454,12 @@ def test_a_run_hands_over_and_resumes(by_iterations, tmp_path):
     assert ema.avg_parameters.keys() == dict(model.named_parameters()).keys()
     assert not torch.equal(ema.module.layers[2].weight, model.layers[2].weight)
 
-    loaded = built(tmp_path / 'loaded', 4, by_iterations, custom_hooks=[dict(type='GradientFormHook', epoch=1)])  # as for a test
-    loaded.load_checkpoint(str(tmp_path / 'whole' / ('iter_8.pth' if by_iterations else 'epoch_4.pth')))
+    alone = dict(custom_hooks=[HOOK | dict(epoch=1)])  # as for a test
+    loaded = built(NETWORK, HOOK, tmp_path / 'loaded', 4, by_iterations, **alone)
+    loaded.load_checkpoint(last_checkpoint(tmp_path / 'whole'))
     assert torch.equal(loaded.model.layers[2].weight, ema.module.layers[2].weight)
 
-    run(tmp_path / 'parts', 3, by_iterations)
-    resumed = run(tmp_path / 'parts', 4, by_iterations, resume=True)
-    for (name, a), (_, b) in zip(model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
-    for a, b in zip(model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(optimizer.state[a]['momentum_buffer'], resumed.optim_wrapper.optimizer.state[b]['momentum_buffer'])
+    check_resuming(whole, NETWORK, HOOK, tmp_path / 'parts', by_iterations)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +472,7 @@ def test_a_run_hands_over_and_resumes(by_iterations, tmp_path):
 )
 def test_a_run_that_could_not_hand_over_does_not_start(changes, match, tmp_path):
     with pytest.raises(GradientFormError, match=match):
-        run(tmp_path, 2, **changes)
+        run(**dict(model=NETWORK, hook=HOOK, work_dir=tmp_path, epochs=2) | changes)
     assert not list(tmp_path.glob('*.pth'))
 
 

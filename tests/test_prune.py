@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DATASETS, MODELS
-from mmengine.runner import Runner
+from mmengine.registry import MODELS
 from PIL import Image
 from small_models import config, path_of, save_weights
+from small_runs import built, check_resuming, last_checkpoint, run
 from torch import nn
-from torch.utils.data import Dataset
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
@@ -107,19 +105,7 @@ class TestBadInput:
             PruneBranchesHook(0.1, **when)
 
 
-@DATASETS.register_module(force=True)
-class RandomPictures(Dataset):
-    def __init__(self):
-        self.data = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        return dict(inputs=self.data[index])
-
-
-@MODELS.register_module(force=True)
+@MODELS.register_module()
 class PrunedNetwork(BaseModel):
     def __init__(self):
         super().__init__()
@@ -129,40 +115,12 @@ class PrunedNetwork(BaseModel):
         return dict(loss=self.layers(inputs).square().mean())
 
 
-def built(work_dir, epochs: int, by_iterations: bool = False, resume: bool = False) -> Runner:
-    when = dict(iteration=3) if by_iterations else dict(epoch=1)
-    cfg = dict(
-        model=dict(type='PrunedNetwork'),
-        work_dir=str(work_dir),
-        train_dataloader=dict(
-            batch_size=4,
-            # At the end of other samplers an IterBasedTrainLoop sleeps for two seconds.
-            sampler=dict(type='InfiniteSampler' if by_iterations else 'DefaultSampler', shuffle=False),
-            dataset=dict(type='RandomPictures'),
-            collate_fn=dict(type='default_collate'),
-        ),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=2 * epochs) if by_iterations else dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-        param_scheduler=dict(type='MultiStepLR', milestones=[2], by_epoch=not by_iterations),
-        custom_hooks=[dict(type='PruneBranchesHook', threshold=0.3, **when), dict(type='EMAHook')],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=not by_iterations)),
-        randomness=dict(seed=0),
-        experiment_name=f'{work_dir.name}{epochs}',
-        log_level='ERROR',
-        resume=resume,
-    )
-    return Runner.from_cfg(Config(cfg))
-
-
-def train(*args, **options) -> Runner:
-    runner = built(*args, **options)
-    runner.train()
-    return runner
+NETWORK, HOOK = dict(type='PrunedNetwork'), dict(type='PruneBranchesHook', threshold=0.3)
 
 
 @pytest.mark.parametrize('by_iterations', [False, True])
 def test_a_run_goes_on_with_its_momentum_and_resumes(by_iterations, tmp_path):
-    whole = train(tmp_path / 'whole', 4, by_iterations)
+    whole = run(NETWORK, HOOK, tmp_path / 'whole', 4, by_iterations)
     model, optimizer = whole.model, whole.optim_wrapper.optimizer
     kernel = model.layers[2].kernel
     assert 'freq' not in kernel.branches and kernel.freq is None and len(kernel.branches) < 6
@@ -171,17 +129,12 @@ def test_a_run_goes_on_with_its_momentum_and_resumes(by_iterations, tmp_path):
     ema = next(hook for hook in whole.hooks if type(hook).__name__ == 'EMAHook').ema_model.module
     assert {name: p.shape for name, p in ema.named_parameters()} == {name: p.shape for name, p in model.named_parameters()}
 
-    loaded = built(tmp_path / 'loaded', 4, by_iterations)
+    loaded = built(NETWORK, HOOK, tmp_path / 'loaded', 4, by_iterations)
     loaded.hooks[:] = [hook for hook in loaded.hooks if isinstance(hook, PruneBranchesHook)]  # as in a test, which builds no optimizer
-    loaded.load_checkpoint(str(tmp_path / 'whole' / ('iter_8.pth' if by_iterations else 'epoch_4.pth')))
+    loaded.load_checkpoint(last_checkpoint(tmp_path / 'whole'))
     assert loaded.model.layers[2].kernel.branches == kernel.branches
 
-    train(tmp_path / 'parts', 3, by_iterations)
-    resumed = train(tmp_path / 'parts', 4, by_iterations, resume=True)
-    for (name, a), (_, b) in zip(model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
-    for a, b in zip(model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(optimizer.state[a]['momentum_buffer'], resumed.optim_wrapper.optimizer.state[b]['momentum_buffer'])
+    check_resuming(whole, NETWORK, HOOK, tmp_path / 'parts', by_iterations)
 
 
 def test_momentum_of_the_scales_that_stay(tmp_path):
