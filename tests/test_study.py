@@ -116,6 +116,12 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
     assert light[5] == '+2.50' and none[7] == '10' and 'torch 2' in text  # seconds of the processor, not of the clock
     assert {path.name for path in (tmp_path / 'report').glob('*.png')} == {'study.png', 'rates.png', 'progress.png'}
 
+    given = (write(), tmp_path / 'runs.jsonl', tmp_path / 'some', '--methods')
+    assert tools.run('tools/analysis/report_study', *given, 'none')[0] == 0
+    assert 'OREPA' not in (tmp_path / 'some' / 'table.md').read_text()
+    status, error = tools.run('tools/analysis/report_study', *given, 'nothing')
+    assert status == 2 and "--methods 'nothing'" in error and "'OREPA light'" in error
+
     status, error = tools.run('tools/analysis/report_study', write(), tmp_path / 'none.jsonl', tmp_path / 'other')
     assert status == 2 and 'no such file' in error and not (tmp_path / 'other').exists()
     status, error = tools.run('tools/analysis/report_study', write(), write(), tmp_path / 'other')
