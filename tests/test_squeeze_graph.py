@@ -1,7 +1,9 @@
 """Squeezing together is the same training as layer by layer, whatever happens to the model; on a CPU without the CUDA graph."""
 
 import copy
+import logging
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,6 +233,15 @@ def test_in_a_runner(name, tools, tmp_path, monkeypatch):
     assert weights[0].keys() == weights[1].keys()
     # On a GPU two runs alike differ as well: TF32, and sums in an order of their own.
     assert ON_GPU or largest_difference(*(list(state.values()) for state in weights)) < 1e-4
+
+
+def test_a_compiled_training_has_no_graph(monkeypatch, caplog):
+    monkeypatch.setattr(squeeze_graph_hook, 'can_capture', lambda model: True)
+    hook, logger = squeeze_graph_hook.SqueezeGraphHook(), logging.getLogger('squeezing')
+    for compiled in (True, dict(backend='eager'), False):
+        hook.before_train(SimpleNamespace(model=Net(), cfg=dict(compile=compiled), logger=logger))
+        assert (hook.graph is None) == bool(compiled) == ('no CUDA graph' in caplog.text)
+        caplog.clear()
 
 
 def test_where_a_graph_can_be():

@@ -13,8 +13,9 @@ from .distributed import unwrapped
 class SqueezeGraphHook(Hook):
     """Squeezes all layers of a model together, by a CUDA graph, while it trains on a GPU: see :class:`.SqueezeGraph`.
 
-    Does nothing on a CPU, for sharded models, and where ``compile=True`` compiles the squeezing. Gradients of all branches arrive
-    together at the end of the backward pass, so with several GPUs they are sent after it instead of during it.
+    Does nothing on a CPU, for sharded models, and with ``compile=True``, which compiles the squeezing and with all branches is slower: the
+    log says so. Gradients of all branches arrive together at the end of the backward pass, so with several GPUs they are sent after it
+    instead of during it.
 
     Fires before and after a training::
 
@@ -26,8 +27,12 @@ class SqueezeGraphHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.after_train(runner)
-        if not isinstance(runner.model, FullyShardedDataParallel) and can_capture(unwrapped(runner.model)):
-            self.graph = SqueezeGraph(unwrapped(runner.model))
+        if isinstance(runner.model, FullyShardedDataParallel) or not can_capture(unwrapped(runner.model)):
+            return
+        if runner.cfg.get('compile'):
+            runner.logger.warning('With compile=True no CUDA graph squeezes the branches; with all six, training is faster without it.')
+            return
+        self.graph = SqueezeGraph(unwrapped(runner.model))
 
     def after_train(self, runner: Runner) -> None:
         if self.graph is not None:
