@@ -2,13 +2,11 @@
 
 import importlib
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import few
+from conftest import ROOT, few
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / 'docs' / 'configs.md').read_text()
 SCALING = (ROOT / 'docs' / 'scaling.md').read_text()
 sys.path[:0] = [str(ROOT / '.dev_scripts')]
@@ -131,3 +129,12 @@ def test_the_guide_to_scaling_names_what_there_is():
     read = ''.join((ROOT / name).read_text() for name in scripts if name.endswith('.sh'))
     assert {'NNODES', 'NODE_RANK', 'MASTER_ADDR', 'GPUS'} <= variables
     assert all(f'${{{name}:-' in read for name in variables)
+
+
+@pytest.mark.parametrize('folder', sorted((ROOT / 'docs' / 'studies').iterdir()), ids=lambda folder: folder.name)
+def test_the_tables_of_studies_are_made_of_their_runs(folder, tools, tmp_path):
+    study = ROOT / 'tools' / 'analysis' / 'studies' / f'{folder.name}.py'
+    assert tools.run('tools/analysis/report_study', study, folder / 'runs.jsonl', tmp_path) == (0, '')
+    assert (tmp_path / 'table.md').read_text().rstrip() in (ROOT / 'docs' / 'evidence.md').read_text()
+    pictures = {path.name for path in folder.glob('*.png')}
+    assert pictures and pictures <= {path.name for path in tmp_path.glob('*.png')}
