@@ -10,12 +10,12 @@ methods = {
     'none': {},
     # As much time on a CPU as OREPA full takes for its 7 epochs.
     'none, 11 epochs': {'train_cfg.max_epochs': 11, 'param_scheduler.1.T_max': 10, 'param_scheduler.1.end': 11},
-    **{method: {'model.backbone.method': method, 'custom_hooks': _hooks} for method in ('DBB', 'ACNet', 'ExpandNet')},
     'OREPA full': _orepa,
     'OREPA light': _orepa | {'model.backbone.branches': 'light'},
     'OREPA light, gradient form': _orepa
     | {'model.backbone.branches': 'light', 'custom_hooks': [*_hooks, dict(type='GradientFormHook', epoch=1)]},
     'OREPA full, balanced': _orepa | {'model.backbone.init': 'balanced'},
+    **{method: {'model.backbone.method': method, 'custom_hooks': _hooks} for method in ('DBB', 'ACNet', 'ExpandNet')},
 }
 
 learning_rates = (0.02, 0.05, 0.1, 0.25, 0.6)
