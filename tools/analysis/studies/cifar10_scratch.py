@@ -18,6 +18,6 @@ methods = {
     **{method: {'model.backbone.method': method, 'custom_hooks': _hooks} for method in ('DBB', 'ACNet', 'ExpandNet')},
 }
 
-learning_rates = (0.02, 0.05, 0.1, 0.25, 0.6)
+learning_rates = (0.05, 0.1, 0.25, 0.6, 1.5)
 lr_seeds = 1
 seeds = 5
