@@ -131,10 +131,12 @@ def test_the_guide_to_scaling_names_what_there_is():
     assert all(f'${{{name}:-' in read for name in variables)
 
 
-@pytest.mark.parametrize('folder', sorted((ROOT / 'docs' / 'studies').iterdir()), ids=lambda folder: folder.name)
+FINISHED = sorted(path.parent for path in (ROOT / 'docs' / 'studies').glob('*/study.png'))
+
+
+@pytest.mark.parametrize('folder', FINISHED, ids=lambda folder: folder.name)
 def test_the_tables_of_studies_are_made_of_their_runs(folder, tools, tmp_path):
     study = ROOT / 'tools' / 'analysis' / 'studies' / f'{folder.name}.py'
     assert tools.run('tools/analysis/report_study', study, folder / 'runs.jsonl', tmp_path) == (0, '')
     assert (tmp_path / 'table.md').read_text().rstrip() in (ROOT / 'docs' / 'evidence.md').read_text()
-    pictures = {path.name for path in folder.glob('*.png')}
-    assert pictures and pictures <= {path.name for path in tmp_path.glob('*.png')}
+    assert {path.name for path in folder.glob('*.png')} <= {path.name for path in tmp_path.glob('*.png')}
