@@ -78,7 +78,7 @@ def markdown(table: list[tuple[str, str, int, int]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
+    doc_tables.add_option(parser)
     args = parser.parse_args()
     if args.write:
         doc_tables.check(args.write, 'parameters')

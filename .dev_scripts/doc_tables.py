@@ -6,12 +6,24 @@ python tools/benchmark.py && python .dev_scripts/doc_tables.py docs/speed.md sta
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 from common import UsageError, run  # noqa: E402
 
 from orepa_mm.files import check_writable, replacing  # noqa: E402
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """``--write MD``, of the scripts that compute a table of a page."""
+    parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
+
+
+def markdown(rows: Iterable[Iterable[str]]) -> str:
+    """A table of rows of which the first is its head; all columns but the first are numbers."""
+    head, *rest = (list(row) for row in rows)
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---', *['---:'] * (len(head) - 1)], *rest))
 
 
 def insert(text: str, name: str, table: str) -> str:

@@ -45,15 +45,14 @@ def cell(kernel: torch.Tensor) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
+    doc_tables.add_option(parser)
     args = parser.parse_args()
     if args.write:
         doc_tables.check(args.write, 'norms')
     logging.disable(logging.INFO)  # mmengine names every parameter it draws
     found = {start: kernels(options) for start, options in STARTS.items()}
-    rows = [['', *found], ['---', *('---:' for _ in found)]]
-    rows += [[label, *(cell(each[name]) for each in found.values())] for name, label in LAYERS.items()]
-    text = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    rows = [[label, *(cell(each[name]) for each in found.values())] for name, label in LAYERS.items()]
+    text = doc_tables.markdown([['', *found], *rows])
     print(text)
     if args.write:
         doc_tables.write(args.write, 'norms', text)

@@ -43,7 +43,7 @@ def parts(task: benchmark.Classification, model: nn.Module, optimizer: torch.opt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=40, help='rounds, of which the median is taken')
-    parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
+    doc_tables.add_option(parser)
     parser.set_defaults(batch=2, size=(32, 32), device='cpu', dtype='float32', channels_last=True)
     args = parser.parse_args()
     if args.write:
@@ -66,11 +66,10 @@ def main() -> None:
     for graph in graphs:
         graph.remove()
     medians = {method: [1e3 * statistics.median(column) for column in zip(*rows, strict=True)] for method, rows in times.items()}
-    rows = [['', *METHODS], ['---', *('---:' for _ in METHODS)]]
-    rows.append(['parameters', *(str(len(list(model.parameters()))) for model in models.values())])
+    rows = [['', *METHODS], ['parameters', *(str(len(list(model.parameters()))) for model in models.values())]]
     rows += [[f'{part}, ms', *(f'{medians[method][index]:.1f}' for method in METHODS)] for index, part in enumerate(PARTS)]
     rows.append(['together, ms', *(f'{sum(medians[method]):.1f}' for method in METHODS)])
-    text = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    text = doc_tables.markdown(rows)
     print(text)
     if args.write:
         doc_tables.write(args.write, 'host', text)

@@ -66,7 +66,7 @@ def table(small: Counter[str], large: Counter[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=5, help='passes to average over')
-    parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
+    doc_tables.add_option(parser)
     args = parser.parse_args()
     if args.write:
         doc_tables.check(args.write, 'squeezing')

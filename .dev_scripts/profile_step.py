@@ -47,16 +47,16 @@ def profiled(method: str, args: argparse.Namespace) -> Counter[str]:
 
 
 def table(found: dict[str, Counter[str]]) -> str:
-    lines = ['', *found], ['---', *('---:' for _ in found)]
-    rows = [[kind, *(f'{times[kind]:.1f}' for times in found.values())] for kind in (*KINDS, LEFT)]
+    rows = [['', *found]]
+    rows += [[kind, *(f'{times[kind]:.1f}' for times in found.values())] for kind in (*KINDS, LEFT)]
     rows.append(['together', *(f'{sum(times.values()):.1f}' for times in found.values())])
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in (*lines, *rows))
+    return doc_tables.markdown(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=20, help='to average over')
-    parser.add_argument('--write', type=Path, metavar='MD', help='put the table between the markers of this file')
+    doc_tables.add_option(parser)
     parser.set_defaults(batch=8, size=(64, 64), device='cpu', dtype='float32', channels_last=False, compile=False)
     args = parser.parse_args()
     if args.write:
