@@ -1,29 +1,38 @@
-# What the transfer studies share: two networks pretrained on CIFAR-10, one of them expanded in several ways, and the methods.
+# What the transfer studies share: two networks pretrained on CIFAR-10, each at the rate that suits it best in cifar10_scratch.py, the plain
+# one expanded in several ways, and the methods. A plain network and the expanded one have no multiplier, as in the toolboxes' own recipes.
 data_root = 'data/'
 baseline = 'none'
 lr_seeds = 1
 seeds = 3
 
 _hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook'), dict(type='FiniteLossHook')]
+_stem = {
+    mult: {f'optim_wrapper.paramwise_cfg.custom_keys.backbone.{name}.lr_mult': mult for name in ('conv1', 'bn1')}
+    for mult in (0.03, 0.1, 0.3, 1.0)
+}
 _expanded = {
     'expanded, balanced': dict(branches='full', start='balanced'),
     'expanded, zeros': dict(branches='full', start='zeros'),
     'expanded, light zeros': dict(branches='light', start='zeros'),
 }
 pretrained = {
-    'plain': dict(config='bases/resnet18_cifar10.py'),
-    'OREPA': dict(config='bases/resnet18_cifar10.py', options={'model.backbone.method': 'OREPA', 'custom_hooks': _hooks}),
+    'plain': dict(config='bases/resnet18_cifar10.py', options={'optim_wrapper.optimizer.lr': 0.25}),
+    'OREPA': dict(
+        config='bases/resnet18_cifar10.py',
+        options={'model.backbone.method': 'OREPA', 'optim_wrapper.optimizer.lr': 0.6, 'custom_hooks': _hooks},
+    ),
     **{name: dict(of='plain', expand=dict(kernel_sizes=(3, 7), **options)) for name, options in _expanded.items()},
 }
 
 methods = {
-    'none': {'model.backbone.init_cfg.checkpoint': 'pretrained:plain'},
+    'none': {'model.backbone.init_cfg.checkpoint': 'pretrained:plain', **_stem[1.0]},
     **{
         name: {
             'model.backbone.method': 'OREPA',
             'model.backbone.branches': options['branches'],
             'model.backbone.init_cfg.checkpoint': f'pretrained:{name}',
             'custom_hooks': _hooks,
+            **_stem[1.0],
         }
         for name, options in _expanded.items()
     },
@@ -32,9 +41,8 @@ methods = {
             'model.backbone.method': 'OREPA',
             'model.backbone.init_cfg.checkpoint': 'pretrained:OREPA',
             'custom_hooks': _hooks,
-            'optim_wrapper.paramwise_cfg.custom_keys.backbone.conv1.lr_mult': mult,
-            'optim_wrapper.paramwise_cfg.custom_keys.backbone.bn1.lr_mult': mult,
+            **options,
         }
-        for mult in (0.03, 0.1, 0.3, 1.0)
+        for mult, options in _stem.items()
     },
 }
