@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,6 +330,8 @@ def test_pretrained_networks_with_branches(write, tmp_path):
         save(dict(state_dict=model.state_dict()), work_dir / 'last.pth')
         (work_dir / 'last_checkpoint').write_text(str(work_dir / 'last.pth'))
         study_module.pretrain(plan, runs)
+        shutil.rmtree(work_dir)  # as one who needs the space: the checkpoint is kept, nothing is trained again
+        study_module.pretrain(plan, runs)
     (tmp_path / 'run.py').write_text(plan.choosing()[2].config)
     cfg = Config.fromfile(tmp_path / 'run.py')
     assert cfg.model.backbone.init_cfg.checkpoint == str(plan.checkpoint('branches'))
@@ -339,6 +342,19 @@ def test_pretrained_networks_with_branches(write, tmp_path):
     with torch.no_grad():
         expected, found = model(x), expanded(x)
     assert ((found[0] - expected[0]).abs().max() / expected[0].abs().max()).item() < 1e-5  # float32
+
+
+def test_a_pretrained_network_that_is_gone_is_trained_again(write, programs, tmp_path, capsys):
+    text = STUDY + "pretrained = dict(plain=dict(config='base.py', options={'model.backbone.method': 'none'}))\n"
+    plan = Plan(read_study(write(text)), tmp_path / 'out')
+    (programs / 'train.py').write_text(TRAIN + "(work / 'last.pth').write_text('weights')\n")
+    run = plan.pretraining('plain')
+    for said in ('', "pretrained 'plain': its checkpoint is gone, it is trained again"):
+        with Runs(tmp_path / 'out', 1, 1) as runs:
+            study_module.pretrain(plan, runs)
+        assert plan.checkpoint('plain').read_text() == 'weights' and said in capsys.readouterr().out
+        shutil.rmtree(runs.work_dir(run))
+        plan.checkpoint('plain').unlink()
 
 
 # Pictures

@@ -316,13 +316,18 @@ def pretrain(plan: Plan, runs: Runs) -> None:
     """
     study = plan.study
     trained = {name: plan.pretraining(name) for name, each in study.pretrained.items() if 'expand' not in each}
+    left = {name: run for name, run in trained.items() if not plan.checkpoint(name).is_file()}
+    for name, run in left.items():
+        if run.name in runs.records and not (runs.work_dir(run) / 'last_checkpoint').is_file():
+            print(f'pretrained {name!r}: its checkpoint is gone, it is trained again', flush=True)
+            del runs.records[run.name]
     for name, record in zip(trained, runs.carry_out(list(trained.values())), strict=True):
         if 'error' in record:
             raise UsageError(f'pretrained {name!r}, which other runs start from, failed: {record["error"]}')
-        last = runs.work_dir(trained[name]) / Path((runs.work_dir(trained[name]) / 'last_checkpoint').read_text().strip()).name
-        if not plan.checkpoint(name).is_file():
-            with replacing(plan.checkpoint(name)) as partial:
-                shutil.copy(last, partial)
+    for name, run in left.items():
+        last = runs.work_dir(run) / Path((runs.work_dir(run) / 'last_checkpoint').read_text().strip()).name
+        with replacing(plan.checkpoint(name)) as partial:
+            shutil.copy(last, partial)
     for name, each in study.pretrained.items():
         if 'expand' not in each or plan.checkpoint(name).is_file():
             continue
