@@ -3,4 +3,4 @@ _base_ = './bases/transfer.py'
 
 config = 'bases/mask-rcnn_balloon.py'
 metric = 'coco/segm_mAP'
-learning_rates = (0.003, 0.007, 0.016, 0.04, 0.09)
+learning_rates = (0.007, 0.016, 0.04, 0.09, 0.21)

@@ -3,4 +3,4 @@ _base_ = './bases/transfer.py'
 
 config = 'bases/pspnet_camvid.py'
 metric = 'mIoU'
-learning_rates = (0.003, 0.007, 0.016, 0.04, 0.09)
+learning_rates = (0.007, 0.016, 0.04, 0.09, 0.21)
