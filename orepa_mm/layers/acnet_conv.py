@@ -37,14 +37,14 @@ class ACNetConv2d(NormedConv2d):
             self.horizontal, self.horizontal_norm = self._conv(*channels, (1, k), options), norm(self.out_channels, **options)
             self.vertical, self.vertical_norm = self._conv(*channels, (k, 1), options), norm(self.out_channels, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         stride, (height, width), dilation, groups = self.stride, self.padding, self.dilation, self.groups
-        y: Tensor = self.origin_norm(F.conv2d(x, self.origin.weight, None, stride, self.padding, dilation, groups))
+        y: Tensor = self.origin_norm(F.conv2d(input, self.origin.weight, None, stride, self.padding, dilation, groups))
         if self.kernel_size[0] == 1:
             return y
         centre_height, centre_width = self.centre_padding
-        y = y + self.horizontal_norm(F.conv2d(x, self.horizontal.weight, None, stride, (centre_height, width), dilation, groups))
-        return y + self.vertical_norm(F.conv2d(x, self.vertical.weight, None, stride, (height, centre_width), dilation, groups))
+        y = y + self.horizontal_norm(F.conv2d(input, self.horizontal.weight, None, stride, (centre_height, width), dilation, groups))
+        return y + self.vertical_norm(F.conv2d(input, self.vertical.weight, None, stride, (height, centre_width), dilation, groups))
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor]:
         kernel, bias = fold(self.origin.weight, self.origin_norm)

@@ -69,15 +69,15 @@ class DBBConv2d(NormedConv2d):
         if hasattr(self, 'seq_1x1'):
             nn.init.zeros_(self.seq_1x1.weight)  # the branch starts as the identity
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.stride, self.padding, self.dilation, self.groups
-        y = self.origin_norm(F.conv2d(x, self.origin.weight, None, stride, padding, dilation, groups))
+        y = self.origin_norm(F.conv2d(input, self.origin.weight, None, stride, padding, dilation, groups))
         if not hasattr(self, 'avg'):
             return y
-        pooled = _pad(self.avg_norm1(F.conv2d(x, self.avg.weight, groups=groups)), self.avg_norm1, padding)
+        pooled = _pad(self.avg_norm1(F.conv2d(input, self.avg.weight, groups=groups)), self.avg_norm1, padding)
         y = y + self.avg_norm2(self._average_pool(pooled))
-        y = y + self.point_norm(F.conv2d(x, self.point.weight, None, stride, self.centre_padding, 1, groups))
-        inner = self.seq_norm1(F.conv2d(x, self.seq_1x1.weight + self.identity, groups=groups))
+        y = y + self.point_norm(F.conv2d(input, self.point.weight, None, stride, self.centre_padding, 1, groups))
+        inner = self.seq_norm1(F.conv2d(input, self.seq_1x1.weight + self.identity, groups=groups))
         inner = _pad(inner, self.seq_norm1, padding)
         return y + self.seq_norm2(F.conv2d(inner, self.seq_kxk.weight, None, stride, 0, dilation, groups))
 

@@ -46,9 +46,9 @@ class GradientFormConv2d(nn.Conv2d, Squeezes):
     def squeeze(self, memory_format: torch.memory_format) -> Tensor:
         return with_multiplied_gradient(self.weight, self.gradient_matrix)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         kernel = self.squeezed if self.squeezed is not None else self.squeeze(torch.contiguous_format)
-        return self._conv_forward(x, kernel, self.bias)
+        return self._conv_forward(input, kernel, self.bias)
 
 
 class GradientFormKernel(PlainKernel):

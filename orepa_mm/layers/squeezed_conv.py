@@ -117,9 +117,9 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         kernel: Tensor = self.kernel(memory_format)
         return kernel
 
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self.squeezed if self.squeezed is not None else self.squeeze(memory_format_of_input(x))
-        return self._conv_forward(x, kernel, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = self.squeezed if self.squeezed is not None else self.squeeze(memory_format_of_input(input))
+        return self._conv_forward(input, kernel, self.bias)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (', bias=False' if self.bias is None else '')
