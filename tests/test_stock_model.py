@@ -238,11 +238,12 @@ def test_no_hook_of_ours_is_left():
         dict(
             default_scope='mmpretrain',
             custom_hooks=[*hooks, dict(type='EMAHook')],
-            default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1), seed=dict(type='SeedHook')),
+            default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1, _scope_='orepa_mm'), seed=dict(type='SeedHook')),
+            test_dataloader=dict(sampler=dict(type='DefaultSampler', _scope_='mmdet')),
         )
     )
     stock = stock_config(cfg)
-    assert stock.custom_hooks == [dict(type='EMAHook')]
+    assert stock.custom_hooks == [dict(type='EMAHook')] and stock.test_dataloader == cfg.test_dataloader
     assert stock.default_hooks == dict(checkpoint=dict(type='CheckpointHook', interval=1))
 
 

@@ -69,6 +69,8 @@ def _stock(node: Any, scope: str) -> Any:
     if not isinstance(node, dict):
         return node
     node = {key: _stock(value, scope) for key, value in node.items() if not _is_pretrained(key, value) and not _is_hook(value)}
+    if node.get('_scope_') == 'orepa_mm':  # of a config that was read by its package
+        del node['_scope_']
     if isinstance(node.get('conv_cfg'), dict) and _name(node['conv_cfg'].get('type')) in LAYERS:
         del node['conv_cfg']
     name = _name(node.get('type'))
