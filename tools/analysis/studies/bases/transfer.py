@@ -6,10 +6,8 @@ lr_seeds = 1
 seeds = 3
 
 _hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook'), dict(type='FiniteLossHook')]
-_stem = {
-    mult: {f'optim_wrapper.paramwise_cfg.custom_keys.backbone.{name}.lr_mult': mult for name in ('conv1', 'bn1')}
-    for mult in (0.03, 0.1, 0.3, 1.0)
-}
+_keys = 'optim_wrapper.paramwise_cfg.custom_keys'
+_stem = {mult: {f'{_keys}.backbone.{name}.lr_mult': mult for name in ('conv1', 'bn1')} for mult in (0.03, 0.1, 0.3, 1.0)}
 _expanded = {
     'expanded, balanced': dict(branches='full', start='balanced'),
     'expanded, zeros': dict(branches='full', start='zeros'),
@@ -26,6 +24,8 @@ pretrained = {
 
 methods = {
     'none': {'model.backbone.init_cfg.checkpoint': 'pretrained:plain', **_stem[1.0]},
+    # What a backbone that learns more slowly than its head is worth without branches.
+    'none, backbone 0.1': {'model.backbone.init_cfg.checkpoint': 'pretrained:plain', **_stem[0.1], f'{_keys}.backbone.lr_mult': 0.1},
     **{
         name: {
             'model.backbone.method': 'OREPA',
