@@ -1,4 +1,5 @@
-# PSPNet on 120 street pictures of 320 x 240, laid out as Cityscapes; the last 30 of the training part validate, the val part tests.
+# PSPNet on 90 street pictures of 320 x 240, laid out as Cityscapes. The training part is frames of three drives in their order: every fifth
+# validates and every fifth tests. The val part, some seconds at one place, would test how well that place is known.
 _base_ = '../../../../configs/cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini.py'
 
 crop_size = (160, 256)
@@ -14,11 +15,14 @@ train_pipeline[2].update(scale=scale)
 train_pipeline[3].update(crop_size=crop_size)
 test_pipeline[1].update(scale=scale)
 workers = dict(num_workers=0, persistent_workers=False)
-dataset = dict(data_root='data/camvid_cityscapes/')
-train_dataloader = dict(workers, batch_size=4, dataset=dict(dataset, indices=120, pipeline=train_pipeline))
-train_part = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
-val_dataloader = dict(workers, dataset=dict(dataset, data_prefix=train_part, indices=list(range(120, 150)), pipeline=test_pipeline))
-test_dataloader = dict(workers, dataset=dict(dataset, pipeline=test_pipeline))
+frames = dict(
+    data_root='data/camvid_cityscapes/',
+    data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
+)
+train_part = [number for number in range(150) if number % 5 not in (2, 4)]
+train_dataloader = dict(workers, batch_size=4, dataset=dict(frames, indices=train_part, pipeline=train_pipeline))
+val_dataloader = dict(workers, dataset=dict(frames, indices=list(range(2, 150, 5)), pipeline=test_pipeline))
+test_dataloader = dict(workers, dataset=dict(frames, indices=list(range(4, 150, 5)), pipeline=test_pipeline))
 train_cfg = dict(max_iters=max_iters, val_interval=100)
 param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=max_iters, by_epoch=False)]
 default_hooks = dict(checkpoint=dict(interval=100))
