@@ -9,9 +9,10 @@ _hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook'), dict(type='Fi
 _keys = 'optim_wrapper.paramwise_cfg.custom_keys'
 _stem = {mult: {f'{_keys}.backbone.{name}.lr_mult': mult for name in ('conv1', 'bn1')} for mult in (0.03, 0.1, 0.3, 1.0)}
 _expanded = {
-    'expanded, balanced': dict(branches='full', start='balanced'),
-    'expanded, zeros': dict(branches='full', start='zeros'),
-    'expanded, light zeros': dict(branches='light', start='zeros'),
+    'expanded, balanced': dict(kernel_sizes=(3,), branches='full', start='balanced'),
+    'expanded, zeros': dict(kernel_sizes=(3,), branches='full', start='zeros'),
+    'expanded, light zeros': dict(kernel_sizes=(3,), branches='light', start='zeros'),
+    'expanded, balanced, and its stem': dict(kernel_sizes=(3, 7), branches='full', start='balanced'),
 }
 pretrained = {
     'plain': dict(config='bases/resnet18_cifar10.py', options={'optim_wrapper.optimizer.lr': 0.25}),
@@ -19,7 +20,7 @@ pretrained = {
         config='bases/resnet18_cifar10.py',
         options={'model.backbone.method': 'OREPA', 'optim_wrapper.optimizer.lr': 0.6, 'custom_hooks': _hooks},
     ),
-    **{name: dict(of='plain', expand=dict(kernel_sizes=(3, 7), **options)) for name, options in _expanded.items()},
+    **{name: dict(of='plain', expand=options) for name, options in _expanded.items()},
 }
 
 methods = {
@@ -31,6 +32,7 @@ methods = {
             'model.backbone.method': 'OREPA',
             'model.backbone.branches': options['branches'],
             'model.backbone.init_cfg.checkpoint': f'pretrained:{name}',
+            'model.backbone.plain_stem': 7 not in options['kernel_sizes'],
             'custom_hooks': _hooks,
             **_stem[1.0],
         }
