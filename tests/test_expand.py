@@ -51,7 +51,7 @@ def test_there_and_back_again(start, training):
     model = plain_net().double().train(training)
     reference = copy.deepcopy(model)
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
-    assert expand(model, start=start) is model and branches(model) == 3
+    assert expand(model, start=start, kernel_sizes=(1, 3, 7)) is model and branches(model) == 3
     expected, actual = reference(x), model(x)
     assert relative(actual, expected) < 1e-10
     gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (expected, actual)]
@@ -92,7 +92,7 @@ def test_what_stays():
     handle = model[3].register_forward_hook(lambda *_: calls.append(1))
     model = nn.Sequential(model, nn.Sequential(model[1]), model[0])
     shared = model[0][0]
-    expand(model)
+    expand(model, kernel_sizes=(1, 3, 7))
     assert model[0][0] is model[2] and isinstance(model[2], OREPAConv2d) and model[2] is not shared
     assert not any(p.requires_grad for p in model[2].parameters())
     conv = model[0][3]
@@ -107,8 +107,9 @@ def test_what_stays():
     ('options', 'expanded'),
     [
         (dict(kernel_sizes=(3,)), {'4'}),
-        (dict(pattern=r'^[03]$'), {'0', '3'}),
-        (dict(where=lambda path, conv: conv.groups == 1), {'0', '3'}),
+        (dict(pattern=r'^[03]$'), {'3'}),
+        (dict(pattern=r'^[03]$', kernel_sizes=(1, 7)), {'0', '3'}),
+        (dict(where=lambda path, conv: conv.groups == 1), {'3'}),
         (dict(first_layer=False), {'3', '4'}),
         (dict(kernel_sizes=(1, 3), pattern='4'), {'4'}),
     ],
@@ -135,6 +136,7 @@ def test_layers_that_stay_plain_are_listed(caplog):
         nn.Conv2d(4, 4, 3),
         nn.Conv2d(4, 8, 7),
         nn.Conv2d(8, 8, 3),
+        nn.Conv2d(8, 72, 7),
     )
     model[7].weight = tied.weight
     with caplog.at_level(logging.INFO, logger='orepa_mm'):
@@ -143,7 +145,7 @@ def test_layers_that_stay_plain_are_listed(caplog):
     assert 'Expanded 1 convolutions' in caplog.text
     for path, reason in {
         '0': '2 x 2', '1': '1 x 3', '2': 'transposed', '3': 'is a Samepad', '4': 'computed', '5': 'computed', '6': 'shares its weight',
-        '7': 'shares its weight', '8': 'at least 36 output channels',
+        '7': 'shares its weight', '8': 'at least 36 output channels', '10': 'as a product of 3 kernels',
     }.items():  # fmt: skip
         assert any(f'"{path}"' in line and reason in line for line in caplog.text.splitlines()), (path, caplog.text)
 

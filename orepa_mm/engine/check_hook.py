@@ -1,5 +1,6 @@
 """Checks before a run."""
 
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,16 +17,21 @@ from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError
+from ..layers.kernels import DeepLinearKernel
 from .distributed import unwrapped
+
+LONGEST_STEP = 3.0  # of a plain kernel's, before it is warned of
 
 
 @HOOKS.register_module()
 class CheckHook(Hook):
-    """Refuse weights that loaders would drop in silence, and warn of learning-rate multipliers that do nothing.
+    """Refuse weights that loaders would drop in silence, and warn of learning rates that do nothing or too much.
 
     mmengine loads without strictness: a checkpoint in another form or of another architecture leaves layers at random, and only the log
     says so. Fine-tuning may replace heads, resuming and testing must find every key. Files are read without running code from them,
     downloaded ones too, whichever distribution of mmengine runs.
+
+    A plain stem that was loaded as a deep linear one moves many times as far in a step, so it is warned of, with the multiplier it takes.
 
     Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
 
@@ -45,6 +51,10 @@ class CheckHook(Hook):
             with _whole(runner.model):
                 check_pretrained(unwrapped(runner.model))
             _check_multipliers(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        if not isinstance(runner.model, FullyShardedDataParallel):
+            _check_stems(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         with _whole(runner.model):
@@ -98,4 +108,24 @@ def _check_multipliers(runner: Runner) -> None:
         elif not any(p.requires_grad for p in parameters):
             runner.logger.warning(
                 f'All parameters of "{key}" are frozen, so its lr_mult does nothing: set frozen_stages=-1 of the backbone.'
+            )
+
+
+def _check_stems(runner: Runner) -> None:
+    """A plain kernel that was loaded as a product of kernels moves many times as far at the same learning rate."""
+    rates = {p: group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.param_groups for p in group['params']}
+    weights: Counter[float] = Counter()
+    for parameter, rate in rates.items():
+        weights[rate] += parameter.numel()
+    usual = weights.most_common(1)[0][0]
+    for name, kernel in unwrapped(runner.model).named_modules():
+        if not isinstance(kernel, DeepLinearKernel) or not kernel.only_shifts:
+            continue
+        rate = max((rates.get(p, 0) for p in kernel.parameters() if p.requires_grad), default=0)
+        times = kernel.step() * rate / usual
+        if times > LONGEST_STEP:
+            runner.logger.warning(
+                f'{name.removesuffix(".kernel")}: a plain kernel was loaded as a product of {len(kernel.stages)}, and a step moves it '
+                f'{times:.0f} times as far as a plain one at the usual learning rate. Set plain_stem=True of the backbone, freeze it, or '
+                f'give it an lr_mult of about {rate / usual / times:.1g} (docs/stem.md).'
             )

@@ -40,7 +40,7 @@ PRESETS = {'full': BRANCHES, 'light': ('origin', 'avg', 'freq', 'point')}
 
 # How the branches start that represent a given kernel: the scales of an OREPAKernel and of an OREPAPointwiseKernel, None for the published
 # ones. Those of "balanced" have squares that add up to about one: a branch moves the kernel by its scale squared times what a plain
-# kernel's step would be, so the first steps are as long as the plain layer's at the same learning rate.
+# kernel's step would be, so the first steps are as long as the plain layer's at the same learning rate (in a product of kernels longer).
 BALANCED = (
     dict(origin=0.8, avg=0.25, freq=0.25, sequence=0.5, point=0.25, separable=0.25),
     dict(origin=0.8, sequence=0.6),
@@ -576,6 +576,25 @@ class DeepLinearKernel(nn.Module):
         """
         for stage, target in zip(self.stages, shifts_and_kernel(weight, self.groups), strict=True):
             stage.represent(target, start)
+
+    @property
+    def only_shifts(self) -> bool:
+        """Whether the stages before the last only shift input channels, as :meth:`represent` leaves them."""
+        return all((stage().count_nonzero((1, 2, 3)) <= 1).all() for stage in self.stages[:-1])
+
+    def step(self) -> float:
+        """How many times as far a step of gradient descent moves this kernel as one at the same learning rate moves a plain one.
+
+        For a random gradient, the same in each call. After :meth:`represent` it grows with the kernel: each weight of the stages before
+        the last moves all output channels.
+        """
+        moved = deepcopy(self).double().requires_grad_()
+        before = moved().detach()
+        gradient = torch.randn(before.shape, generator=torch.Generator().manual_seed(0), dtype=before.dtype).to(before.device)
+        (moved() * gradient).sum().backward()
+        rate = 1e-6  # small enough to stay at the slope, and far from rounding
+        torch.optim.SGD(moved.parameters(), lr=rate).step()
+        return ((moved() - before).norm() / (rate * gradient).norm()).item()
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         kernel = self.stages[0]()

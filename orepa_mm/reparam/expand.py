@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import ExpandError, LayerError
 from ..layers import METHODS, SqueezedConv2d
-from ..layers.kernels import STARTS, branch_names
+from ..layers.kernels import STARTS, DeepLinearKernel, branch_names
 from .convert import check_whole
 from .plain import share_hooks
 
@@ -36,13 +36,14 @@ def expand(
     Args:
         model: Any module.
         method: ``'OREPA'``, or another name in :data:`.METHODS` whose branches have no norms.
-        kernel_sizes: Expand convolutions of these sizes only, such as ``(3,)``.
+        kernel_sizes: Expand convolutions of these sizes only, such as ``(3,)``. None: all but those that would become products of 3x3
+            kernels (7x7 and larger), as steps move such a product many times as far (:meth:`.DeepLinearKernel.step`).
         pattern: Expand convolutions only whose path in the model this regular expression is found in.
         where: Expand convolutions only for which this returns True; called with path and convolution.
         first_layer: Whether to expand the first convolution.
         start: How the branches start: ``'balanced'`` (default) gives the plain branch the kernel and all others zero, with scales by which
-            the first steps at a plain layer's learning rate are as long as the plain layer's; ``'zeros'`` the same with the published
-            scales; ``'shared'`` shares the kernel out over the branches.
+            the first steps at a plain layer's learning rate are as long as the plain layer's (up to 5x5); ``'zeros'`` the same with the
+            published scales; ``'shared'`` shares the kernel out over the branches.
         branches: Of OREPA, as for :class:`.OREPAConv2d`, ``'origin'`` among them.
 
     Returns:
@@ -84,8 +85,13 @@ def expand(
             reason = _reason_to_stay_plain(conv, owners)
             if not reason:
                 try:
-                    expanded[id(conv)] = layer.from_conv(conv, start, **options)
-                    share_hooks(conv, expanded[id(conv)])
+                    new = layer.from_conv(conv, start, **options)
+                    if kernel_sizes is None and isinstance(new.kernel, DeepLinearKernel):
+                        reason = f'stays plain: as a product of {len(new.kernel.stages)} kernels it moves many times as far in a step'
+                        reason += f'; ask for it with kernel_sizes=({conv.kernel_size[0]}, ...)'
+                    else:
+                        expanded[id(conv)] = new
+                        share_hooks(conv, new)
                 except LayerError as error:
                     reason = f'stays plain: {error}'
             if reason:
@@ -95,8 +101,8 @@ def expand(
     if not swaps:
         left = '; '.join(f'"{path}" {reason}' for path, reason in list(plain.items())[:3]) or 'no convolution was chosen'
         raise ExpandError(f'the model has nothing to expand: {left}')
-    for path, new in swaps.items():
-        model.set_submodule(path, new)
+    for path, swapped in swaps.items():
+        model.set_submodule(path, swapped)
     logger.info('Expanded %d convolutions into %s layers.', len(expanded), method)
     for path, reason in plain.items():
         logger.info('Left plain: "%s" %s.', path, reason)

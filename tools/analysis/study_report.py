@@ -204,7 +204,7 @@ def draw_rates(records: list[dict[str, Any]], methods: Sequence[str], rates: dic
         metric: What they were judged by.
         path: Of the picture.
     """
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    figure = Figure(figsize=(9, 4.5), layout='constrained')
     axes = figure.subplots()
     for number, method in enumerate(methods):
         values: dict[float, list[float]] = {}
@@ -212,39 +212,45 @@ def draw_rates(records: list[dict[str, Any]], methods: Sequence[str], rates: dic
             if record['method'] == method and 'error' not in record:
                 values.setdefault(record['lr'], []).append(metric_of(record, [metric]))
         means = {rate: statistics.fmean(values[rate]) for rate in sorted(values)}
-        color = f'C{number}'
-        axes.plot(means.keys(), means.values(), color=color, label=method)
+        style = line_style(number)
+        color = style['color']
+        axes.plot(means.keys(), means.values(), label=method, **style)
         axes.plot([rate for rate in values for _ in values[rate]], [value for each in values.values() for value in each], '.', color=color)
         if rates.get(method) in means:
             axes.plot(rates[method], means[rates[method]], 'o', color=color, markersize=11, fillstyle='none')
     axes.set(xscale='log', xlabel='learning rate', ylabel=f'{metric}, validation part')
     axes.xaxis.set_major_formatter('{x:g}')
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc='outside right upper')
     save_figure(figure, path)
 
 
 def draw_progress(records: list[dict[str, Any]], methods: Sequence[str], metric: str, path: Path) -> None:
     """The metric of each validation, mean over seeds, over epochs or iterations and over the time of the training."""
-    figure = Figure(figsize=(10, 4.5), layout='constrained')
+    figure = Figure(figsize=(12, 4.5), layout='constrained')
     left, right = figure.subplots(1, 2, sharey=True)
-    for method in methods:
+    for number, method in enumerate(methods):
         own = [record for record in records if record['method'] == method and 'error' not in record]
         values: dict[float, list[float]] = {}
         for row in (row for record in own for row in record['validations'] if metric in row):
             values.setdefault(row['step'], []).append(row[metric])
         steps = sorted(values)
         means = [statistics.fmean(values[step]) for step in steps]
-        left.plot(steps, means, '.-', label=method)
+        left.plot(steps, means, marker='.', label=method, **line_style(number))
         seconds = [seconds_of(record) for record in own if not record['resumed']]
         times = [statistics.median(seconds) * step / steps[-1] for step in steps] if seconds else []
-        right.plot(times, means[: len(times)], '.-', label=method)
+        right.plot(times, means[: len(times)], marker='.', **line_style(number))
     left.set(xlabel='epoch or iteration', ylabel=f'{metric}, validation part, mean over seeds')
     right.set(xlabel='s of training')
-    right.legend()
+    figure.legend(loc='outside right upper')
     for axes in (left, right):
         axes.grid(alpha=0.3)
     save_figure(figure, path)
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Of the line of a method: a colour, and another dash where ten colours are used up."""
+    return dict(color=f'C{number % 10}', linestyle=('-', '--', ':')[number // 10 % 3])
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -1,0 +1,57 @@
+"""A plain stem that was loaded as a product of kernels is warned of where it would move many times as far in a step."""
+
+import re
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from orepa_mm import OREPAConv2d
+from orepa_mm.engine.check_hook import CheckHook
+
+
+def network(scale: float = 0.13, **options) -> nn.Module:
+    """A stem of the size of an ImageNet one, and other layers."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+    nn.init.normal_(plain.weight, std=scale)
+    return nn.ModuleDict(dict(conv1=OREPAConv2d.from_conv(plain, **options), layer=OREPAConv2d(64, 256, 3), head=nn.Conv2d(256, 2, 1)))
+
+
+def warnings(model: nn.Module, **rules) -> list[str]:
+    cfg = dict(optimizer=dict(type='SGD', lr=0.02), paramwise_cfg=dict(custom_keys=rules), constructor='OREPAOptimWrapperConstructor')
+    runner = SimpleNamespace(model=model, optim_wrapper=build_optim_wrapper(model, cfg), logger=Mock())
+    CheckHook().before_train(runner)
+    return [call.args[0] for call in runner.logger.warning.call_args_list]
+
+
+@pytest.mark.parametrize('branches', ['full', 'light'])
+def test_the_warning_says_how_far_a_step_goes(branches):
+    model = network(branches=branches)
+    (text,) = warnings(model)
+    said = float(re.search(r'moves it (\d+) times as far', text)[1])
+    stem, rate = model['conv1'].double(), 1e-7
+    before, gradient = stem.kernel().detach(), torch.randn(64, 3, 7, 7, dtype=torch.float64)
+    stem.kernel().backward(gradient)
+    with torch.no_grad():
+        for parameter in stem.parameters():
+            parameter -= rate * parameter.grad
+    found = ((stem.kernel() - before).norm() / (rate * gradient).norm()).item()
+    assert said == pytest.approx(found, rel=0.25) and said > 5  # of another random gradient
+    assert text.startswith('conv1: ') and 'plain_stem=True' in text
+    multiplier = float(re.search(r'lr_mult of about (\S+) ', text)[1])
+    assert not warnings(network(branches=branches), conv1=dict(lr_mult=multiplier))
+
+
+def test_no_warning_without_need():
+    frozen = network()
+    frozen['conv1'].requires_grad_(False)
+    small, drawn, learned = network(scale=0.01), network(), network()
+    drawn['conv1'] = OREPAConv2d(3, 64, 7)  # as published, from scratch
+    with torch.no_grad():
+        learned['conv1'].kernel.stages[0].origin += 0.01
+    for model in (frozen, small, drawn, learned, nn.ModuleDict(dict(conv1=nn.Conv2d(3, 64, 7)))):
+        assert not warnings(model)
