@@ -86,9 +86,10 @@ def test_half_precision_is_compared_in_float32(dtype, named):
     plain = nn.Conv2d(8, 8, 3, bias=False)
     plain.weight = nn.Parameter(copy.deepcopy(layer).float().weight.detach() * (1 + 2**-12))
     dtypes = []
-    plain.forward = lambda x: dtypes.append(x.dtype) or nn.functional.conv2d(x.float(), plain.weight)  # which float16 could not hold
+    # In float32, as float16 could not hold the difference.
+    plain.forward = lambda input: dtypes.append(input.dtype) or nn.functional.conv2d(input.float(), plain.weight)
     comparison = LayerComparison([Swap(nn.Sequential(layer), '0', 'layer', layer, plain)])
-    layer(**dict(x=x)) if named else layer(x)
+    layer(input=x) if named else layer(x)
     assert comparison.differences['layer'].largest == pytest.approx(2**-12, rel=0.05) and dtypes == [dtype, torch.float32]
     assert layer.kernel.scale.dtype == dtype
 
