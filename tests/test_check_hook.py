@@ -6,7 +6,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from mmengine.optim import build_optim_wrapper
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
+from mmengine.registry import MODELS
+from small_runs import built
 from torch import nn
 
 from orepa_mm import OREPAConv2d
@@ -19,6 +22,16 @@ def network(scale: float = 0.13, **options) -> nn.Module:
     plain = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
     nn.init.normal_(plain.weight, std=scale)
     return nn.ModuleDict(dict(conv1=OREPAConv2d.from_conv(plain, **options), layer=OREPAConv2d(64, 256, 3), head=nn.Conv2d(256, 2, 1)))
+
+
+@MODELS.register_module()
+class WithAStem(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = OREPAConv2d(3, 64, 7), nn.Conv2d(64, 256, 3)
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.conv2(self.conv1(inputs)).square().mean())
 
 
 def warnings(model: nn.Module, **rules) -> list[str]:
@@ -55,3 +68,26 @@ def test_no_warning_without_need():
         learned['conv1'].kernel.stages[0].origin += 0.01
     for model in (frozen, small, drawn, learned, nn.ModuleDict(dict(conv1=nn.Conv2d(3, 64, 7)))):
         assert not warnings(model)
+
+
+@pytest.mark.parametrize('trained', ['plain', 'OREPA'])
+def test_a_run_warns_once_its_weights_are_loaded(trained, tmp_path):
+    model = WithAStem()
+    if trained == 'plain':
+        model.conv1 = nn.Conv2d(3, 64, 7)
+        nn.init.normal_(model.conv1.weight, std=0.13)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'start.pth')
+    changes = dict(custom_hooks=[dict(type='CheckHook')], load_from=str(tmp_path / 'start.pth'), log_level='WARNING')
+    built(dict(type='WithAStem'), {}, tmp_path / 'run', 1, **changes).train()
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    assert ('conv1: a plain kernel was loaded as a product of 3' in log.read_text()) == (trained == 'plain')
+
+
+@pytest.mark.parametrize(('rates', 'warned'), [((0.02, 0.02), True), ((0.02, 0.0), True), ((0.0, 0.02), False)])
+def test_several_optimizers(rates, warned):
+    model = network()
+    parts = nn.ModuleList([model['conv1']]), nn.ModuleList([model['layer'], model['head']])
+    wrappers = [OptimWrapper(torch.optim.SGD(part.parameters(), lr=rate)) for part, rate in zip(parts, rates, strict=True)]
+    runner = SimpleNamespace(model=model, optim_wrapper=OptimWrapperDict(stem=wrappers[0], rest=wrappers[1]), logger=Mock())
+    CheckHook().before_train(runner)
+    assert runner.logger.warning.called == warned

@@ -18,6 +18,8 @@ from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError
 from ..layers.kernels import DeepLinearKernel
+from ..reparam.convert import is_sharded
+from .changed_parameters import optimizers_of
 from .distributed import unwrapped
 
 LONGEST_STEP = 3.0  # of a plain kernel's, before it is warned of
@@ -53,7 +55,7 @@ class CheckHook(Hook):
             _check_multipliers(runner)
 
     def before_train(self, runner: Runner) -> None:
-        if not isinstance(runner.model, FullyShardedDataParallel):
+        if not is_sharded(runner.model):
             _check_stems(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -113,15 +115,21 @@ def _check_multipliers(runner: Runner) -> None:
 
 def _check_stems(runner: Runner) -> None:
     """A plain kernel that was loaded as a product of kernels moves many times as far at the same learning rate."""
-    rates = {p: group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.param_groups for p in group['params']}
-    weights: Counter[float] = Counter()
-    for parameter, rate in rates.items():
-        weights[rate] += parameter.numel()
-    usual = weights.most_common(1)[0][0]
+    rates: dict[nn.Parameter, float] = {}
+    weights: Counter[float] = Counter()  # how many each learning rate has
+    for group in (group for optimizer in optimizers_of(runner) for group in optimizer.param_groups):
+        rate = float(group.get('initial_lr', group['lr']))
+        for parameter in group['params']:
+            if parameter.requires_grad and rate:
+                rates[parameter] = rate
+                weights[rate] += parameter.numel()
     for name, kernel in unwrapped(runner.model).named_modules():
-        if not isinstance(kernel, DeepLinearKernel) or not kernel.only_shifts:
+        if not isinstance(kernel, DeepLinearKernel):
             continue
-        rate = max((rates.get(p, 0) for p in kernel.parameters() if p.requires_grad), default=0)
+        rate = max(rates.get(p, 0.0) for p in kernel.parameters())
+        if not rate or not kernel.only_shifts:
+            continue
+        usual = weights.most_common(1)[0][0]
         times = kernel.step() * rate / usual
         if times > LONGEST_STEP:
             runner.logger.warning(

@@ -53,14 +53,19 @@ def plan_swaps(model: nn.Module) -> list[Swap]:
     return swaps
 
 
-def check_whole(model: nn.Module) -> None:
-    """Raise :class:`FuseError` for a sharded model."""
+def is_sharded(model: nn.Module) -> bool:
+    """Whether no process has whole parameters (FSDP)."""
     if not torch.distributed.is_available():
-        return
+        return False
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 
-    if any(isinstance(m, FullyShardedDataParallel) for m in model.modules()) or any(isinstance(p, DTensor) for p in model.parameters()):
+    return any(isinstance(m, FullyShardedDataParallel) for m in model.modules()) or any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise :class:`FuseError` for a sharded model."""
+    if is_sharded(model):
         raise FuseError(
             'the model is sharded (FSDP), so no process has whole kernels to squeeze: save a full state dict, load it into a model '
             'that is not sharded, and re-parameterize that.'
