@@ -265,6 +265,14 @@ def test_the_frozen_stem():
     assert not cfg.optim_wrapper.paramwise_cfg
 
 
+@pytest.mark.parametrize('name', [name for name in CONFIGS if 'stock' in name])
+def test_a_stem_of_plain_weights_stays_plain(name):
+    """By what is loaded and built: no deep linear stem, which would move many times as far in a step."""
+    cfg = Config.fromfile(ROOT / name)
+    assert cfg.load_from or cfg.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
+    assert type(build_model(cfg).backbone.conv1) is torch.nn.Conv2d
+
+
 def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):
     from mmpretrain.registry import MODELS
 

@@ -19,7 +19,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from runs import Run, Runs, append_record, read_records, run_of
 from study import Plan, chosen_rates, claim, read_study, replaced
-from study_report import interval_of, rows_of, seconds_of, table
+from study_report import interval_of, line_style, rows_of, seconds_of, table
 
 from orepa_mm.deploy.loading import build_model, load_model
 from orepa_mm.errors import UsageError
@@ -355,6 +355,10 @@ def test_a_pretrained_network_that_is_gone_is_trained_again(write, programs, tmp
         assert plan.checkpoint('plain').read_text() == 'weights' and said in capsys.readouterr().out
         shutil.rmtree(runs.work_dir(run))
         plan.checkpoint('plain').unlink()
+
+
+def test_lines_of_many_methods_are_told_apart():
+    assert len({tuple(line_style(number).values()) for number in range(30)}) == 30
 
 
 # Pictures
