@@ -117,6 +117,12 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
     assert light[5] == '+2.50' and none[7] == '10' and 'torch 2' in text  # seconds of the processor, not of the clock
     assert {path.name for path in (tmp_path / 'report').glob('*.png')} == {'study.png', 'rates.png', 'progress.png'}
 
+    other = (write(), tmp_path / 'runs.jsonl', tmp_path / 'turned', '--baseline')
+    assert tools.run('tools/analysis/report_study', *other, 'OREPA light')[0] == 0
+    assert '| -2.50 ' in (tmp_path / 'turned' / 'table.md').read_text()
+    status, error = tools.run('tools/analysis/report_study', *other, 'nothing')
+    assert status == 2 and "--baseline 'nothing'" in error
+
     given = (write(), tmp_path / 'runs.jsonl', tmp_path / 'some', '--methods')
     assert tools.run('tools/analysis/report_study', *given, 'none')[0] == 0
     assert 'OREPA' not in (tmp_path / 'some' / 'table.md').read_text()

@@ -3,6 +3,7 @@
 
     python tools/analysis/report_study.py tools/analysis/studies/cifar10_scratch.py work_dirs/study_cifar10_scratch/runs.jsonl report/
     python tools/analysis/report_study.py STUDY.py runs.jsonl report/ --methods none DBB      # these alone
+    python tools/analysis/report_study.py STUDY.py runs.jsonl report/ --baseline DBB          # differences to it
 
 Writes table.md, study.png, rates.png and progress.png, as tools/analysis/compare_methods.py does, of the runs that are there.
 """
@@ -27,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('runs', type=Path, metavar='RUNS.jsonl', help='a line for each run')
     parser.add_argument('out', type=Path, metavar='DIR', help='folder for the table and the pictures')
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='some of the methods (default: all)')
+    parser.add_argument('--baseline', metavar='NAME', help="what the others are compared with (default: the study's)")
     parser.add_argument('--seeds', type=int, metavar='N', help="runs of each method (default: the study's)")
     return parser.parse_args()
 
@@ -36,10 +38,12 @@ def main() -> None:
     study = read_study(args.study, seeds=args.seeds)
     if not args.runs.is_file():
         raise UsageError(f'{args.runs}: no such file.')
+    for option, names in (('--methods', args.methods or []), ('--baseline', [args.baseline] if args.baseline else [])):
+        for name in names:
+            if name not in study.methods:
+                raise UsageError(f'{option} {name!r}: {args.study} has {", ".join(map(repr, study.methods))}.')
+    study = replace(study, baseline=args.baseline or study.baseline)
     if args.methods:
-        unknown = set(args.methods) - set(study.methods)
-        if unknown:
-            raise UsageError(f'--methods {sorted(unknown)[0]!r}: {args.study} has {", ".join(map(repr, study.methods))}.')
         study = replace(study, methods={name: study.methods[name] for name in dict.fromkeys([study.baseline, *args.methods])})
     records = read_records(args.runs)
     if not any(record.get('method') in study.methods for record in records.values()):
