@@ -53,10 +53,14 @@ def test_output_and_gradients_are_those_of_the_branches(case, training):
 
 @given(layers(dtypes=HALF))
 def test_weights_in_half_precision(case):
-    """No gradients through a convolution here: torch's own, in bfloat16 on a CPU, are not always written where a tap meets only padding."""
+    """Without oneDNN, whose convolutions in bfloat16 leave outputs and gradients unwritten where a tap meets only padding.
+
+    No gradients through a convolution here, for the same reason.
+    """
     layer, x = case
     reference = copy.deepcopy(layer).double()
-    assert difference(layer(x), written_out(reference, x.double())) < TOLERANCES[x.dtype]
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert difference(layer(x), written_out(reference, x.double())) < TOLERANCES[x.dtype]
     plain, exact = (reparameterize(copy.deepcopy(form)) for form in (layer, reference))
     for parameter, right in zip(plain.parameters(), exact.parameters(), strict=True):  # rounded once, by half a unit in the last place
         assert parameter.dtype == x.dtype and difference(parameter, right) < 0.6 * torch.finfo(x.dtype).eps
