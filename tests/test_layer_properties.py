@@ -53,7 +53,7 @@ def test_output_and_gradients_are_those_of_the_branches(case, training):
 
 @given(layers(dtypes=HALF))
 def test_weights_in_half_precision(case):
-    """Without oneDNN, whose convolutions in bfloat16 leave outputs and gradients unwritten where a tap meets only padding.
+    """Without oneDNN, whose convolutions in bfloat16 get outputs and gradients wrong where a tap meets only padding.
 
     No gradients through a convolution here, for the same reason.
     """

@@ -38,11 +38,10 @@ def main() -> None:
     study = read_study(args.study, seeds=args.seeds)
     if not args.runs.is_file():
         raise UsageError(f'{args.runs}: no such file.')
-    for option, names in (('--methods', args.methods or []), ('--baseline', [args.baseline] if args.baseline else [])):
-        for name in names:
-            if name not in study.methods:
-                raise UsageError(f'{option} {name!r}: {args.study} has {", ".join(map(repr, study.methods))}.')
     study = replace(study, baseline=args.baseline or study.baseline)
+    for option, name in [('--baseline', study.baseline), *(('--methods', name) for name in args.methods or ())]:
+        if name not in study.methods:
+            raise UsageError(f'{option} {name!r}: {args.study} has {", ".join(map(repr, study.methods))}.')
     if args.methods:
         study = replace(study, methods={name: study.methods[name] for name in dict.fromkeys([study.baseline, *args.methods])})
     records = read_records(args.runs)
