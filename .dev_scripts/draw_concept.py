@@ -4,7 +4,7 @@
     python .dev_scripts/draw_concept.py configs/imagenet/orepa-resnet18-w16_imagenet-mini.py \\
         work_dirs/orepa-resnet18-w16_imagenet-mini/last.pth docs/images/squeezing.png
 
-The kernels are those of the checkpoint, for one pair of channels.
+The kernels are those of the checkpoint, for one pair of channels; it was trained with ``model.backbone.init=published``.
 """
 
 import argparse

@@ -51,8 +51,8 @@ class Network:
 
 
 NETWORKS = (
-    Network('plain', 'ResNet-18', "method='none'", 128, (False,)),
-    Network('orepa', 'OREPA ResNet-18', "method='OREPA'", 128, (False, True)),
+    Network('plain', 'ResNet-18', "method='none', init=None, stem_channels=16", 128, (False,)),
+    Network('orepa', 'OREPA ResNet-18', "init='published', stem_channels=16", 128, (False, True)),
     Network('repvgg', 'RepVGG-A0', REPVGG.format(method='RepVGG'), 320, (False, True)),
     Network('orepa-repvgg', 'OREPA-RepVGG-A0', REPVGG.format(method='OREPA'), 320, (False, True)),
 )

@@ -24,9 +24,10 @@ def path_of(name: str) -> Path:
 
 
 def config(name: str, **options) -> Config:
-    """A small config without the checkpoint it would start from; ``options`` with two underscores for a dot."""
+    """A small config without what its weights start from; ``options`` with two underscores for a dot."""
     cfg = Config.fromfile(path_of(name))
-    cfg.model.backbone.pop('init_cfg', None)
+    for key in ('init_cfg', 'init'):
+        cfg.model.backbone.pop(key, None)
     cfg.merge_from_dict({key.replace('__', '.'): value for key, value in options.items()})
     return cfg
 

@@ -371,13 +371,10 @@ STOCK = {'model.backbone.type': 'ResNet'}  # the mini detector without branches
 
 
 def stock_detector(tools, work_dir: Path, *options) -> Path:
-    """A stock Mask R-CNN, trained for a moment; its stem is a plain one of 27 channels, as many as an exact stem of branches needs."""
-    status, error = tools.train('coco', work_dir, '--no-validate', options=WIDTH | STOCK | {'custom_hooks': '[]'} | dict(options))
+    """A stock Mask R-CNN, trained for a moment."""
+    status, error = tools.train('coco', work_dir, '--no-validate', options=STOCK | {'custom_hooks': '[]'} | dict(options))
     assert status == 0, error
     return work_dir / 'last.pth'
-
-
-WIDTH = {'model.backbone.stem_channels': 27}
 
 
 def test_a_stock_detector_goes_on_with_branches(tools, tmp_path):
@@ -388,16 +385,16 @@ def test_a_stock_detector_goes_on_with_branches(tools, tmp_path):
     metrics = []
     for form, options in (('--no-reparameterize', STOCK), ('--reparameterize', {}), ('--no-reparameterize', {})):
         path = tmp_path / f'{len(metrics)}.json'
-        status, error = tools.test('coco', stock, tmp_path / path.stem, form, '--metrics', path, options=WIDTH | options)
+        status, error = tools.test('coco', stock, tmp_path / path.stem, form, '--metrics', path, options=options)
         assert status == 0, error
         metrics.append({key: value for key, value in json.loads(path.read_text()).items() if 'time' not in key})
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-3) and metrics[2] == pytest.approx(metrics[0], abs=1e-3)
-    status, error = tools.train('coco', tmp_path / 'run', '--no-validate', options=WIDTH | {'load_from': str(stock)})
+    status, error = tools.train('coco', tmp_path / 'run', '--no-validate', options={'load_from': str(stock)})
     assert status == 0, error
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'OREPAResNet: 17 plain convolutions of the checkpoint are expanded' in log
     # Its optimizer's state belongs to the plain parameters.
-    status, error = tools.train('coco', tmp_path / 'again', '--resume', stock, options=WIDTH)
+    status, error = tools.train('coco', tmp_path / 'again', '--resume', stock)
     assert status == 2 and 'cannot be resumed' in error and 'load_from instead' in error
 
 

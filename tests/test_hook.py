@@ -162,7 +162,7 @@ def test_a_training_compiled_by_mmengine(mini_data, tmp_path):
 
 
 def test_it_refuses_a_model_without_branches(mini_data, tmp_path):
-    changes = {'model.backbone.type': 'ResNet'}
+    changes = {'model.backbone.conv_cfg': dict(type='Conv2d'), 'model.backbone.init': None}
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')], **changes)
     with pytest.raises(RuntimeError, match='nothing to re-parameterize'):
         runner.test()

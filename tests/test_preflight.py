@@ -184,8 +184,15 @@ def classifiers(tmp_path_factory):
     from mmpretrain.registry import MODELS
 
     folder = tmp_path_factory.mktemp('stems')
-    for name, options in dict(deep_linear={}, plain=dict(plain_stem=True), v1c=dict(deep_stem=True), narrow=dict(stem_channels=8)).items():
-        net = MODELS.build(dict(type='OREPAResNet', depth=18, **dict(dict(stem_channels=16, base_channels=16), **options)))
+    stems = dict(
+        deep_linear={},
+        plain=dict(plain_stem=True),
+        v1c=dict(deep_stem=True),
+        narrow=dict(stem_channels=8),
+        narrow_plain=dict(stem_channels=16, plain_stem=True),
+    )
+    for name, options in stems.items():
+        net = MODELS.build(dict(type='OREPAResNet', depth=18, **dict(dict(stem_channels=32, base_channels=16), **options)))
         torch.save(dict(state_dict={f'backbone.{key}': value for key, value in net.state_dict().items()}), folder / f'{name}.pth')
     return folder
 
@@ -194,7 +201,7 @@ def classifiers(tmp_path_factory):
     ('checkpoint', 'options', 'parts'),
     [
         ('deep_linear', {'conv_cfg.type': 'OREPAConv2d', 'conv_cfg.plain_sizes': (1, 7)}, ('deep linear stem', 'plain_stem=True')),
-        ('plain', {}, ('no product of stacked 3x3 kernels', 'plain_stem=True')),
+        ('narrow_plain', {'stem_channels': 16}, ('no product of stacked 3x3 kernels', 'plain_stem=True')),
         ('v1c', {}, ('deep_stem=True',)),
         ('narrow', {}, ('of another shape', 'stem_channels')),
     ],
@@ -207,7 +214,7 @@ def test_stem_that_does_not_fit(checkpoint, options, parts, classifiers, tools, 
 
 
 def test_stems_that_fit(classifiers, tools, tmp_path):
-    for checkpoint, plain_stem in (('deep_linear', False), ('deep_linear', True), ('plain', True)):
+    for checkpoint, plain_stem in (('deep_linear', False), ('deep_linear', True), ('plain', False), ('plain', True)):
         init = {'checkpoint': str(classifiers / f'{checkpoint}.pth'), 'type': 'Pretrained', 'prefix': 'backbone.'}
         options = {f'model.backbone.init_cfg.{key}': value for key, value in init.items()}
         options['model.backbone.plain_stem'] = plain_stem

@@ -27,6 +27,7 @@ from orepa_mm.files import save
 
 BASE = f"""
 _base_ = '{ROOT}/configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
+model = dict(backbone=dict(init=None))
 custom_hooks = [dict(type='CheckHook')]
 train_dataloader = dict(batch_size=10, num_workers=0, persistent_workers=False)
 val_dataloader = dict(num_workers=0, persistent_workers=False)

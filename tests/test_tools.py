@@ -296,21 +296,21 @@ def flatten(options: dict) -> dict:
 
 
 def test_forms_that_do_not_match(trained, tools, tmp_path):
-    import orepa_mm
-
-    checkpoint = torch.load(trained('imagenet', tools), weights_only=False)
     from mmengine.config import Config
     from mmpretrain.registry import MODELS
 
-    model = MODELS.build(Config.fromfile(ROOT / tools.CONFIGS['imagenet']).model)
-    model.load_state_dict(checkpoint['state_dict'])
-    torch.save(dict(state_dict=orepa_mm.reparameterize(model.eval()).state_dict()), tmp_path / 'deployed.pth')
+    import orepa_mm
+
+    narrow = {'model.backbone.stem_channels': 16, 'model.backbone.init': 'published'}
+    cfg = Config.fromfile(ROOT / tools.CONFIGS['imagenet'])
+    cfg.merge_from_dict(narrow)
+    torch.save(dict(state_dict=orepa_mm.reparameterize(MODELS.build(cfg.model).eval()).state_dict()), tmp_path / 'deployed.pth')
     deployed = tmp_path / 'deployed.pth'
-    refused(tools.test('imagenet', deployed, tmp_path / 'run'), 'deployed.pth', 'backbone.conv1.weight', 'plain_stem=True')
-    options = {'model.backbone.plain_stem': True}  # then it is expanded into the branches
+    refused(tools.test('imagenet', deployed, tmp_path / 'run', options=narrow), 'deployed.pth', 'backbone.conv1.weight', 'plain_stem=True')
+    options = narrow | {'model.backbone.plain_stem': True}  # then it is expanded into the branches
     status, error = tools.test('imagenet', deployed, tmp_path / 'plain-stem', '--no-reparameterize', options=options)
     assert status == 0, error
-    plain = {'model.backbone.conv_cfg.type': 'Conv2d'}
+    plain = {'model.backbone.conv_cfg.type': 'Conv2d', 'model.backbone.init': None}
     refused(
         tools.test('imagenet', trained('imagenet', tools), tmp_path / 'run', '--no-reparameterize', options=plain),
         'last.pth',
@@ -320,7 +320,7 @@ def test_forms_that_do_not_match(trained, tools, tmp_path):
 
 
 def test_nothing_to_reparameterize(tools, tmp_path):
-    stock = {'model.backbone.conv_cfg.type': 'Conv2d'}
+    stock = {'model.backbone.conv_cfg.type': 'Conv2d', 'model.backbone.init': None}
     status, error = tools.train('imagenet', tmp_path / 'stock', '--no-validate', options=stock)
     assert status == 0, error
     result = tools.test('imagenet', tmp_path / 'stock' / 'last.pth', tmp_path / 'run', options=stock)

@@ -9,7 +9,7 @@ max_iters = 400
 
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(depth=18, stem_channels=16, base_channels=16, init_cfg=dict(checkpoint=pretrained)),
+    backbone=dict(depth=18, stem_channels=32, base_channels=16, init_cfg=dict(checkpoint=pretrained)),
     decode_head=dict(in_channels=128, channels=32),
     auxiliary_head=dict(in_channels=64, channels=16),
 )

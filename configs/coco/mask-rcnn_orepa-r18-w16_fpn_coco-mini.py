@@ -8,7 +8,7 @@ channels = 64
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
-    backbone=dict(depth=18, stem_channels=16, base_channels=16, norm_eval=False, init_cfg=dict(checkpoint=pretrained)),
+    backbone=dict(depth=18, stem_channels=32, base_channels=16, norm_eval=False, init_cfg=dict(checkpoint=pretrained)),
     neck=dict(in_channels=[16, 32, 64, 128], out_channels=channels),
     rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])),
     roi_head=dict(

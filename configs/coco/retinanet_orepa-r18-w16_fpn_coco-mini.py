@@ -7,7 +7,7 @@ scale = (192, 192)
 channels = 64
 
 model = dict(
-    backbone=dict(depth=18, stem_channels=16, base_channels=16, norm_eval=False, init_cfg=dict(checkpoint=pretrained)),
+    backbone=dict(depth=18, stem_channels=32, base_channels=16, norm_eval=False, init_cfg=dict(checkpoint=pretrained)),
     neck=dict(in_channels=[16, 32, 64, 128], out_channels=channels),
     bbox_head=dict(in_channels=channels, feat_channels=channels, stacked_convs=2, anchor_generator=dict(octave_base_scale=3)),
 )
