@@ -187,7 +187,7 @@ def draw(rows: list[Row], baseline: str, metric: str, path: Path) -> None:
     left.set_yticks(range(len(rows)), [row.method for row in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set(xlabel=f'{metric}: runs and mean')
-    right.set(xlabel=f'difference to {baseline}, same seed: runs and 95 % interval')
+    right.set(xlabel=f'difference to {baseline}, same seed:\nruns and 95 % interval')
     right.axvline(0, color='0.6', linewidth=1)
     for axes in (left, right):
         axes.grid(alpha=0.3)
