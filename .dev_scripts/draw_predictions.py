@@ -16,7 +16,7 @@ from common import UsageError, run  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 
 GAP, TITLE = 10, 22
-DETECTED, SEGMENTED = ((0, 5), (4, 6, 7)), (0, 1, 2)  # of the first eight, such that the columns are equally long
+DETECTED, SEGMENTED = ((0, 4, 5), (3, 6, 7)), (0, 1, 2)  # of the first eight, such that the columns are equally long
 DETECTOR_WIDTH, SEGMENTOR_WIDTH = 320, 660  # names are painted into a segmentor's smaller
 
 
