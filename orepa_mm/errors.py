@@ -21,6 +21,10 @@ class ExpandError(OREPAError, ValueError):
     """A model or layer cannot be given branches."""
 
 
+class BranchesError(OREPAError, ValueError):
+    """Branches cannot be attached to an optimizer, or not trained as asked."""
+
+
 class PruneError(OREPAError, ValueError):
     """Branches cannot be pruned."""
 

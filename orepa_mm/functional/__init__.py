@@ -1,6 +1,6 @@
 """Arithmetic of re-parameterization: weights in, weights out, plain torch."""
 
-from .closed_form import closed_form_1x1, closed_form_kxk
+from .closed_form import closed_form_1x1, closed_form_kxk, gradient_1x1, gradient_kxk
 from .factor import shifts_and_kernel
 from .fuse import fuse_norm
 from .gradient_form import gradient_matrix, multiply_taps, with_multiplied_gradient
@@ -19,6 +19,8 @@ __all__ = [
     'compose',
     'frequency_prior',
     'fuse_norm',
+    'gradient_1x1',
+    'gradient_kxk',
     'gradient_matrix',
     'identity_kernel',
     'in_float32',

@@ -169,14 +169,28 @@ class _SqueezeKxK(torch.autograd.Function):
         if torch.is_grad_enabled():  # asked for with create_graph=True
             grads = _by_autograd(lambda *b: squeeze_kxk(Branches(*b), shape, groups), branches, ctx.needs_input_grad[3:], grad)
         else:
-            programs = fused(grad.device)
-            with without_autocast(grad):
-                if programs is not None:
-                    found = programs.gradient(grad, branches, groups)
-                else:
-                    found = _gradient(_rows(grad, groups), _in_groups(branches, shape, groups))
-            grads = [None if g is None or weight is None else g.reshape_as(weight) for g, weight in zip(found, branches, strict=True)]
+            grads = list(gradient_kxk(grad, branches, groups))
         return None, None, None, *grads
+
+
+def gradient_kxk(grad: Tensor, branches: Branches, groups: int = 1) -> Branches:
+    """The backward pass of :func:`.squeeze_kxk`: gradients of the weights from that of the kernel.
+
+    Args:
+        grad: [O, I/g, k, k], in any memory format.
+        branches: The weights that were squeezed.
+        groups: g.
+
+    Returns:
+        A gradient for each weight, None for the prior, which is constant.
+    """
+    programs = fused(grad.device)
+    with without_autocast(grad):
+        if programs is not None:
+            found = programs.gradient(grad, branches, groups)
+        else:
+            found = _gradient(_rows(grad, groups), _in_groups(branches, tuple(grad.shape), groups))
+    return Branches._make(None if g is None or weight is None else g.reshape_as(weight) for g, weight in zip(found, branches, strict=True))
 
 
 def closed_form_kxk(
@@ -208,14 +222,29 @@ class _Squeeze1x1(torch.autograd.Function):
                 ctx.needs_input_grad[1:],
                 grad,
             )
+        return None, *gradient_1x1(grad, *saved, groups)
+
+
+def gradient_1x1(grad: Tensor, scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> tuple[Tensor, ...]:
+    """The backward pass of :func:`.squeeze_1x1`: gradients of scale, origin, first and second from that of the kernel [O, I/g, 1, 1]."""
+    if fused(grad.device) is not None:
+        d = gradient_kxk(grad, _as_kxk(scale, origin, first, second), groups)
+        assert d.origin is not None and d.seq_1x1 is not None and d.seq_kxk is not None
+        found = (d.scale, d.origin, d.seq_1x1, d.seq_kxk)
+    else:
         with without_autocast(grad):
-            s0, s1, plain, inner, outer = _pointwise_in_groups(*saved, groups)
+            s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
             grad = grad.reshape_as(plain)
             d_inner = torch.bmm((outer * s1).transpose(1, 2), grad)
             d_outer = torch.bmm(grad, inner.transpose(1, 2))
             d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_outer, outer)])
-            grads = d_scale, grad * s0, d_inner, d_outer.mul_(s1)
-        return None, *(g.view_as(weight) for g, weight in zip(grads, saved, strict=True))
+            found = (d_scale, grad * s0, d_inner, d_outer.mul_(s1))
+    return tuple(g.view_as(weight) for g, weight in zip(found, (scale, origin, first, second), strict=True))
+
+
+def _as_kxk(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Branches:
+    """A 1x1 layer's weights as those of a k x k layer with one position."""
+    return Branches(scale, origin=origin.flatten(2).transpose(1, 2), seq_1x1=first, seq_kxk=second.flatten(2).transpose(1, 2))
 
 
 def _pointwise_in_groups(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int) -> tuple[Tensor, ...]:
@@ -234,6 +263,4 @@ def closed_form_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor
     """:func:`.squeeze_1x1` with a closed-form backward pass. Arguments and result as there."""
     if fused(scale.device) is None:
         return _Squeeze1x1.apply(groups, scale, origin, first, second)
-    # The programs take it as a k x k layer with one position.
-    branches = Branches(scale, origin=origin.flatten(2).transpose(1, 2), seq_1x1=first, seq_kxk=second.flatten(2).transpose(1, 2))
-    return closed_form_kxk(branches, (origin.shape[0], origin.shape[1], 1, 1), groups)
+    return closed_form_kxk(_as_kxk(scale, origin, first, second), (origin.shape[0], origin.shape[1], 1, 1), groups)

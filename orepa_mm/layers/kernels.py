@@ -17,6 +17,8 @@ from ..functional import (
     closed_form_kxk,
     compose,
     frequency_prior,
+    gradient_1x1,
+    gradient_kxk,
     is_plain_eager,
     rows_of,
     shifts_and_kernel,
@@ -71,6 +73,13 @@ def branch_names(branches: str | Iterable[str]) -> tuple[str, ...]:
             f'or one of the presets {" and ".join(map(repr, PRESETS))}'
         )
     return tuple(name for name in BRANCHES if name in names)
+
+
+def pull_back_by_autograd(kernel: nn.Module, grad: Tensor) -> dict[str, Tensor]:
+    """As :meth:`OREPAKernel.pull_back`, of any module that returns a kernel when it is called; parameters that are frozen are left out."""
+    trained = {name: parameter for name, parameter in kernel.named_parameters() if parameter.requires_grad}
+    with torch.enable_grad():
+        return dict(zip(trained, torch.autograd.grad(kernel(), list(trained.values()), grad), strict=True))
 
 
 class PlainKernel(nn.Module):
@@ -386,6 +395,12 @@ class OREPAKernel(nn.Module):
                 return closed_form_kxk(branches, self.shape, self.groups, memory_format)
             return squeeze_kxk(branches, self.shape, self.groups).contiguous(memory_format=memory_format)
 
+    @torch.no_grad()
+    def pull_back(self, grad: Tensor) -> dict[str, Tensor]:
+        """Gradients of the parameters, by name, from that of the squeezed kernel [O, I/g, k, k]: the backward pass by itself."""
+        found = gradient_kxk(grad, self._branches(), self.groups)._asdict()
+        return {name: found[name] for name, _ in self.named_parameters()}
+
 
 class OREPAPointwiseKernel(nn.Module):
     """The two branches of a 1x1 kernel: a plain one, and two stacked ones of which the square one starts as the identity.
@@ -526,6 +541,14 @@ class OREPAPointwiseKernel(nn.Module):
             else:
                 kernel = squeeze_1x1(scale, origin, first, second, self.groups)
             return kernel.contiguous(memory_format=memory_format)
+
+    @torch.no_grad()
+    def pull_back(self, grad: Tensor) -> dict[str, Tensor]:
+        """As :meth:`OREPAKernel.pull_back`."""
+        if self.origin is not None and self.first is not None and self.second is not None:
+            found = gradient_1x1(grad, self.scale, self.origin, self.first, self.second, self.groups)
+            return dict(zip(('scale', 'origin', 'first', 'second'), found, strict=True))
+        return pull_back_by_autograd(self, grad)
 
 
 class DeepLinearKernel(nn.Module):

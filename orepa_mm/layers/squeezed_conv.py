@@ -46,7 +46,7 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', **options: Any) -> 'SqueezedConv2d':
+    def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', dtype: torch.dtype | None = None, **options: Any) -> 'SqueezedConv2d':
         """The layer that computes what ``conv`` computes, to rounding.
 
         Device, dtype, memory format, ``requires_grad`` and mode are those of ``conv``. The other branches' weights that are not zero at the
@@ -55,13 +55,14 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         Args:
             conv: A plain convolution with a square odd kernel.
             start: As for :func:`orepa_mm.expand`.
+            dtype: Of the branches; that of ``conv`` by default.
             options: Of the layer; ``branches`` with ``'origin'`` among them.
 
         Raises:
             LayerError: For a kernel that is not square and odd, for one of 7x7 or larger with fewer output channels than
                 :func:`.shifts_and_kernel` needs, and for branches without ``'origin'``.
         """
-        layer = cls(**shape_of(conv), device=conv.weight.device, dtype=conv.weight.dtype, **options)
+        layer = cls(**shape_of(conv), device=conv.weight.device, dtype=dtype or conv.weight.dtype, **options)
         layer.kernel.represent(conv.weight, start)
         layer.kernel.requires_grad_(conv.weight.requires_grad)
         if conv.bias is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import ExpandError, LayerError
@@ -57,18 +58,59 @@ def expand(
     Example:
         >>> model = orepa_mm.expand(torchvision.models.resnet50(weights='DEFAULT'), kernel_sizes=(3,))
     """
-    layer, options = _layer_of(method), _options(method, branches)
-    if start not in STARTS:
-        raise ExpandError(f'start={start!r} is unknown; choose from {", ".join(STARTS)}')
-    check_whole(model)
     if isinstance(model, nn.Conv2d):
+        layer, options = _layer_of(method), _options(method, branches)
         reason = _reason_to_stay_plain(model, Counter())
         if reason:
             raise ExpandError(f'the convolution {reason}')
+        _check_start(start)
         return layer.from_conv(model, start, **options)
+    planned = plan_expansion(
+        model,
+        method=method,
+        kernel_sizes=kernel_sizes,
+        pattern=pattern,
+        where=where,
+        first_layer=first_layer,
+        start=start,
+        branches=branches,
+    )
+    for path, new in planned.items():
+        share_hooks(model.get_submodule(path), new)
+    for path, new in planned.items():
+        model.set_submodule(path, new)
+    logger.info('Expanded %d convolutions into %s layers.', len(set(planned.values())), method)
+    return model
+
+
+def plan_expansion(
+    model: nn.Module,
+    *,
+    method: str,
+    kernel_sizes: Iterable[int] | None,
+    pattern: str | None,
+    where: Callable[[str, nn.Conv2d], bool] | None,
+    first_layer: bool,
+    start: str,
+    branches: str | Iterable[str],
+    beside: bool = False,
+) -> dict[str, SqueezedConv2d]:
+    """The layers with branches for the convolutions of ``model`` that are chosen, by their paths; the model is not changed.
+
+    Args:
+        model, method, kernel_sizes, pattern, where, first_layer, start, branches: As for :func:`expand`.
+        beside: The layers will not be part of the model, only their kernels are wanted: a weight that several modules share gets one
+            layer, subclasses of ``nn.Conv2d`` count too, and branches of weights in half precision are in float32.
+
+    Raises:
+        ExpandError: As :func:`expand`.
+    """
+    layer, options = _layer_of(method), _options(method, branches)
+    _check_start(start)
+    check_whole(model)
     owners = Counter(id(module.weight) for module in model.modules() if isinstance(getattr(module, 'weight', None), nn.Parameter))
-    swaps: dict[str, nn.Module] = {}
-    expanded: dict[int, nn.Module] = {}
+    planned: dict[str, SqueezedConv2d] = {}
+    made: dict[int, SqueezedConv2d] = {}
     plain: dict[str, str] = {}
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     for path, conv in model.named_modules(remove_duplicate=False):
@@ -81,32 +123,35 @@ def expand(
             continue
         if (pattern is not None and not re.search(pattern, path)) or (where is not None and not where(path, conv)):
             continue
-        if id(conv) not in expanded:
-            reason = _reason_to_stay_plain(conv, owners)
+        key = id(conv.weight) if beside else id(conv)
+        if key not in made:
+            reason = _reason_to_stay_plain(conv, Counter() if beside else owners, beside)
             if not reason:
                 try:
-                    new = layer.from_conv(conv, start, **options)
+                    dtype = torch.promote_types(conv.weight.dtype, torch.float32) if beside else None
+                    new = layer.from_conv(conv, start, dtype=dtype, **options)
                     if kernel_sizes is None and isinstance(new.kernel, DeepLinearKernel):
                         reason = f'stays plain: as a product of {len(new.kernel.stages)} kernels it moves many times as far in a step'
                         reason += f'; ask for it with kernel_sizes=({conv.kernel_size[0]}, ...)'
                     else:
-                        expanded[id(conv)] = new
-                        share_hooks(conv, new)
+                        made[key] = new
                 except LayerError as error:
                     reason = f'stays plain: {error}'
             if reason:
                 plain[path] = reason
                 continue
-        swaps[path] = expanded[id(conv)]
-    if not swaps:
+        planned[path] = made[key]
+    if not planned:
         left = '; '.join(f'"{path}" {reason}' for path, reason in list(plain.items())[:3]) or 'no convolution was chosen'
         raise ExpandError(f'the model has nothing to expand: {left}')
-    for path, swapped in swaps.items():
-        model.set_submodule(path, swapped)
-    logger.info('Expanded %d convolutions into %s layers.', len(expanded), method)
     for path, reason in plain.items():
         logger.info('Left plain: "%s" %s.', path, reason)
-    return model
+    return planned
+
+
+def _check_start(start: str) -> None:
+    if start not in STARTS:
+        raise ExpandError(f'start={start!r} is unknown; choose from {", ".join(STARTS)}')
 
 
 def _layer_of(method: str) -> type[SqueezedConv2d]:
@@ -135,11 +180,11 @@ def _options(method: str, branches: str | Iterable[str]) -> dict[str, Any]:
     return dict(branches=names)
 
 
-def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter[int]) -> str:
+def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter[int], beside: bool = False) -> str:
     """Why ``conv`` cannot be expanded; '' where it can."""
     if 'weight' not in dict(conv.named_parameters()):
         return 'has a weight that is computed from others (a parametrization, weight norm, spectral norm or pruning)'
-    if type(conv) is not nn.Conv2d:
+    if type(conv) is not nn.Conv2d and not beside:
         return f'is a {type(conv).__name__}, which does something else than nn.Conv2d'
     height, width = conv.kernel_size
     if height != width or height % 2 == 0:

@@ -1,0 +1,174 @@
+"""What happens around an optimizer's step to one weight that trains as branches."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..functional import gradient_matrix, multiply_taps
+from ..layers import SqueezedConv2d
+from ..layers.base import memory_format_of
+from ..layers.kernels import OREPAKernel, OREPAPointwiseKernel, pull_back_by_autograd
+
+# Of the largest weight: how far a weight may be from its branches and still count as their sum. Other devices add up in another order.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+class BranchUpdate:
+    """Branches whose squeezed kernel is a weight of the model: the optimizer steps them in the weight's place.
+
+    Args:
+        path: Of the convolution in the model.
+        conv: The convolution.
+        layer: The class of layers with such branches.
+        kernel: Holds the branches and returns their sum [O, I/g, k, k].
+        start: How branches start that are made anew, as for :func:`orepa_mm.expand`.
+    """
+
+    def __init__(self, path: str, conv: nn.Conv2d, layer: type[SqueezedConv2d], kernel: Any, start: str) -> None:
+        self.path, self.conv, self.layer, self.kernel, self.start = path, conv, layer, kernel, start
+        self.weight: nn.Parameter = conv.weight  # type: ignore[assignment]  # torch's stub says Tensor
+        self.steps = False  # whether the weight has a gradient in this step
+        self._seen: tuple[int, int] | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer holds in the weight's place while it steps, and in its state dict."""
+        return [parameter for parameter in self.kernel.parameters() if parameter.requires_grad]
+
+    def values(self) -> dict[str, Tensor]:
+        """What a state dict holds of the branches."""
+        return {name: parameter.detach() for name, parameter in self.kernel.named_parameters()}
+
+    @torch.no_grad()
+    def squeezed(self) -> Tensor:
+        return self.kernel(memory_format_of(self.conv))
+
+    def _touched(self) -> tuple[int, int]:
+        # Torch counts what is written in place; another memory is what .to() and an assignment to .data leave.
+        return self.weight._version, self.weight.data_ptr()
+
+    def remember(self) -> None:
+        """The weight is the sum of the branches now."""
+        self._seen = self._touched()
+
+    def forget(self) -> None:
+        """Compare the values before the next step."""
+        self._seen = None
+
+    @torch.no_grad()
+    def differs(self) -> Tensor | None:
+        """Whether the weight is no longer the sum of its branches, as a tensor; None where nobody has written to it."""
+        if self._seen == self._touched():
+            return None
+        weight = self.weight.detach()
+        if next(self.kernel.parameters()).device != weight.device:
+            self.kernel.to(weight.device)
+        squeezed = self.squeezed()
+        allowed = TOLERANCES[squeezed.dtype] * weight.abs().max()
+        if weight.dtype != squeezed.dtype:
+            allowed = allowed + 2 * torch.finfo(weight.dtype).eps * weight.abs()  # where it rounds the other way
+        return ~((weight.to(squeezed.dtype) - squeezed).abs() <= allowed).all()  # not >, which is False of NaN too
+
+    def kernel_in_model(self) -> Any:
+        """The kernel of a layer that computes what the convolution does."""
+        return self.kernel
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Make the branches anew, so that they add up to the weight as it is."""
+        self.kernel.reset_parameters()
+        self.kernel.represent(self.weight.detach(), self.start)
+
+    def before_step(self) -> None:
+        grad = self.weight.grad
+        self.steps = grad is not None
+        if grad is not None:
+            grad = grad.to(next(self.kernel.parameters()).dtype)
+            own = getattr(self.kernel, 'pull_back', None)
+            found = pull_back_by_autograd(self.kernel, grad) if own is None else own(grad)
+            for name, parameter in self.kernel.named_parameters():
+                parameter.grad = found[name] if parameter.requires_grad else None
+
+    @torch.no_grad()
+    def after_step(self, skipped: Tensor | None) -> None:
+        """Write the branches' sum into the weight; not where ``skipped`` is not zero, as a loss scaler tells a fused optimizer."""
+        if not self.steps:
+            return
+        for parameter in self.parameters:
+            parameter.grad = None
+        squeezed = self.squeezed()
+        self.weight.copy_(squeezed if skipped is None else torch.where(skipped > 0, self.weight, squeezed.to(self.weight.dtype)))
+        self.remember()
+
+
+class MatrixUpdate(BranchUpdate):
+    """Linear branches with fixed scales, which SGD moves as it moves the weight itself by its gradient times a matrix.
+
+    With scales s_b and linear maps A_b the matrix is ``sum_b s_b^2 A_b A_b^T``; momentum and weight decay are linear too. Nothing is
+    squeezed, and the optimizer's state is that of the weight.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._grad: Tensor | None = None
+        self._matrix: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """[O, k*k, k*k], in the weight's dtype or float32."""
+        if self._matrix is None or self._matrix.device != self.weight.device:
+            kernel, rows = self.kernel, dict(zip(self.kernel.branches, self.kernel.scale, strict=True))
+            exact = gradient_matrix(rows, kernel.kernel_size, kernel.prior) if isinstance(kernel, OREPAKernel) else gradient_matrix(rows, 1)
+            self._matrix = exact.to(self.weight.device, self.kernel.scale.dtype)
+        return self._matrix
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight, self.kernel.scale]
+
+    def values(self) -> dict[str, Tensor]:
+        self._matrix = None
+        return dict(scale=self.kernel.scale.detach())
+
+    def take_over(self, optimizer: Optimizer) -> None:
+        """Give the weight the momentum that its branches have, whose sum it is."""
+        states = {name: optimizer.state.pop(parameter, {}) for name, parameter in self.kernel.named_parameters()}
+        momenta = {name: state.get('momentum_buffer') for name, state in states.items() if name != 'scale'}
+        if any(momentum is not None for momentum in momenta.values()):
+            there = {name: torch.zeros_like(self.kernel.get_parameter(name)) if m is None else m for name, m in momenta.items()}
+            whole = torch.func.functional_call(self.kernel, there)
+            optimizer.state[self.weight] = dict(momentum_buffer=torch.empty_like(self.weight).copy_(whole.detach()))
+
+    def differs(self) -> Tensor | None:
+        return None
+
+    def renew(self) -> None:
+        pass
+
+    def kernel_in_model(self) -> Any:
+        kernel = deepcopy(self.kernel)
+        kernel.represent(self.weight.detach(), self.start)
+        return kernel
+
+    def before_step(self) -> None:
+        self._grad, self.steps = self.weight.grad, self.weight.grad is not None
+        if self._grad is not None:
+            matrix = self.matrix
+            self.weight.grad = multiply_taps(self._grad.to(matrix.dtype), matrix).to(self.weight.dtype)
+
+    def after_step(self, skipped: Tensor | None) -> None:
+        if self.steps:
+            self.weight.grad, self._grad = self._grad, None
+
+
+def is_linear(kernel: nn.Module) -> bool:
+    """Whether all branches of a kernel have one weight each, in which they are linear."""
+    return isinstance(kernel, OREPAKernel | OREPAPointwiseKernel) and not {'sequence', 'separable'} & set(kernel.branches)
+
+
+def is_sgd(optimizer: Optimizer) -> bool:
+    """Whether it is torch's SGD itself: a subclass may do what does not commute with a matrix."""
+    return type(optimizer) is torch.optim.SGD
