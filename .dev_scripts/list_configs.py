@@ -51,7 +51,8 @@ share everything else, the stem's learning rate ([stem.md](stem.md)) included. P
 form → re-parameterized, norms included; FLOPs by mmengine's analysis, a multiply-add counted as one, for one picture of the input size. The
 squeezing of kernels (OREPA, ExpandNet) is not in them, as it costs the same however many pictures there are: what it adds to a training
 step, `make bench` measures.
-Two-stage detectors are counted with 1000 proposals and 100 masks.
+Two-stage detectors are counted with 1000 proposals and 100 masks. Rows with `full branches` or `fixed scales`
+have them [beside the optimizer](beside.md): the model is the stock network throughout.
 
 `mini` configs train on the sets `demo/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files
 of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts` for its own metric.
@@ -122,14 +123,14 @@ def network_name(cfg: Config) -> str:
         name += f', {width / 64:g} x the width'
     if str((backbone.get('init_cfg') or {}).get('checkpoint')).startswith('torchvision:'):
         name += ', stock weights'
-    if str(cfg.get('load_from')).startswith('https:'):
+    if cfg.get('load_from') and branches_hook(cfg) is not None:
         name += ', stock detector'
     if backbone.get('plain_stem') or backbone.get('frozen_stages') == 0:
         name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
     if (branches := backbone.get('branches')) is not None:
         name += f', {branches} branches'
-    if any(hook.type == 'GradientFormHook' for hook in cfg.get('custom_hooks') or ()):
-        name += ', gradient form'
+    if (hook := branches_hook(cfg)) is not None:
+        name += f', {hook.get("branches", "full")} branches' + ', fixed scales' * (hook.get('scales') == 'fixed')
     if cfg.default_scope == 'mmpretrain':
         return name
     model = cfg.model.decode_head.type.removesuffix('Head') if cfg.default_scope == 'mmseg' else cfg.model.type
@@ -137,8 +138,15 @@ def network_name(cfg: Config) -> str:
     return f'{model.replace("FasterRCNN", "Faster R-CNN")}, {name}'
 
 
+def branches_hook(cfg: Config) -> dict | None:
+    hooks = (*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ()))
+    return next((hook for hook in hooks if hook is not None and hook.get('type') == 'BranchesHook'), None)
+
+
 def method_of(cfg: Config) -> str:
     backbone = cfg.model.backbone
+    if (hook := branches_hook(cfg)) is not None:
+        return hook.get('method', 'OREPA')
     return backbone.get('method', 'OREPA') if backbone.type.startswith('OREPA') else 'none'
 
 

@@ -23,7 +23,7 @@ from torch import nn  # noqa: E402
 
 from orepa_mm.layers import squeeze_graph  # noqa: E402
 
-METHODS = ('none', benchmark.GRADIENT_FORM, benchmark.LIGHT, 'OREPA')
+METHODS = ('none', benchmark.FIXED, benchmark.LIGHT, 'OREPA')
 PARTS = ('forward', 'backward', 'SGD')
 
 
@@ -55,8 +55,8 @@ def main() -> None:
     task = benchmark.Classification('resnet50', args)
     task.backbone = dict(task.backbone, base_channels=4, stem_channels=32)
     models = {method: benchmark.build(task, method, args).train() for method in METHODS}
-    graphs = [squeeze_graph.SqueezeGraph(model) for method, model in models.items() if method != 'none']
-    optimizers = {m: torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, fused=True) for m, model in models.items()}
+    graphs = [squeeze_graph.SqueezeGraph(model) for method, model in models.items() if method not in ('none', benchmark.FIXED)]
+    optimizers = {method: benchmark.build_optimizer(model, method) for method, model in models.items()}
     times: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     for step in range(args.steps + 4):
         for method in METHODS:

@@ -22,7 +22,7 @@ from progress import track  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import orepa_mm.backbones.mmpretrain_backbones  # noqa: E402, F401
-from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel  # noqa: E402
+from orepa_mm.layers.kernels import OREPAKernel  # noqa: E402
 
 PRODUCTS = ('aten::mm', 'aten::bmm', 'aten::addmm', 'aten::baddbmm', 'aten::baddbmm_')
 HEADER = ('operation', 'ResNet-18, ms', 'share', 'ResNet-50, ms', 'share')
@@ -32,7 +32,7 @@ SHOWN = 8  # operations of the most time, products apart
 def profiled(depth: int, steps: int) -> Counter[str]:
     """Milliseconds of one forward and one backward pass through all squeezing of a ResNet, by operation."""
     network = MODELS.build(dict(type='OREPAResNet', depth=depth))
-    kernels = [module for module in network.modules() if isinstance(module, OREPAKernel | OREPAPointwiseKernel)]
+    kernels = [module for module in network.modules() if isinstance(module, OREPAKernel)]
     grads = [torch.ones_like(kernel(torch.channels_last)) for kernel in kernels]
 
     def step() -> None:

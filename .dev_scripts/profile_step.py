@@ -19,7 +19,7 @@ from common import run  # noqa: E402
 from progress import track  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-METHODS = ('none', benchmark.GRADIENT_FORM, benchmark.LIGHT, 'OREPA')
+METHODS = ('none', benchmark.FIXED, benchmark.LIGHT, 'OREPA')
 KINDS = {
     'convolutions': ('convolution', 'thnn_conv'),
     'batch norms': ('batch_norm',),

@@ -3,7 +3,7 @@
 from .layers import DBBConv2d, OREPAConv2d
 from .optim import attach_branches
 from .registry import register_all
-from .reparam import expand, gradient_form, prune_branches, reparameterize, reparameterized
+from .reparam import expand, prune_branches, reparameterize, reparameterized
 from .version import __version__
 
 register_all()
@@ -14,7 +14,6 @@ __all__ = [
     '__version__',
     'attach_branches',
     'expand',
-    'gradient_form',
     'prune_branches',
     'reparameterize',
     'reparameterized',

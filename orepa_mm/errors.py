@@ -25,12 +25,12 @@ class BranchesError(OREPAError, ValueError):
     """Branches cannot be attached to an optimizer, or not trained as asked."""
 
 
+class NotHeldError(BranchesError):
+    """An optimizer has no weight that could train as branches."""
+
+
 class PruneError(OREPAError, ValueError):
     """Branches cannot be pruned."""
-
-
-class GradientFormError(OREPAError, ValueError):
-    """A model has no gradient form, or an optimizer none of its steps."""
 
 
 class DeployError(OREPAError, ValueError):

@@ -50,8 +50,16 @@ def register_all() -> None:
         return
     register_layers()
     find_configs()
-    hooks = ('reparameterize_hook', 'check_hook', 'finite_loss_hook', 'checkpoint_hook', 'seed_hook', 'prune_branches_hook')
-    for part in (*hooks, 'gradient_form_hook', 'squeeze_graph_hook', 'optim_wrapper_constructor'):
+    hooks = (
+        'branches_hook',
+        'reparameterize_hook',
+        'check_hook',
+        'finite_loss_hook',
+        'checkpoint_hook',
+        'seed_hook',
+        'prune_branches_hook',
+    )
+    for part in (*hooks, 'squeeze_graph_hook', 'optim_wrapper_constructor'):
         import_module(f'{__package__}.engine.{part}')
     for toolbox in TOOLBOXES:
         if find_spec(toolbox) is not None:

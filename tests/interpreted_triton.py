@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from orepa_mm.functional import closed_form, triton_squeeze
-from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
+from orepa_mm.layers.kernels import OREPAKernel
 from orepa_mm.reparam.comparison import largest_difference
 
 torch.manual_seed(0)
@@ -48,6 +48,6 @@ check(OREPAKernel(6, 4, 3, dtype=torch.float64), torch.contiguous_format, stride
 check(OREPAKernel(6, 4, 3))
 check(OREPAKernel(6, 4, 3, dtype=torch.float16))
 for groups in (1, 2):
-    check(OREPAPointwiseKernel(6, 10, groups=groups, dtype=torch.float64))
-check(OREPAPointwiseKernel(10, 6), torch.contiguous_format, strided=True)
+    check(OREPAKernel(6, 10, 1, groups=groups, dtype=torch.float64))
+check(OREPAKernel(10, 6, 1), torch.contiguous_format, strided=True)
 print('equal')

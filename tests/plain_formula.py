@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.functional import kernel_of
-from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel, PlainKernel
+from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, PlainKernel
 
 
 def written_out(layer: nn.Module, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def padded(layer: nn.Module, x: Tensor) -> Tensor:
 
 def kernel_output(kernel: nn.Module, x: Tensor, groups: int, stride, dilation) -> Tensor:
     """Of a padded input; the stages of a deep linear kernel after the first slide over it the other way round."""
-    if isinstance(kernel, OREPAPointwiseKernel):
+    if isinstance(kernel, OREPAKernel) and kernel.kernel_size == 1:
         branches = []
         if kernel.origin is not None:
             branches.append(F.conv2d(x, kernel.origin, None, stride, groups=groups))

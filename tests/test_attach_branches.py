@@ -17,7 +17,7 @@ from orepa_mm import OREPAConv2d, attach_branches, expand, reparameterize
 from orepa_mm.errors import BranchesError, ExpandError, FuseError
 from orepa_mm.functional import BRANCHES
 from orepa_mm.layers import METHODS
-from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel, pull_back_by_autograd
+from orepa_mm.layers.kernels import OREPAKernel, pull_back_by_autograd
 from orepa_mm.optim import attached_to
 
 EXACT = 1e-10  # of the largest weight, in float64: rounding of 50 steps
@@ -144,8 +144,8 @@ def test_the_backward_pass_by_itself(memory_format):
     for kernel in (
         OREPAKernel(8, 6, 3, groups=2, dtype=torch.float64),
         OREPAKernel(8, 6, 5, branches='light', dtype=torch.float64),
-        OREPAPointwiseKernel(8, 6, groups=2, dtype=torch.float64),
-        OREPAPointwiseKernel(8, 6, branches='light', dtype=torch.float64),
+        OREPAKernel(8, 6, 1, groups=2, dtype=torch.float64),
+        OREPAKernel(8, 6, 1, branches='light', dtype=torch.float64),
     ):
         for parameter in kernel.parameters():
             nn.init.normal_(parameter)

@@ -7,7 +7,7 @@ import benchmark
 import pytest
 import torch
 
-METHODS = ('none', 'DBB', 'OREPA', 'OREPA, plain formula', 'OREPA, light', 'OREPA, gradient form')
+METHODS = ('none', 'DBB', 'OREPA', 'OREPA, plain formula', 'OREPA, light', 'OREPA, light, fixed scales')
 SMALL = ('--batch', '2', '--size', '32', '--repeats', '1')
 
 
@@ -23,7 +23,7 @@ def test_one_network(tools, tmp_path):
     steps = [row for row in rows if row['what'] == 'training step']
     forwards = [row['method'] for row in rows if row['what'] == 'eval forward']
     assert tuple(row['method'] for row in steps) == METHODS
-    training = [f'{method}, training form' for method in METHODS[1:]]
+    training = [f'{method}, training form' for method in METHODS[1:-1]]
     assert forwards == ['none', *training, 'OREPA, re-parameterized']
     assert all(len(row['seconds']) == (1 if row in steps else 3) and min(row['seconds']) > 0 for row in rows)
     assert steps[0]['ratio'] == steps[0]['memory_ratio'] == 1
@@ -66,10 +66,10 @@ def test_the_set_for_gpus(monkeypatch):
     compiler = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda call: compiler(call, backend='eager'))
     options = dict(device='cpu', channels_last=True, no_memory=True, repeats=1)
-    args = argparse.Namespace(**options, methods=['none', 'OREPA, light', 'OREPA, gradient form'])
+    args = argparse.Namespace(**options, methods=['none', 'OREPA, light', 'OREPA, light, fixed scales'])
     rows = benchmark.gpu_rows(args, [('resnet18', 2, (32, 64), 'bfloat16'), ('resnet18', 3, (32, 64), 'bfloat16')])
     assert [(row['what'], row['batch'], row['method']) for row in rows] == [
-        *[('training step', batch, method) for batch in (2, 3) for method in ('none', 'OREPA, light', 'OREPA, gradient form')],
+        *[('training step', batch, method) for batch in (2, 3) for method in ('none', 'OREPA, light', 'OREPA, light, fixed scales')],
         ('training step, compiled', 2, 'none'),
         ('training step, compiled', 2, 'OREPA, light'),
     ]

@@ -159,8 +159,8 @@ class TestBackbones:
     @pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
     def test_resnets_hand_the_choice_to_all_layers(self, scope):
         backbone = MODELS[scope].build(dict(type='OREPAResNet', depth=50, base_channels=8, stem_channels=8, branches='light'))
-        chosen = {type(m).__name__: m.branches for m in backbone.modules() if hasattr(m, 'branches')}
-        assert chosen == dict(OREPAKernel=PRESETS['light'], OREPAPointwiseKernel=('origin',))
+        chosen = {m.kernel_size: m.branches for m in backbone.modules() if hasattr(m, 'branches')}
+        assert chosen == {3: PRESETS['light'], 1: ('origin',)}
 
     def test_repvgg_blocks_have_a_1x1_branch_of_their_own(self):
         backbone = MODELS['mmpretrain'].build(dict(type='OREPARepVGG', arch='A0', base_channels=8, branches='light'))

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmengine.runner import Runner
 
 import orepa_mm
 from orepa_mm.deploy.loading import build_model
+from orepa_mm.engine.branches_hook import BranchesHook
 from orepa_mm.layers import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +99,7 @@ def test_there_is_a_config_for_every_row_of_the_paper_and_every_method():
 def test_it_builds(name, mini_data, imagenet, tmp_path):
     """Model, data, optimizer, schedules and hooks."""
     cfg = read(name, tmp_path, data_of(name, mini_data, imagenet))
-    if any(f'{method.lower()}-' in name for method in METHODS):
+    if any(f'{method.lower()}-' in name for method in METHODS) and 'branches' not in cfg.default_hooks:
         assert 'ReparameterizeHook' in [hook['type'] for hook in cfg.custom_hooks]
     init_default_scope(cfg.default_scope)
     VISUALIZERS.build(dict(cfg.visualizer, name='test'))  # some hooks ask for it
@@ -123,8 +125,8 @@ STEPS = (
     'imagenet/acnet-resnet18_4xb64-120e_in1k',
     'imagenet/none-resnet50_4xb64-120e_in1k',
     'imagenet/orepa-repvgg-A0_4xb64-120e_in1k',
-    'imagenet/orepa-resnet18-gradient-form_4xb64-120e_in1k',
     'coco/mask-rcnn_orepa-r50_fpn_1x_coco',
+    'coco/retinanet_orepa-r50-stock-init_fpn_1x_coco',
     'cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
 )
 
@@ -135,6 +137,10 @@ def test_a_training_step(name, mini_data, imagenet, tmp_path, monkeypatch):
     runner = Runner.from_cfg(read(name, tmp_path, data_of(name, mini_data, imagenet)))
     model = runner.model.train()
     optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
+    for hook in runner.hooks:
+        if isinstance(hook, BranchesHook):
+            runner.optim_wrapper = optim_wrapper
+            hook.before_train(runner)
     batch = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
     before = {key: p.detach().clone() for key, p in model.named_parameters() if p.dim() > 1}
     losses = model.train_step(batch, optim_wrapper)
@@ -265,12 +271,19 @@ def test_the_frozen_stem():
     assert not cfg.optim_wrapper.paramwise_cfg
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if 'stock' in name])
-def test_a_stem_of_plain_weights_stays_plain(name):
-    """By what is loaded and built: no deep linear stem, which would move many times as far in a step."""
-    cfg = Config.fromfile(ROOT / name)
+@pytest.mark.parametrize('name', few([name for name in CONFIGS if 'stock' in name], 'configs/coco/mask-rcnn_orepa-r50-from-stock_fpn_1x_coco.py'))
+def test_recipes_from_stock_weights_have_branches_beside_the_optimizer(name):
+    """The model is the plain recipe's. The backbone has branches, but for its stem, which as a product of kernels would move too far."""
+    cfg, plain = (Config.fromfile(ROOT / each) for each in (name, re.sub('orepa-r50-(stock-init|from-stock)', 'none-r50', name)))
     assert cfg.load_from or cfg.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
-    assert type(build_model(cfg).backbone.conv1) is torch.nn.Conv2d
+    for each in (cfg, plain):
+        each.model.backbone.init_cfg = None
+    assert cfg.model == plain.model
+    model = build_model(cfg)
+    hook = HOOKS.build(dict(cfg.default_hooks.branches))
+    attached = orepa_mm.attach_branches(model, torch.optim.SGD(model.parameters()), **hook.options)
+    convolutions = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Conv2d) and path.startswith('backbone.')]
+    assert convolutions[0] == 'backbone.conv1' and [update.path for update in attached.updates] == convolutions[1:]
 
 
 def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):

@@ -10,7 +10,6 @@ from orepa_mm.errors import LayerError
 from orepa_mm.functional import (
     Branches,
     average,
-    closed_form_1x1,
     closed_form_kxk,
     compose,
     frequency_prior,
@@ -21,7 +20,6 @@ from orepa_mm.functional import (
     repvgg_l2,
     rows_of,
     shifts_and_kernel,
-    squeeze_1x1,
     squeeze_kxk,
 )
 from orepa_mm.functional.precision import in_float32, is_plain_eager, under_autocast, without_autocast
@@ -124,8 +122,8 @@ def kxk_weights(groups: int, point: bool = True) -> list[torch.Tensor | None]:
     return [draw(*shape) for shape in shapes] + [draw(6, 4 // groups, 1, 1) if point else None]
 
 
-def pointwise_weights(groups: int) -> list[torch.Tensor]:
-    return [draw(2, 6), draw(6, 4 // groups, 1, 1), draw(8, 4 // groups, 1, 1), draw(6, 8 // groups, 1, 1)]
+def pointwise_weights(groups: int) -> list[torch.Tensor | None]:
+    return [draw(2, 6), draw(6, 1, 4 // groups), None, None, None, draw(8, 4 // groups, 1, 1), draw(6, 1, 8 // groups), None, None, None]
 
 
 @pytest.mark.parametrize('groups', [1, 2])
@@ -135,11 +133,8 @@ def test_closed_forms(kind, groups):
     options = {} if groups == 1 else dict(groups=groups)
     weights = pointwise_weights(groups) if kind == '1x1' else kxk_weights(groups, kind == 'kxk')
     leaves = [w.requires_grad_() for i, w in enumerate(weights) if w is not None and not (i == 4 and kind != '1x1')]
-    if kind == '1x1':
-        forms = [lambda: squeeze_1x1(*weights, **options), lambda: closed_form_1x1(*weights, **options)]
-    else:
-        shape = (6, 4 // groups, 3, 3)
-        forms = [lambda form=form: form(Branches(*weights), shape, **options) for form in (squeeze_kxk, closed_form_kxk)]
+    shape = (6, 4 // groups, *((1, 1) if kind == '1x1' else (3, 3)))
+    forms = [lambda form=form: form(Branches(*weights), shape, **options) for form in (squeeze_kxk, closed_form_kxk)]
     direction = draw(*forms[0]().shape)
 
     def derivatives(form) -> list[torch.Tensor]:
@@ -157,7 +152,7 @@ def test_closed_forms(kind, groups):
 def test_autocast_rounds_no_gradient(kind, create_graph):
     weights = [None if w is None else w.float() for w in (pointwise_weights(2) if kind == '1x1' else kxk_weights(2, True))]
     leaves = [w.requires_grad_() for i, w in enumerate(weights) if w is not None and not (i == 4 and kind != '1x1')]
-    kernel = closed_form_1x1(*weights, groups=2) if kind == '1x1' else closed_form_kxk(Branches(*weights), (6, 2, 3, 3), groups=2)
+    kernel = closed_form_kxk(Branches(*weights), (6, 2, *((1, 1) if kind == '1x1' else (3, 3))), groups=2)
     expected = torch.autograd.grad(kernel.square().sum(), leaves, retain_graph=True, create_graph=create_graph)
     with torch.autocast('cpu', torch.bfloat16):
         actual = torch.autograd.grad(kernel.square().sum(), leaves, create_graph=create_graph)

@@ -12,7 +12,7 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.layers.kernels import OREPAKernel, OREPAPointwiseKernel
+from orepa_mm.layers.kernels import OREPAKernel
 from orepa_mm.reparam.comparison import largest_difference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='asks for a GPU')
@@ -21,8 +21,8 @@ KERNELS = {
     'full, 5x5': lambda **options: OREPAKernel(16, 16, 5, **options),
     'full, groups': lambda **options: OREPAKernel(32, 48, 3, groups=8, **options),
     'light': lambda **options: OREPAKernel(32, 48, 3, branches='light', **options),
-    '1x1': lambda **options: OREPAPointwiseKernel(32, 48, **options),
-    '1x1, groups': lambda **options: OREPAPointwiseKernel(32, 48, groups=4, **options),
+    '1x1': lambda **options: OREPAKernel(32, 48, 1, **options),
+    '1x1, groups': lambda **options: OREPAKernel(32, 48, 1, groups=4, **options),
 }
 
 
@@ -80,14 +80,16 @@ def test_reparameterized_network(tf32, tolerance):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_gradient_form_steps_as_its_branches(dtype):
+def test_fixed_scales_step_as_branches_in_the_model(dtype):
     """Under autocast the gradients are half precision's, of the same numbers in both."""
     branches = OREPAConv2d(16, 16, 3, branches='light', bias=False).cuda()
+    plain = nn.Sequential(copy.deepcopy(branches))
     branches.kernel.scale.requires_grad_(False)
-    plain = orepa_mm.gradient_form(nn.Sequential(copy.deepcopy(branches)))
     x = torch.randn(4, 16, 12, 12, device='cuda')
     for model in (branches, plain):
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9, fused=True)
+        if model is plain:
+            orepa_mm.attach_branches(model, optimizer, scales='fixed')
         for _ in range(5):
             with torch.autocast('cuda', dtype):
                 loss = model(x).square().mean()

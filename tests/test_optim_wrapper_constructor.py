@@ -10,7 +10,7 @@ from torch import nn
 
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.optim_wrapper_constructor import OREPAOptimWrapperConstructor
-from orepa_mm.functional import compose, squeeze_1x1, squeeze_kxk
+from orepa_mm.functional import compose, squeeze_kxk
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
 # No decay on biases and norms, and biases learn twice as fast, those of norms too.
@@ -123,8 +123,6 @@ def plain_formula(kernel: nn.Module) -> torch.Tensor:
         for stage in rest:
             first = compose(first, stage, kernel.groups)
         return first
-    if hasattr(kernel, 'first'):
-        return squeeze_1x1(kernel.scale, kernel.origin, kernel.first, kernel.second, kernel.groups)
     return squeeze_kxk(kernel._branches(), kernel.shape, kernel.groups)
 
 

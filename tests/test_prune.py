@@ -1,10 +1,13 @@
 """Branches that hardly add to their kernels go, and the outputs, the optimizer and a resumed run do not notice."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from PIL import Image
 from small_models import config, path_of, save_weights
 from small_runs import built, check_resuming, last_checkpoint, run
@@ -12,8 +15,10 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
+from orepa_mm.engine import prune_branches_hook
 from orepa_mm.engine.prune_branches_hook import PruneBranchesHook
 from orepa_mm.errors import LayerError, PruneError
+from orepa_mm.optim import attached_to
 from orepa_mm.reparam.prune import branch_shares, drop_branches, kernels_with_branches
 
 
@@ -135,6 +140,56 @@ def test_a_run_goes_on_with_its_momentum_and_resumes(by_iterations, tmp_path):
     assert loaded.model.layers[2].kernel.branches == kernel.branches
 
     check_resuming(whole, NETWORK, HOOK, tmp_path / 'parts', by_iterations)
+
+
+@MODELS.register_module()
+class NetworkToAttach(PrunedNetwork):
+    def __init__(self):
+        super().__init__()
+        orepa_mm.reparameterize(self)
+
+
+def run_beside(work_dir: Path, epochs: int, by_iterations: bool, resume: bool = False, **options) -> Runner:
+    """A run that prunes branches beside the optimizer."""
+    checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=not by_iterations)
+    hooks = dict(checkpoint=checkpoint, branches=dict(type='BranchesHook') | options)
+    return run(dict(type='NetworkToAttach'), HOOK, work_dir, epochs, by_iterations, resume, default_hooks=hooks)
+
+
+@pytest.mark.parametrize('by_iterations', [False, True])
+def test_a_run_prunes_branches_beside_the_optimizer_and_resumes(by_iterations, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(prune_branches_hook, 'print_log', lambda line, logger: lines.append(line))
+    whole = run_beside(tmp_path / 'whole', 4, by_iterations)
+    updates = attached_to(whole.optim_wrapper.optimizer).updates
+    gone = 6 + 2 - sum(len(update.kernel.branches) for update in updates)  # the stem has too few channels for branches
+    assert gone > 3 and lines == [f'PruneBranchesHook: {gone} branches of 2 kernels added less than 0.3.']
+    run_beside(tmp_path / 'parts', 3, by_iterations)
+    resumed = run_beside(tmp_path / 'parts', 4, by_iterations, resume=True)
+    again = attached_to(resumed.optim_wrapper.optimizer).updates
+    for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for update, other in zip(updates, again, strict=True):
+        for (name, a), (its, b) in zip(update.kernel.named_parameters(), other.kernel.named_parameters(), strict=True):
+            momenta = [runner.optim_wrapper.optimizer.state[p]['momentum_buffer'] for runner, p in ((whole, a), (resumed, b))]
+            assert name == its and torch.equal(a, b) and torch.equal(*momenta)
+
+
+def test_a_run_with_nothing_to_prune_beside_the_optimizer(tmp_path):
+    """Convolutions with fixed scales are one kernel to SGD: dropping branches would only change how it trains."""
+    with pytest.raises(PruneError, match='nothing to prune'):
+        run_beside(tmp_path, 4, False, branches='light', scales='fixed', kernel_sizes=(1, 3))
+
+
+def test_what_pruning_beside_the_optimizer_names():
+    model = nn.Sequential(OREPAConv2d(3, 4, 3, branches=('avg', 'point')), nn.ReLU(), OREPAConv2d(4, 4, 3), OREPAConv2d(4, 4, 7))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = orepa_mm.attach_branches(model, optimizer)
+    gone = handle.prune(0.3)
+    kernels = [update.kernel for update in handle.updates]
+    assert list(gone) == ['0', '2', '3.stages.0', '3.stages.1', '3.stages.2']
+    assert gone['0'] == [] and 'freq' in gone['2']  # without a plain branch none can go
+    assert kernels[0].branches == ('avg', 'point') and not set(gone['2']) & set(kernels[1].branches)
 
 
 def test_momentum_of_the_scales_that_stay(tmp_path):

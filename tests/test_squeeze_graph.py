@@ -122,18 +122,9 @@ def test_channels_last():
     assert captured(graph)
 
 
-def test_gradient_form():
-    models = [orepa_mm.gradient_form(model) for model in pair('light')[:2]]
-    graph = SqueezeGraph(models[1])
-    alike(*models)
-    assert 'shared' in captured(graph)
-
-
 def change(model: nn.Module, how: str) -> None:
     if how == 'pruned':
         orepa_mm.prune_branches(model, threshold=0.3)
-    elif how == 'gradient form':
-        orepa_mm.gradient_form(model)
     elif how == 'frozen':
         model.shared.requires_grad_(False)
     elif how == 'moved':
@@ -145,9 +136,9 @@ def change(model: nn.Module, how: str) -> None:
         model.shared = OREPAConv2d(28, 28, 3, padding=1).double().to(DEVICE)
 
 
-@pytest.mark.parametrize('how', ['pruned', 'gradient form', 'frozen', 'moved', 'loaded', 'another layer'])
+@pytest.mark.parametrize('how', ['pruned', 'frozen', 'moved', 'loaded', 'another layer'])
 def test_a_model_that_changes_meanwhile(how):
-    one_by_one, together, graph = pair('light' if how == 'gradient form' else 'full')
+    one_by_one, together, graph = pair()
     alike(one_by_one, together)
     for model in (one_by_one, together):
         change(model, how)

@@ -34,22 +34,23 @@ from torch import nn
 import orepa_mm
 from orepa_mm.files import check_writable, replacing
 from orepa_mm.layers import METHODS as LAYERS
-from orepa_mm.layers.kernels import PRESETS, OREPAKernel, OREPAPointwiseKernel
+from orepa_mm.layers.kernels import PRESETS, OREPAKernel
 from orepa_mm.layers.squeeze_graph import SqueezeGraph, can_capture
+from orepa_mm.optim import attached_to
+from orepa_mm.optim.updates import MatrixUpdate
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
-LIGHT, GRADIENT_FORM = 'OREPA, light', 'OREPA, gradient form'  # the linear branches, and plain kernels that train as they would
+LIGHT, FIXED = 'OREPA, light', 'OREPA, light, fixed scales'  # the linear branches in the model, and with fixed scales beside the optimizer
 ONE_BY_ONE = 'OREPA, no graph'  # on a GPU the others squeeze by a CUDA graph, as SqueezeGraphHook does
-OF_OREPA = ('OREPA', ONE_BY_ONE, PLAIN_FORMULA, LIGHT, GRADIENT_FORM)
+OF_OREPA = ('OREPA', ONE_BY_ONE, PLAIN_FORMULA, LIGHT, FIXED)
 METHODS = ('none', *(name for name in LAYERS if name != 'OREPA'), *OF_OREPA)
-DEFAULT = ('none', 'DBB', 'OREPA', PLAIN_FORMULA, LIGHT, GRADIENT_FORM)
+DEFAULT = ('none', 'DBB', 'OREPA', PLAIN_FORMULA, LIGHT, FIXED)
 OF_REPVGG = ('none', *OF_OREPA)
 COMPILED_METHODS = ('none', 'OREPA', LIGHT)  # compiling takes longer than measuring
 FORMS = {  # backbones that are not called as their rows are
     PLAIN_FORMULA: dict(method='OREPA'),
     ONE_BY_ONE: dict(method='OREPA'),
     LIGHT: dict(method='OREPA', branches='light'),
-    GRADIENT_FORM: dict(method='OREPA', branches='light'),
 }
 RESNETS = {f'resnet{depth}': dict(type='OREPAResNet', depth=depth) for depth in (18, 34, 50, 101, 152)}
 RESNETS['resnext50'] = dict(type='OREPAResNeXt', depth=50)
@@ -99,7 +100,7 @@ def method_of(backbone: dict, method: str) -> dict:
 
 def use_formula(model: nn.Module, method: str) -> nn.Module:
     for module in model.modules():
-        if isinstance(module, OREPAKernel | OREPAPointwiseKernel):
+        if isinstance(module, OREPAKernel):
             module.closed_form = method != PLAIN_FORMULA
     return model
 
@@ -178,10 +179,7 @@ class Dense:
 
 
 def build(task, method: str, args: argparse.Namespace) -> nn.Module:
-    model = task.build(method)
-    if method == GRADIENT_FORM:
-        orepa_mm.gradient_form(model)
-    model = model.to(args.device)
+    model = task.build('none' if method == FIXED else method).to(args.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     return use_formula(model, method)
@@ -192,11 +190,20 @@ def autocast(args: argparse.Namespace):
     return torch.autocast(torch.device(args.device).type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def training_step(task, model: nn.Module, args: argparse.Namespace, method: str = 'none') -> Run:
+def build_optimizer(model: nn.Module, method: str) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
+    if method == FIXED:
+        orepa_mm.attach_branches(model, optimizer, branches='light', scales='fixed')
+    return optimizer
+
+
+def training_step(
+    task, model: nn.Module, args: argparse.Namespace, method: str = 'none', optimizer: torch.optim.Optimizer | None = None
+) -> Run:
     model.train()
     if method not in (ONE_BY_ONE, PLAIN_FORMULA) and not args.compile and can_capture(model):
         SqueezeGraph(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
+    optimizer = optimizer or build_optimizer(model, method)
 
     def step() -> None:
         with autocast(args):
@@ -249,15 +256,16 @@ def peak_memory(task, method: str, args: argparse.Namespace) -> int:
     """Bytes of tensors alive at the worst moment of a training step, weights and optimizer state included."""
     gc.collect()
     model = build(task, method, args)
-    step = training_step(task, model, args, method)
+    optimizer = build_optimizer(model, method)
+    step = training_step(task, model, args, method, optimizer)
     for _ in range(2):  # fills the optimizer state, and a CUDA graph
         step()
     if args.device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats(args.device)
         step()
         return torch.cuda.max_memory_allocated(args.device)
-    # The optimizer's momentum is as large as the parameters.
-    alive = _bytes([*model.parameters(), *model.buffers()]) + _bytes([p for p in model.parameters() if p.requires_grad])
+    momenta = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    alive = _bytes([*model.parameters(), *model.buffers(), *momenta, *_beside(optimizer)])
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
@@ -266,6 +274,14 @@ def peak_memory(task, method: str, args: argparse.Namespace) -> int:
         level += event.nbytes()
         peak = max(peak, level)
     return alive + peak
+
+
+def _beside(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """What branches beside an optimizer keep."""
+    attached = attached_to(optimizer)
+    updates = attached.updates if attached else []
+    kept = [tensor for update in updates for tensor in (*update.kernel.parameters(), *update.kernel.buffers())]
+    return kept + [update.matrix for update in updates if isinstance(update, MatrixUpdate)]
 
 
 def kernel_launches(call: Run) -> int:
@@ -299,6 +315,8 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
     if 'forward' in what:
         calls = {}
         for method in methods:
+            if method == FIXED:
+                continue  # which is the plain network
             name = f'{method}, training form' if method != 'none' else method
             model = build(task, method, args)
             calls[name] = forward_pass(task, model, args)
@@ -367,12 +385,10 @@ def squeezing_flops(model: nn.Module) -> int:
     total = 0
     for m in model.modules():
         if isinstance(m, OREPAKernel):
-            per_group = m.shape[1]
-            sequence = m.seq_kxk.shape[2] if 'sequence' in m.branches else 0
+            per_group, second = m.shape[1], m.second if m.kernel_size == 1 else m.seq_kxk
+            sequence = second.numel() // (m.shape[0] * m.kernel_size**2) if 'sequence' in m.branches else 0
             separable = m.pointwise.shape[1] // per_group if 'separable' in m.branches else 0
             total += 2 * math.prod(m.shape) * (sequence + separable + sum(name in m.branches for name in PRESETS['light']))
-        elif isinstance(m, OREPAPointwiseKernel) and m.branches == ('origin', 'sequence'):
-            total += 2 * m.origin.numel() * (m.second.shape[1] + 2)
     return total
 
 

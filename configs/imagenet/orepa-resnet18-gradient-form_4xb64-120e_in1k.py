@@ -1,5 +1,4 @@
-# Light branches with their scales for five epochs, then plain kernels that train as the branches would, at the plain network's cost.
-_base_ = './orepa-resnet18_4xb64-120e_in1k.py'
+# The stock network with light branches of fixed scales beside SGD: it trains as they would, at the plain network's cost.
+_base_ = './none-resnet18_4xb64-120e_in1k.py'
 
-model = dict(backbone=dict(branches='light'))
-custom_hooks = [*_base_.custom_hooks, dict(type='GradientFormHook', epoch=5)]
+default_hooks = dict(branches=dict(type='BranchesHook', branches='light', scales='fixed'))

@@ -75,12 +75,17 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
             f'{path}: does not fit the model of the config: {"; ".join(details)}. It is of another architecture, width or '
             'number of classes: change the config or the checkpoint.'
         )
-    left = [key for key in state if key not in expected and not key.startswith('data_preprocessor.') and 'num_batches_tracked' not in key]
+    left = [key for key in state if key not in expected and not _is_no_weight(key)]
     if strict and left:
         raise CheckpointError(
             f'{path}: holds {len(left)} weights that the model of the config has no place for ({_some(left)}): it is of another model, '
             'give the config it was trained with.'
         )
+
+
+def _is_no_weight(key: str) -> bool:
+    """Whether a network computes the same without it; a gradient_matrix is of a run that kept it in the model."""
+    return key.startswith('data_preprocessor.') or 'num_batches_tracked' in key or key.endswith('.gradient_matrix')
 
 
 def _is_like(value: Tensor, expected: Tensor) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..functional import repvgg_l2
 from ..layers import SqueezedConv2d
-from ..reparam.gradient_form import check_sgd, is_gradient_form
 from ..reparam.plain import is_repvgg_block
 
 
@@ -56,7 +55,6 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Raises:
         ValueError: When ``custom_l2`` is set but the model has no OREPA convolution and no RepVGG block in training form, the optimizer no
             weight decay, or a RepVGG block norms without running statistics.
-        GradientFormError: For a model in gradient form and an optimizer other than SGD.
     """
 
     def add_params(
@@ -85,8 +83,6 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         optim_wrapper = super().__call__(model)
-        if is_gradient_form(model):
-            check_sgd(optim_wrapper.optimizer)
         # The default makes them ConfigDicts, which torch.compile cannot trace.
         optim_wrapper.optimizer.param_groups = [dict(group) for group in optim_wrapper.optimizer.param_groups]
         if self.paramwise_cfg.get('custom_l2'):

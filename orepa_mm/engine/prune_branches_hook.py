@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
 from ..errors import PruneError
 from ..layers.kernels import branches_in
+from ..optim import attached_to
+from ..optim.prune import drop_branches_of
 from ..reparam.prune import branches_below, check_threshold, drop_branches, kernels_with_branches
 from .changed_parameters import changing_averages, optimizers_of, wrap_again
 from .distributed import unwrapped
@@ -22,6 +22,7 @@ class PruneBranchesHook(Hook):
 
     The optimizer loses what is dropped and keeps the momentum of what stays; averaged weights (``EMAHook``) lose the same branches. A
     checkpoint written afterwards resumes with this hook, and loads into the config without it, where pruned branches start at zero.
+    Branches beside the optimizer (:class:`.BranchesHook`) are pruned likewise, and resume without this hook as well.
 
     Fires before the epoch or iteration it is given, and after a checkpoint is read::
 
@@ -33,7 +34,7 @@ class PruneBranchesHook(Hook):
         iteration: The same, for a training by iterations.
 
     Raises:
-        PruneError: Unless one of ``epoch`` and ``iteration`` is given, and for a threshold outside 0..1.
+        PruneError: Unless one of ``epoch`` and ``iteration`` is given, for a threshold outside 0..1, and where there is nothing to prune.
     """
 
     priority = 'ABOVE_NORMAL'  # before EMAHook reads a checkpoint
@@ -63,42 +64,18 @@ class PruneBranchesHook(Hook):
             self._drop(runner, names)
 
     def _prune(self, runner: Runner) -> None:
-        names = branches_below(unwrapped(runner.model), self.threshold)
-        self._drop(runner, names)
-        count = sum(name != 'origin' for each in names.values() for name in each)
+        attached = [each for each in map(attached_to, optimizers_of(runner)) if each is not None]
+        names = {path: gone for each in attached for path, gone in each.prune(self.threshold).items()}
+        model = unwrapped(runner.model)
+        if not names or any(kernels_with_branches(model)):
+            inside = branches_below(model, self.threshold)
+            self._drop(runner, inside)
+            names |= inside
+        count = sum(map(len, names.values()))
         print_log(f'PruneBranchesHook: {count} branches of {len(names)} kernels added less than {self.threshold:g}.', logger='current')
 
     def _drop(self, runner: Runner, names: dict[str, list[str]]) -> None:
-        model = unwrapped(runner.model)
-        before, branches = dict(model.named_parameters()), {path: kernel.branches for path, kernel in kernels_with_branches(model)}
-        drop_branches(model, names)
-        after = dict(model.named_parameters())
-        rows = {}
-        for path, kernel in kernels_with_branches(model):
-            if kernel.branches != branches[path]:
-                rows[id(before[f'{path}.scale'])] = (after[f'{path}.scale'], [branches[path].index(name) for name in kernel.branches])
-        kept = {id(parameter) for parameter in after.values()}
-        dropped = {id(parameter) for parameter in before.values()} - kept - rows.keys()
-        for optimizer in optimizers_of(runner):
-            _edit_optimizer(optimizer, dropped, rows)
+        drop_branches_of(unwrapped(runner.model), names, optimizers_of(runner))
         for average in changing_averages(runner):
             drop_branches(average, names)
         wrap_again(runner)
-
-
-def _edit_optimizer(optimizer: torch.optim.Optimizer, dropped: set[int], rows: dict[int, tuple[nn.Parameter, list[int]]]) -> None:
-    """Take parameters out of an optimizer, and put those with fewer rows in the place of the old ones, momentum included.
-
-    Args:
-        optimizer: Of torch.
-        dropped: ``id`` of the parameters to take out.
-        rows: For the ``id`` of a parameter what takes its place, and which of its rows that has.
-    """
-    for group in optimizer.param_groups:
-        for old in group['params']:
-            state = optimizer.state.pop(old, None) if id(old) in dropped or id(old) in rows else None
-            if state and id(old) in rows:
-                new, kept = rows[id(old)]
-                per_row = {key for key, value in state.items() if getattr(value, 'shape', None) == old.shape}
-                optimizer.state[new] = {key: value[kept] if key in per_row else value for key, value in state.items()}
-        group['params'] = [rows[id(p)][0] if id(p) in rows else p for p in group['params'] if id(p) not in dropped]

@@ -43,8 +43,8 @@ class ReparameterizeHook(Hook):
             float32 (1e-3 on a GPU), 8e-3 for float16, 6e-2 for bfloat16.
 
     Raises:
-        ReparameterizeError: When a layer's outputs differ by more than ``tolerance`` or are not finite, when the model has nothing to
-            re-parameterize, and for a sharded model, before its training starts.
+        ReparameterizeError: When a layer's outputs differ by more than ``tolerance`` or are not finite, and for a sharded model, before
+            its training starts.
     """
 
     # First among the hooks, so that the training form is back before EMAHook swaps weights and CheckpointHook saves.
@@ -99,10 +99,8 @@ class ReparameterizeHook(Hook):
         model = unwrapped(runner.model)
         self._planned = plan_swaps(model)
         if not self._planned:
-            raise ReparameterizeError(
-                'ReparameterizeHook found nothing to re-parameterize: the model has no layer with training-time branches. Use an OREPA '
-                "backbone or conv_cfg=dict(type='OREPAConv2d'), or take the hook out of custom_hooks (a re-parameterized model needs none)."
-            )
+            runner.logger.info('ReparameterizeHook: the model has no layers with branches, so it is in deployed form already.')
+            return
         self._comparison = LayerComparison(self._planned)
 
     def _apply(self, runner: Runner) -> None:

@@ -1,25 +1,23 @@
 """Arithmetic of re-parameterization: weights in, weights out, plain torch."""
 
-from .closed_form import closed_form_1x1, closed_form_kxk, gradient_1x1, gradient_kxk
+from .closed_form import closed_form_kxk, gradient_kxk
 from .factor import shifts_and_kernel
 from .fuse import fuse_norm
-from .gradient_form import gradient_matrix, multiply_taps, with_multiplied_gradient
+from .gradient_matrix import gradient_matrix, multiply_taps
 from .merge import average, identity_kernel, merge_1x1_kxk
 from .precision import in_float32, is_plain_eager, under_autocast, without_autocast
 from .repvgg_l2 import repvgg_l2
-from .squeeze import BRANCHES, Branches, branch_kernels, compose, frequency_prior, kernel_of, rows_of, squeeze_1x1, squeeze_kxk
+from .squeeze import BRANCHES, Branches, branch_kernels, compose, frequency_prior, kernel_of, rows_of, squeeze_kxk
 
 __all__ = [
     'BRANCHES',
     'Branches',
     'average',
     'branch_kernels',
-    'closed_form_1x1',
     'closed_form_kxk',
     'compose',
     'frequency_prior',
     'fuse_norm',
-    'gradient_1x1',
     'gradient_kxk',
     'gradient_matrix',
     'identity_kernel',
@@ -31,9 +29,7 @@ __all__ = [
     'repvgg_l2',
     'rows_of',
     'shifts_and_kernel',
-    'squeeze_1x1',
     'squeeze_kxk',
     'under_autocast',
-    'with_multiplied_gradient',
     'without_autocast',
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from .fused import fused
 from .precision import without_autocast
 from .separable import DepthwiseGradient, add_separable, pointwise_gradient
-from .squeeze import Branches, squeeze_1x1, squeeze_kxk
+from .squeeze import Branches, squeeze_kxk
 
 # Elements of a kernel that all passes take at a time on a CPU: what stays in the cores' caches.
 CHUNK = 1 << 20
@@ -201,66 +201,3 @@ def closed_form_kxk(
 ) -> Tensor:
     """:func:`.squeeze_kxk` with a closed-form backward pass, and the result in ``memory_format``."""
     return _SqueezeKxK.apply(tuple(shape), groups, memory_format, *branches)
-
-
-class _Squeeze1x1(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, groups: int, scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        ctx.save_for_backward(scale, origin, first, second)
-        ctx.groups = groups
-        s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
-        return torch.bmm(outer, inner).mul_(s1).addcmul_(plain, s0).view_as(origin)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        groups = ctx.groups
-        saved: tuple[Tensor, Tensor, Tensor, Tensor] = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return None, *_by_autograd(
-                lambda scale, origin, first, second: squeeze_1x1(scale, origin, first, second, groups),
-                saved,
-                ctx.needs_input_grad[1:],
-                grad,
-            )
-        return None, *gradient_1x1(grad, *saved, groups)
-
-
-def gradient_1x1(grad: Tensor, scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> tuple[Tensor, ...]:
-    """The backward pass of :func:`.squeeze_1x1`: gradients of scale, origin, first and second from that of the kernel [O, I/g, 1, 1]."""
-    if fused(grad.device) is not None:
-        d = gradient_kxk(grad, _as_kxk(scale, origin, first, second), groups)
-        assert d.origin is not None and d.seq_1x1 is not None and d.seq_kxk is not None
-        found = (d.scale, d.origin, d.seq_1x1, d.seq_kxk)
-    else:
-        with without_autocast(grad):
-            s0, s1, plain, inner, outer = _pointwise_in_groups(scale, origin, first, second, groups)
-            grad = grad.reshape_as(plain)
-            d_inner = torch.bmm((outer * s1).transpose(1, 2), grad)
-            d_outer = torch.bmm(grad, inner.transpose(1, 2))
-            d_scale = torch.stack([torch.linalg.vecdot(grad, plain), torch.linalg.vecdot(d_outer, outer)])
-            found = (d_scale, grad * s0, d_inner, d_outer.mul_(s1))
-    return tuple(g.view_as(weight) for g, weight in zip(found, (scale, origin, first, second), strict=True))
-
-
-def _as_kxk(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor) -> Branches:
-    """A 1x1 layer's weights as those of a k x k layer with one position."""
-    return Branches(scale, origin=origin.flatten(2).transpose(1, 2), seq_1x1=first, seq_kxk=second.flatten(2).transpose(1, 2))
-
-
-def _pointwise_in_groups(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int) -> tuple[Tensor, ...]:
-    s0, s1 = scale.view(2, groups, -1, 1).unbind(0)
-    per_group = origin.shape[0] // groups
-    return (
-        s0,
-        s1,
-        origin.reshape(groups, per_group, -1),
-        first.reshape(groups, -1, origin.shape[1]),
-        second.reshape(groups, per_group, -1),
-    )
-
-
-def closed_form_1x1(scale: Tensor, origin: Tensor, first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
-    """:func:`.squeeze_1x1` with a closed-form backward pass. Arguments and result as there."""
-    if fused(scale.device) is None:
-        return _Squeeze1x1.apply(groups, scale, origin, first, second)
-    return closed_form_kxk(_as_kxk(scale, origin, first, second), (origin.shape[0], origin.shape[1], 1, 1), groups)

@@ -132,27 +132,6 @@ def squeeze_kxk(branches: Branches, shape: tuple[int, int, int, int], groups: in
     return kernel_of(reduce(torch.add, branch_kernels(branches, shape, groups).values()), shape[-1])
 
 
-def squeeze_1x1(scale: Tensor, origin: Tensor | None, first: Tensor | None, second: Tensor | None, groups: int = 1) -> Tensor:
-    """Squeeze the branches of a 1x1 layer: ``W = scale[0] * origin + scale[1] * (second @ first)``.
-
-    Args:
-        scale: [2, O], or [1, O] where there is one branch only.
-        origin: Plain branch, [O, I/g, 1, 1], or None.
-        first: First of two stacked 1x1 convolutions, [M, I/g, 1, 1], or None.
-        second: The 1x1 convolution after it, [O, M/g, 1, 1], or None.
-        groups: g.
-
-    Returns:
-        Kernel [O, I/g, 1, 1].
-    """
-    kernels = [] if origin is None else [origin * scale[0].view(-1, 1, 1, 1)]
-    if first is not None and second is not None:
-        out_channels, inputs = second.shape[0], first.shape[1]
-        stacked = torch.bmm(second.reshape(groups, out_channels // groups, -1), first.reshape(groups, -1, inputs))
-        kernels.append(stacked.reshape(out_channels, inputs, 1, 1) * scale[-1].view(-1, 1, 1, 1))
-    return reduce(torch.add, kernels)
-
-
 def compose(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
     """One kernel for two stacked convolutions of a deep linear stem (paper, section 3.2, "stem layer").
 

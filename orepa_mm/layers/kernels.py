@@ -13,23 +13,20 @@ from ..functional import (
     BRANCHES,
     Branches,
     branch_kernels,
-    closed_form_1x1,
     closed_form_kxk,
     compose,
     frequency_prior,
-    gradient_1x1,
     gradient_kxk,
     is_plain_eager,
     rows_of,
     shifts_and_kernel,
-    squeeze_1x1,
     squeeze_kxk,
     without_autocast,
 )
 
 logger = logging.getLogger(__name__)
 
-# The parameters of each branch of a k x k kernel; with the last at zero it adds nothing.
+# The parameters of each branch; with the last at zero it adds nothing. A 1x1 kernel has two branches, and the sequence other names.
 PARAMETERS = dict(
     origin=('origin',),
     avg=('avg',),
@@ -38,9 +35,10 @@ PARAMETERS = dict(
     point=('point',),
     separable=('depthwise', 'pointwise'),
 )
+POINTWISE = dict(origin=('origin',), sequence=('first', 'second'))
 PRESETS = {'full': BRANCHES, 'light': ('origin', 'avg', 'freq', 'point')}
 
-# How the branches start that represent a given kernel: the scales of an OREPAKernel and of an OREPAPointwiseKernel, None for the published
+# How the branches start that represent a given kernel: the scales of a k x k kernel and of a 1x1 kernel, None for the published
 # ones. Those of "balanced" have squares that add up to about one: a branch moves the kernel by its scale squared times what a plain
 # kernel's step would be, so the first steps are as long as the plain layer's at the same learning rate (in a product of kernels longer).
 BALANCED = (
@@ -110,8 +108,10 @@ class PlainKernel(nn.Module):
 
 
 def branches_in(state: dict[str, Tensor], prefix: str) -> tuple[str, ...]:
-    """The branches of a k x k kernel that a state dict has under ``prefix``; () where their scales are not there or of other branches."""
-    names = tuple(name for name, parameters in PARAMETERS.items() if all(f'{prefix}{each}' in state for each in parameters))
+    """The branches of a kernel that a state dict has under ``prefix``; () where their scales are not there or of other branches."""
+    either = [*PARAMETERS.items(), *POINTWISE.items()]
+    found = {name for name, parameters in either if all(f'{prefix}{each}' in state for each in parameters)}
+    names = tuple(name for name in BRANCHES if name in found)
     scale = state.get(f'{prefix}scale')
     return names if scale is not None and len(scale) == len(names) else ()
 
@@ -124,16 +124,18 @@ def _scale_to_move_into(scale: Tensor) -> Tensor:
 class OREPAKernel(nn.Module):
     """The branches of a k x k kernel (paper, figure 3 and section 3.2).
 
+    A 1x1 kernel has two: a plain one and two stacked ones, of which the square one starts as the identity.
+
     Args:
         in_channels: I.
         out_channels: O.
-        kernel_size: k, odd, at least 3.
+        kernel_size: k, odd.
         groups: g.
-        branches: As for :func:`branch_names`. Without ``'point'`` smaller weights are drawn, as in the published OREPA-RepVGG, whose
+        branches: As for :func:`branch_names`; of a 1x1 kernel all but ``'sequence'`` are the plain branch. Without ``'point'`` smaller weights are drawn, as in the published OREPA-RepVGG, whose
             blocks have a 1x1 branch of their own.
         expansion: Depthwise channels per input channel in the separable branch.
 
-    Kernels are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k] load too, and those
+    Kernels larger than 1x1 are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k] load too, and those
     of a layer with more branches, which are added to the plain one, or with fewer, where the others start at zero.
 
     Shape:
@@ -155,10 +157,10 @@ class OREPAKernel(nn.Module):
     point: nn.Parameter | None
     depthwise: nn.Parameter | None
     pointwise: nn.Parameter | None
+    first: nn.Parameter | None
+    second: nn.Parameter | None
     prior: Tensor | None
     identity: Tensor | None
-
-    initial_scale = dict(origin=0.25, avg=0.25, freq=0.0, sequence=0.5, point=1.0, separable=0.5)
 
     def __init__(
         self,
@@ -173,13 +175,20 @@ class OREPAKernel(nn.Module):
     ) -> None:
         super().__init__()
         self.branches = branch_names(branches)
+        if kernel_size == 1:
+            plain, stacked = self.branches != ('sequence',), 'sequence' in self.branches
+            self.branches = tuple(name for name, there in (('origin', plain), ('sequence', stacked)) if there)
         self.kernel_size, self.groups = kernel_size, groups
+        self.expands = out_channels > in_channels
         in_per_group, taps = in_channels // groups, kernel_size * kernel_size
         self.shape = (out_channels, in_per_group, kernel_size, kernel_size)
         # With many groups the stacked branch is widened, or it would have next to no channels to mix.
         inner = in_channels if groups <= 4 else 2 * in_channels
-        shapes = dict(
-            origin=(out_channels, taps, in_per_group),
+        narrow = min(in_channels, out_channels)
+        shapes: dict[str, tuple[int, ...]] = dict(
+            origin=(out_channels, taps, in_per_group) if kernel_size > 1 else self.shape,
+            first=(narrow, in_per_group, 1, 1),
+            second=(out_channels, narrow // groups, 1, 1),
             avg=(out_channels, in_per_group, 1, 1),
             freq=(out_channels, in_per_group, 1, 1),
             seq_1x1=(inner, in_per_group, 1, 1),
@@ -189,14 +198,13 @@ class OREPAKernel(nn.Module):
             pointwise=(out_channels, expansion * in_per_group, 1, 1),
         )
         options: dict[str, Any] = dict(device=device, dtype=dtype)
-        for branch, names in PARAMETERS.items():
-            for name in names:
-                there = branch in self.branches
-                self.register_parameter(name, nn.Parameter(torch.empty(shapes[name], **options)) if there else None)
+        own = {name for branch in self.branches for name in self.parameters_of(branch)}
+        for name in (name for names in (*PARAMETERS.values(), POINTWISE['sequence']) for name in names):
+            self.register_parameter(name, nn.Parameter(torch.empty(shapes[name], **options)) if name in own else None)
         self.scale = nn.Parameter(torch.empty(len(self.branches), out_channels, **options))
         # Constants follow from the shapes, so checkpoints do without them.
         prior = torch.empty(out_channels, kernel_size, kernel_size, **options) if 'freq' in self.branches else None
-        identity = torch.empty(inner, in_per_group, 1, 1, **options) if 'sequence' in self.branches else None
+        identity = torch.empty(inner, in_per_group, 1, 1, **options) if self.seq_1x1 is not None else None
         self.register_buffer('prior', prior, persistent=False)
         self.register_buffer('identity', identity, persistent=False)
         if self.branches == ('freq',) and not frequency_prior(out_channels, kernel_size).abs().amax((1, 2)).gt(1e-6).all():
@@ -206,13 +214,33 @@ class OREPAKernel(nn.Module):
             )
         self.reset_parameters()
 
+    def parameters_of(self, branch: str) -> tuple[str, ...]:
+        """The names of a branch's parameters; with the last at zero it adds nothing, of a 1x1 kernel with the one that is not square."""
+        if self.kernel_size == 1 and branch == 'sequence':
+            return ('first', 'second') if self.expands else ('second', 'first')
+        return PARAMETERS[branch]
+
+    @property
+    def initial_scale(self) -> dict[str, float]:
+        """The published scales at the start."""
+        if self.kernel_size == 1:
+            return dict(origin=1.0, sequence=0.5)
+        return dict(origin=0.25, avg=0.25, freq=0.0, sequence=0.5, point=1.0, separable=0.5)
+
     def _scale_rows(self, scales: dict[str, float]) -> None:
         for row, name in zip(self.scale, self.branches, strict=True):
             row.fill_(scales[name])
 
+    def _stacked(self) -> Tensor:
+        """Make the square one of a 1x1 kernel's two stacked weights the identity, and return the other."""
+        square, other = (self.get_parameter(name) for name in self.parameters_of('sequence'))
+        square.copy_(torch.eye(square.shape[1]).repeat(self.groups, 1).view_as(square))
+        return other
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        for weight in (self.origin, self.avg, self.freq, self.seq_kxk, self.depthwise, self.pointwise, self.point):
+        other = None if self.first is None else self._stacked()
+        for weight in (self.origin, self.avg, self.freq, self.seq_kxk, self.depthwise, self.pointwise, self.point, other):
             if weight is not None:
                 nn.init.kaiming_uniform_(weight, a=1 if self.point is None else 0)
         if self.seq_1x1 is not None:
@@ -237,10 +265,10 @@ class OREPAKernel(nn.Module):
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
         """Turn what else may be loaded into this module's own keys, in place."""
         plain = state.get(f'{prefix}weight')
-        if self.origin is not None and plain is not None and tuple(plain.shape) == self.shape:  # a plain stage, or one in gradient form
+        if self.origin is not None and plain is not None and tuple(plain.shape) == self.shape:  # a plain stage
             copy = deepcopy(self)
             copy.represent(plain)
-            for name in ('weight', 'gradient_matrix'):
+            for name in ('weight', 'gradient_matrix'):  # the latter of runs that kept it in the model
                 state.pop(f'{prefix}{name}', None)
             state |= {f'{prefix}{key}': value for key, value in copy.state_dict().items()}
         # Checkpoints with these names have the expansion fastest along the channels of a group, not slowest.
@@ -252,7 +280,7 @@ class OREPAKernel(nn.Module):
             state[f'{prefix}pointwise'] = pw.unflatten(1, (per_group, -1)).transpose(1, 2).flatten(1, 2)
         for name in ('origin', 'seq_kxk'):
             kernel = state.get(f'{prefix}{name}')
-            if kernel is not None and kernel.dim() == 4:
+            if kernel is not None and kernel.dim() == 4 and self.kernel_size > 1:
                 state[f'{prefix}{name}'] = rows_of(kernel)
         there = branches_in(state, prefix)
         if 'origin' in self.branches and 'origin' in there and there != self.branches:
@@ -267,9 +295,10 @@ class OREPAKernel(nn.Module):
         scale = state[f'{prefix}scale']
         rows = dict(zip(branches_in(state, prefix), scale, strict=True))
         for name in names:
-            rows[name] = torch.full_like(rows['origin'], BALANCED[0][name])
-            state |= {f'{prefix}{parameter}': getattr(self, parameter).detach().clone() for parameter in PARAMETERS[name]}
-            state[f'{prefix}{PARAMETERS[name][-1]}'].zero_()
+            rows[name] = torch.full_like(rows['origin'], BALANCED[self.kernel_size == 1][name])
+            parameters = self.parameters_of(name)
+            state |= {f'{prefix}{parameter}': self.get_parameter(parameter).detach().clone() for parameter in parameters}
+            state[f'{prefix}{parameters[-1]}'].zero_()
         state[f'{prefix}scale'] = torch.stack([rows[name] for name in BRANCHES if name in rows])
         logger.info('%s: the branches %s, which the checkpoint lacks, start at zero.', prefix.rstrip('.'), ', '.join(names))
 
@@ -280,19 +309,21 @@ class OREPAKernel(nn.Module):
             return
         there, scale = branches_in(state, prefix), state[f'{prefix}scale']
         shape, device = self.shape, scale.device
-        weights = {name: state.pop(f'{prefix}{name}') for branch in others for name in PARAMETERS[branch]}
+        weights = {name: state.pop(f'{prefix}{name}') for branch in others for name in self.parameters_of(branch)}
         rows = {branch: scale[row] for row, branch in enumerate(there)}
         if 'seq_1x1' in weights:
             identity = torch.eye(shape[1], device=device, dtype=torch.float64)
             weights['seq_1x1'] = weights['seq_1x1'].double() + identity.repeat(len(weights['seq_1x1']) // shape[1], 1)[..., None, None]
         if 'freq' in weights:
             weights['prior'] = frequency_prior(shape[0], self.kernel_size, device, torch.float64)
+        if 'first' in weights:
+            weights = dict(seq_1x1=weights['first'], seq_kxk=rows_of(weights['second']))
         weights = {name: weight.double() for name, weight in weights.items()}
         kernel = squeeze_kxk(Branches(scale=torch.stack([rows[name].double() for name in others]), **weights), shape, self.groups)
-        plain = rows['origin'].double()
+        plain, origin = rows['origin'].double(), state[f'{prefix}origin']
         divisor = _scale_to_move_into(plain)
-        moved = state[f'{prefix}origin'].double() * plain.view(-1, 1, 1) + rows_of(kernel)
-        state[f'{prefix}origin'] = (moved / divisor.view(-1, 1, 1)).to(state[f'{prefix}origin'].dtype)
+        moved = origin.double() * plain.view(-1, *[1] * (origin.dim() - 1)) + rows_of(kernel).view_as(origin)
+        state[f'{prefix}origin'] = (moved / divisor.view(-1, *[1] * (origin.dim() - 1))).to(origin.dtype)
         rows['origin'] = divisor.to(scale.dtype)
         state[f'{prefix}scale'] = torch.stack([rows[name] for name in there if name not in others])
         logger.info('%s: the branches %s of the checkpoint were added to the plain one.', prefix.rstrip('.'), ', '.join(others))
@@ -317,12 +348,13 @@ class OREPAKernel(nn.Module):
         if self.origin is None:
             raise LayerError(f"the branches {', '.join(self.branches)} cannot add up to any given kernel; it takes 'origin'")
         exact = weight.double()
-        scale = dict(STARTS[start][0] or self.initial_scale)
+        scale = dict(STARTS[start][self.kernel_size == 1] or self.initial_scale)
         if torch.finfo(self.scale.dtype).bits < 32:
             scale['origin'] = 1.0  # in half precision the kernel itself, bit for bit: a scale and its inverse would round twice
         self._scale_rows(scale)
-        frequency = self.freq if scale['freq'] else None  # with a scale of zero it keeps its weights, or nothing would ever move it
-        for branch in (self.origin, self.avg, frequency, self.seq_1x1, self.seq_kxk, self.pointwise, self.point):
+        stacked = None if self.first is None else self._stacked()
+        frequency = self.freq if scale.get('freq') else None  # with a scale of zero it keeps its weights, or nothing would ever move it
+        for branch in (self.origin, self.avg, frequency, self.seq_1x1, self.seq_kxk, self.pointwise, self.point, stacked):
             if branch is not None:
                 branch.zero_()
         if start == 'shared':
@@ -334,9 +366,11 @@ class OREPAKernel(nn.Module):
             if self.point is not None:
                 centre = self.kernel_size // 2
                 self.point.copy_(SHARE / scale['point'] * exact[:, :, centre, centre, None, None])
+            if stacked is not None:
+                stacked.copy_(SHARE / scale['sequence'] * exact)
             # From what the branches are after rounding, so that the rest makes up for it.
             exact = exact - squeeze_kxk(self._branches(torch.float64), self.shape, self.groups)
-        self.origin.copy_(rows_of(exact / scale['origin']))
+        self.origin.copy_(rows_of(exact / scale['origin']).view_as(self.origin))
 
     @torch.no_grad()
     def drop_branches(self, names: Iterable[str]) -> None:
@@ -355,7 +389,7 @@ class OREPAKernel(nn.Module):
         self.origin.copy_(state['origin'])
         self.scale = nn.Parameter(state['scale'].clone(), requires_grad=self.scale.requires_grad)
         for name in names:
-            for parameter in PARAMETERS[name]:
+            for parameter in self.parameters_of(name):
                 setattr(self, parameter, None)
         self.branches = tuple(name for name in self.branches if name not in names)
         self.prior = self.prior if 'freq' in self.branches else None
@@ -367,14 +401,17 @@ class OREPAKernel(nn.Module):
         return branch_kernels(self._branches(torch.float64), self.shape, self.groups)
 
     def _branches(self, dtype: torch.dtype | None = None) -> Branches:
+        def rows(weight: Tensor | None) -> Tensor | None:
+            return weight if weight is None or weight.dim() == 3 else weight.flatten(2).transpose(1, 2)
+
         weights = Branches(
             scale=self.scale,
-            origin=self.origin,
+            origin=rows(self.origin),
             avg=self.avg,
             freq=self.freq,
             prior=self.prior,
-            seq_1x1=None if self.seq_1x1 is None or self.identity is None else self.seq_1x1 + self.identity,
-            seq_kxk=self.seq_kxk,
+            seq_1x1=self.first if self.seq_1x1 is None or self.identity is None else self.seq_1x1 + self.identity,
+            seq_kxk=rows(self.second) if self.seq_kxk is None else self.seq_kxk,
             depthwise=self.depthwise,
             pointwise=self.pointwise,
             point=self.point,
@@ -399,156 +436,8 @@ class OREPAKernel(nn.Module):
     def pull_back(self, grad: Tensor) -> dict[str, Tensor]:
         """Gradients of the parameters, by name, from that of the squeezed kernel [O, I/g, k, k]: the backward pass by itself."""
         found = gradient_kxk(grad, self._branches(), self.groups)._asdict()
-        return {name: found[name] for name, _ in self.named_parameters()}
-
-
-class OREPAPointwiseKernel(nn.Module):
-    """The two branches of a 1x1 kernel: a plain one, and two stacked ones of which the square one starts as the identity.
-
-    Args:
-        in_channels: I.
-        out_channels: O.
-        groups: g.
-        branches: As for :func:`branch_names`; of a 1x1 kernel all but ``'sequence'`` are the plain branch.
-
-    Shape:
-        The call returns [O, I/g, 1, 1].
-
-    Raises:
-        LayerError: As :func:`branch_names`.
-    """
-
-    closed_form = True  # as in OREPAKernel
-
-    origin: nn.Parameter | None
-    first: nn.Parameter | None
-    second: nn.Parameter | None
-
-    initial_scale = dict(origin=1.0, sequence=0.5)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        groups: int = 1,
-        branches: str | Iterable[str] = 'full',
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        names = branch_names(branches)
-        self.branches = (('origin',) if names != ('sequence',) else ()) + (('sequence',) if 'sequence' in names else ())
-        self.groups = groups
-        in_per_group, inner = in_channels // groups, min(in_channels, out_channels)
-
-        def weight(branch: str, *shape: int) -> nn.Parameter | None:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype)) if branch in self.branches else None
-
-        self.register_parameter('origin', weight('origin', out_channels, in_per_group, 1, 1))
-        self.register_parameter('first', weight('sequence', inner, in_per_group, 1, 1))
-        self.register_parameter('second', weight('sequence', out_channels, inner // groups, 1, 1))
-        self.scale = nn.Parameter(torch.empty(len(self.branches), out_channels, device=device, dtype=dtype))
-        self.expands = out_channels > in_channels
-        self.reset_parameters()
-
-    def _scale_rows(self, scales: dict[str, float]) -> None:
-        for row, name in zip(self.scale, self.branches, strict=True):
-            row.fill_(scales[name])
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        if self.origin is not None:
-            nn.init.kaiming_uniform_(self.origin, a=1)
-        if self.first is not None:
-            nn.init.kaiming_uniform_(self._other(), a=1)
-        self._scale_rows(self.initial_scale)
-
-    def _other(self) -> Tensor:
-        """Make the square one of the two stacked weights the identity, and return the other."""
-        assert self.first is not None and self.second is not None
-        square, other = (self.first, self.second) if self.expands else (self.second, self.first)
-        square.copy_(torch.eye(square.shape[1]).repeat(self.groups, 1).view_as(square))
-        return other
-
-    @torch.no_grad()
-    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
-        """As :meth:`OREPAKernel.adapt_state_dict`."""
-        names = [f'{prefix}{name}' for name in ('scale', 'origin', 'first', 'second')]
-        there = [name in state for name in names]
-        if self.branches == ('origin',) and all(there):
-            scale, origin, first, second = (state.pop(name).double() for name in names)
-            divisor = _scale_to_move_into(scale[0])
-            kernel = squeeze_1x1(scale, origin, first, second, self.groups) / divisor.view(-1, 1, 1, 1)
-            state |= {names[0]: divisor[None].to(self.scale.dtype), names[1]: kernel.to(self.scale.dtype)}
-            logger.info('%s: the branch sequence of the checkpoint was added to the plain one.', prefix.rstrip('.'))
-        elif self.branches == ('origin', 'sequence') and there == [True, True, False, False] and len(state[names[0]]) == 1:
-            scale, copy = state[names[0]], deepcopy(self)
-            copy._other().zero_()
-            state[names[0]] = torch.cat([scale, torch.full_like(scale, BALANCED[1]['sequence'])])
-            state |= {names[2]: copy.get_parameter('first').detach(), names[3]: copy.get_parameter('second').detach()}
-            logger.info('%s: the branch sequence, which the checkpoint lacks, starts at zero.', prefix.rstrip('.'))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.adapt_state_dict(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    @torch.no_grad()
-    def represent(self, weight: Tensor, start: str = 'balanced') -> None:
-        """As :meth:`OREPAKernel.represent`; the square one of the stacked weights is the identity, the other starts at zero."""
-        if self.origin is None:
-            raise LayerError("the branch sequence starts as the identity and holds no given kernel; it takes 'origin'")
-        scale = dict(STARTS[start][1] or self.initial_scale)
-        if torch.finfo(self.scale.dtype).bits < 32:
-            scale['origin'] = 1.0
-        self._scale_rows(scale)
-        exact = weight.double()
-        if self.first is not None:
-            other = self._other().zero_()
-            if start == 'shared':
-                other.copy_(SHARE / scale['sequence'] * exact)
-                exact = exact - scale['sequence'] * other.double()
-        self.origin.copy_(exact / scale['origin'])
-
-    @torch.no_grad()
-    def drop_branches(self, names: Iterable[str]) -> None:
-        """As :meth:`OREPAKernel.drop_branches`."""
-        if self.origin is None or 'origin' in names:
-            raise LayerError('branches are moved into origin, which stays')
-        if 'sequence' not in names or self.first is None:
-            return
-        second = self.get_parameter('second')
-        whole = squeeze_1x1(self.scale.double(), self.origin.double(), self.first.double(), second.double(), self.groups)
-        divisor = _scale_to_move_into(self.scale[0].double())
-        self.origin.copy_(whole / divisor.view(-1, 1, 1, 1))
-        self.scale = nn.Parameter(divisor[None].to(self.scale.dtype), requires_grad=self.scale.requires_grad)
-        self.first = self.second = None
-        self.branches = ('origin',)
-
-    @torch.no_grad()
-    def parts(self) -> dict[str, Tensor]:
-        """What each branch adds to the kernel [O, I/g, 1, 1], in float64."""
-        scale = self.scale.double()
-        origin, first, second = (None if weight is None else weight.double() for weight in (self.origin, self.first, self.second))
-        found = {} if origin is None else dict(origin=squeeze_1x1(scale[:1], origin, None, None, self.groups))
-        return found if first is None else found | dict(sequence=squeeze_1x1(scale[-1:], None, first, second, self.groups))
-
-    def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        scale, origin, first, second = self.scale, self.origin, self.first, self.second
-        closed = self.closed_form and is_plain_eager(scale, origin, first, second)
-        with without_autocast(scale):
-            if closed and origin is not None and first is not None and second is not None:
-                kernel = closed_form_1x1(scale, origin, first, second, self.groups)
-            else:
-                kernel = squeeze_1x1(scale, origin, first, second, self.groups)
-            return kernel.contiguous(memory_format=memory_format)
-
-    @torch.no_grad()
-    def pull_back(self, grad: Tensor) -> dict[str, Tensor]:
-        """As :meth:`OREPAKernel.pull_back`."""
-        if self.origin is not None and self.first is not None and self.second is not None:
-            found = gradient_1x1(grad, self.scale, self.origin, self.first, self.second, self.groups)
-            return dict(zip(('scale', 'origin', 'first', 'second'), found, strict=True))
-        return pull_back_by_autograd(self, grad)
+        names = dict(first='seq_1x1', second='seq_kxk')
+        return {name: found[names.get(name, name)].view_as(parameter) for name, parameter in self.named_parameters()}
 
 
 class DeepLinearKernel(nn.Module):

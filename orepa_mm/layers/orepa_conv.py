@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from .base import PaddingMode, memory_format_of, shape_of
-from .kernels import DeepLinearKernel, OREPAKernel, OREPAPointwiseKernel
+from .kernels import DeepLinearKernel, OREPAKernel
 from .methods import register_method
 from .squeezed_conv import SqueezedConv2d
 
@@ -85,9 +85,7 @@ class OREPAConv2d(SqueezedConv2d):
         plain = nn.Conv2d(**shape_of(self), device=device, dtype=dtype) if init == 'balanced' else None
         size = self.kernel_size[0]
         shape: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
-        if size == 1:
-            self.kernel = OREPAPointwiseKernel(branches=branches, **shape)
-        elif size < 7:
+        if size < 7:
             self.kernel = OREPAKernel(kernel_size=size, branches=branches, **shape)
         else:
             self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, branches=branches, **shape)
@@ -130,7 +128,7 @@ class OREPAConv2d(SqueezedConv2d):
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
         if self.holds_plain_kernel(state, prefix):
-            state.pop(f'{prefix}gradient_matrix', None)  # of a checkpoint in gradient form
+            state.pop(f'{prefix}gradient_matrix', None)  # of a run that kept it in the model
         super().adapt_state_dict(state, prefix)
 
     @property

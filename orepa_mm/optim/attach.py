@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import BranchesError
+from ..errors import BranchesError, NotHeldError
 from ..layers import SqueezedConv2d
 from ..reparam.convert import check_whole
 from ..reparam.expand import plan_expansion
@@ -106,9 +106,9 @@ def attach_branches(
         if id(conv.weight) in held and conv.weight.requires_grad and id(conv.weight) not in updates:
             updates[id(conv.weight)] = _update(path, conv, layer, start, scales, optimizer)
     if not updates:
-        raise BranchesError(
-            f'the optimizer holds none of the {len(places)} weights that would train as branches, or all of them are frozen: build it for '
-            'the parameters of this model'
+        raise NotHeldError(
+            'the optimizer holds none of the weights that would train as branches, or all of them are frozen: build it for the parameters '
+            'of this model'
         )
     _start_alike(updates.values())
     logger.info('%d of the weights train as branches beside the optimizer.', len(updates))
@@ -160,7 +160,10 @@ def _start_alike(updates: Iterable[BranchUpdate]) -> None:
 
 
 def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Conv2d, SqueezedConv2d]]:
-    """Make the layers with branches of a model plain, in place, and give the optimizer their weights in the place of the branches."""
+    """Make the layers with branches of a model plain, in place, and give the optimizer their weights in the place of the branches.
+
+    Layers whose branches are another optimizer's stay. No layer is changed where one is refused.
+    """
     layers: dict[int, tuple[str, SqueezedConv2d]] = {}
     paths: list[tuple[str, SqueezedConv2d]] = []
     for path, layer in model.named_modules(remove_duplicate=False):
@@ -180,6 +183,8 @@ def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Con
             raise BranchesError(
                 f'"{path}": the optimizer holds some of its branches only, or treats them differently; give all of them the same settings'
             )
+        if trained and not there:
+            continue  # another optimizer's
         conv: Any = plain_form(layer, path)
         conv.bias = layer.bias  # the same object, which the optimizer may hold
         convs[id(layer)] = conv
@@ -190,5 +195,6 @@ def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Con
     for group in optimizer.param_groups:
         group['params'] = [weights.get(id(p), p) for p in group['params'] if id(p) in weights or id(p) not in branches]
     for path, layer in paths:
-        model.set_submodule(path, convs[id(layer)])
-    return {path: (convs[id(layer)], layer) for path, layer in layers.values()}
+        if id(layer) in convs:
+            model.set_submodule(path, convs[id(layer)])
+    return {path: (convs[id(layer)], layer) for path, layer in layers.values() if id(layer) in convs}

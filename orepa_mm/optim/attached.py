@@ -18,7 +18,7 @@ from ..layers.kernels import branches_in
 from ..reparam.plain import share_hooks
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
 from .prune import drop_branches_of
-from .updates import BranchUpdate
+from .updates import BranchUpdate, MatrixUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ def attached_to(optimizer: Optimizer) -> 'AttachedBranches | None':
 
 
 @contextmanager
-def drawn_alike() -> Iterator[None]:
-    """Random numbers are those of every other process meanwhile, and torch's generators go on afterwards as if none had been drawn."""
+def drawn_alike(seed: int = 0) -> Iterator[None]:
+    """Random numbers follow from ``seed`` meanwhile, and torch's generators go on afterwards as if none had been drawn."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         yield
 
 
@@ -47,16 +47,18 @@ class AttachedBranches:
 
     Attributes:
         updates: One for each weight that trains as branches: ``update.path`` in the model, ``update.kernel`` with the branches.
+        logger: Is told of branches that are made anew.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, updates: list[BranchUpdate]) -> None:
-        self.model, self.optimizer, self.updates = model, optimizer, updates
+        self.model, self.optimizer, self.updates, self.logger = model, optimizer, updates, logger
         self._plain: list[list[Tensor]] | None = None  # the groups' weights, while branches are in their place
         self._loading: dict[str, dict[str, Tensor]] | None = None
         self._versions: list[int] = []
         self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            # Where a whole training step is compiled, the optimizer's is traced, and these are not for that.
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
             optimizer.register_state_dict_pre_hook(lambda _: self._put_in()),
             optimizer.register_state_dict_post_hook(self._after_saving),
             optimizer.register_load_state_dict_pre_hook(self._before_loading),
@@ -72,18 +74,26 @@ class AttachedBranches:
         """
         self._renew(self.updates)
 
-    def prune(self, threshold: float) -> None:
+    def prune(self, threshold: float) -> dict[str, list[str]]:
         """Move branches that add less than ``threshold`` to their weight into the plain branch, as :func:`.prune_branches` does.
 
-        What stays keeps its momentum. A state dict saved afterwards resumes into unpruned branches, which it prunes.
+        What stays keeps its momentum. A state dict saved afterwards resumes into unpruned branches, which it prunes. Branches of fixed
+        scales that SGD trains are one kernel already, and are passed over.
+
+        Returns:
+            The names of the branches that are gone, for each kernel that can be pruned.
 
         Raises:
             PruneError: For a threshold outside 0..1.
         """
         check_threshold(threshold)
+        gone: dict[str, list[str]] = {}
         for update in self.updates:
-            if any(kernels_with_branches(update.kernel)):
-                drop_branches_of(update.kernel, branches_below(update.kernel, threshold), [self.optimizer])
+            below = {} if isinstance(update, MatrixUpdate) else branches_below(update.kernel, threshold)
+            if below:
+                drop_branches_of(update.kernel, below, [self.optimizer])
+            gone |= {'.'.join(filter(None, (update.path, path))): names for path, names in below.items()}
+        return gone
 
     def training_form(self) -> nn.Module:
         """A copy of the model with its branches in it, to save their state dict or to look at them."""
@@ -204,7 +214,7 @@ class AttachedBranches:
                 update.renew()
                 for parameter in update.kernel.parameters():
                     self.optimizer.state.pop(parameter, None)
-        logger.info('The branches of %d of %d weights were made anew from the weights as they are.', len(updates), len(self.updates))
+        self.logger.info('The branches of %d of %d weights were made anew from the weights as they are.', len(updates), len(self.updates))
 
     # State dicts
 

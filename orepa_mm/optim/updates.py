@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from ..functional import gradient_matrix, multiply_taps
 from ..layers import SqueezedConv2d
 from ..layers.base import memory_format_of
-from ..layers.kernels import OREPAKernel, OREPAPointwiseKernel, pull_back_by_autograd
+from ..layers.kernels import OREPAKernel, pull_back_by_autograd
 
 # Of the largest weight: how far a weight may be from its branches and still count as their sum. Other devices add up in another order.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -120,8 +120,8 @@ class MatrixUpdate(BranchUpdate):
     def matrix(self) -> Tensor:
         """[O, k*k, k*k], in the weight's dtype or float32."""
         if self._matrix is None or self._matrix.device != self.weight.device:
-            kernel, rows = self.kernel, dict(zip(self.kernel.branches, self.kernel.scale, strict=True))
-            exact = gradient_matrix(rows, kernel.kernel_size, kernel.prior) if isinstance(kernel, OREPAKernel) else gradient_matrix(rows, 1)
+            kernel = self.kernel
+            exact = gradient_matrix(dict(zip(kernel.branches, kernel.scale, strict=True)), kernel.kernel_size, kernel.prior)
             self._matrix = exact.to(self.weight.device, self.kernel.scale.dtype)
         return self._matrix
 
@@ -166,7 +166,7 @@ class MatrixUpdate(BranchUpdate):
 
 def is_linear(kernel: nn.Module) -> bool:
     """Whether all branches of a kernel have one weight each, in which they are linear."""
-    return isinstance(kernel, OREPAKernel | OREPAPointwiseKernel) and not {'sequence', 'separable'} & set(kernel.branches)
+    return isinstance(kernel, OREPAKernel) and not {'sequence', 'separable'} & set(kernel.branches)
 
 
 def is_sgd(optimizer: Optimizer) -> bool:

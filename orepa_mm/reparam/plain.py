@@ -16,7 +16,6 @@ from ..errors import FuseError
 from ..functional import fuse_norm, identity_kernel, in_float32
 from ..layers import ReparameterizableConv2d
 from ..layers.base import memory_format_of
-from ..layers.gradient_form import GradientFormConv2d
 
 # Where nn.Module keeps its hooks. There is no public way to hand them on; sharing the dicts keeps the handles working that remove them.
 HOOKS = (
@@ -31,7 +30,7 @@ BRANCHES = ('branch_3x3', 'branch_1x1', 'branch_norm')
 def plain_form(module: nn.Module, path: str) -> nn.Module | None:
     """What takes the place of ``module``, which is called ``path`` in messages; None where it has no branches, or none that can be merged.
 
-    - An OREPA convolution, one in gradient form or a Diverse Branch Block becomes the ``nn.Conv2d`` it equals.
+    - An OREPA convolution or a Diverse Branch Block becomes the ``nn.Conv2d`` it equals.
     - A RepVGG block of mmpretrain becomes its convolution, its squeeze and excitation layer where it has one, and its activation, under
       the stock deployed form's parameter names ("RepVGG", CVPR 2021, section 3.3).
     - Whatever else offers ``switch_to_deploy()`` becomes a copy on which that was called.
@@ -45,8 +44,6 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
         with in_float32(module):
             plain = plain_conv(module, *module.equivalent_conv(), module)
         plain.to(next(module.parameters()).dtype)
-    elif isinstance(module, GradientFormConv2d):
-        plain = plain_conv(module, module.weight, module.bias, module)
     elif is_repvgg_block(module):
         _check_norms(module, path)
         with in_float32(module):

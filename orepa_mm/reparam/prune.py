@@ -8,16 +8,14 @@ import torch
 from torch import nn
 
 from ..errors import PruneError
-from ..layers.kernels import OREPAKernel, OREPAPointwiseKernel
+from ..layers.kernels import OREPAKernel
 
 logger = logging.getLogger(__name__)
 
-Kernel = OREPAKernel | OREPAPointwiseKernel
 
-
-def kernels_with_branches(model: nn.Module) -> Iterator[tuple[str, Kernel]]:
+def kernels_with_branches(model: nn.Module) -> Iterator[tuple[str, OREPAKernel]]:
     """Path and module of each kernel, those of a deep linear stem's stages among them."""
-    return ((path, module) for path, module in model.named_modules() if isinstance(module, Kernel))
+    return ((path, module) for path, module in model.named_modules() if isinstance(module, OREPAKernel))
 
 
 @torch.no_grad()
@@ -66,8 +64,11 @@ def check_threshold(threshold: float) -> None:
 
 
 def branches_below(model: nn.Module, threshold: float) -> dict[str, list[str]]:
-    """Branches that add less than ``threshold`` to their kernel, by its path."""
-    return {path: [name for name in shares if shares[name] < threshold] for path, shares in branch_shares(model).items()}
+    """Branches that add less than ``threshold`` to their kernel and can move into its plain one, by its path."""
+    found = {}
+    for path, shares in branch_shares(model).items():
+        found[path] = [name for name in shares if name != 'origin' and shares[name] < threshold] if 'origin' in shares else []
+    return found
 
 
 def drop_branches(model: nn.Module, names: dict[str, list[str]]) -> None:

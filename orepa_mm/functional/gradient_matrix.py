@@ -8,12 +8,10 @@ The idea of training a plain network with the gradients of another one: "Re-para
 (ICLR 2023), whose factors for each element this extends to matrices over the k x k taps.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .precision import is_plain_eager, without_autocast
+from .precision import without_autocast
 from .squeeze import Branches, branch_kernels
 
 
@@ -59,35 +57,3 @@ def multiply_taps(kernel: Tensor, matrix: Tensor) -> Tensor:
         if last.is_contiguous():
             return torch.bmm(matrix, last.flatten(1, 2)).view_as(last).permute(0, 3, 1, 2)
         return torch.bmm(kernel.flatten(2), matrix).view(kernel.shape)
-
-
-class _MultiplyGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, matrix: Tensor) -> Tensor:
-        ctx.save_for_backward(matrix)
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (matrix,) = ctx.saved_tensors
-        return multiply_taps(grad, matrix), None
-
-
-def with_multiplied_gradient(weight: Tensor, matrix: Tensor) -> Tensor:
-    """``weight`` as it is, whose gradient arrives multiplied by ``matrix``.
-
-    Args:
-        weight: [O, I/g, k, k].
-        matrix: [O, k*k, k*k], symmetric.
-
-    Returns:
-        [O, I/g, k, k], the values of ``weight``.
-    """
-    if not (torch.is_grad_enabled() and weight.requires_grad):
-        return weight
-    if is_plain_eager(weight, matrix):
-        watched: Tensor = _MultiplyGradient.apply(weight, matrix)
-        return watched
-    # The same in operations that every tracer and compiler knows.
-    moved = multiply_taps(weight, matrix)
-    return weight.detach() + (moved - moved.detach())

@@ -1,0 +1,237 @@
+"""BranchesHook in runs: the model and its checkpoints are the stock network's, and stopped runs go on as if they had not."""
+
+import copy
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.runner import FlexibleRunner, Runner
+from small_runs import built, last_checkpoint
+from torch import nn
+
+from orepa_mm import OREPAConv2d, reparameterize
+from orepa_mm.engine.branches_hook import BranchesHook
+from orepa_mm.errors import BranchesError
+from orepa_mm.optim import attached_to
+
+FULL = dict(type='BranchesHook', pattern='backbone')
+
+
+@MODELS.register_module()
+class SmallPlain(BaseModel):
+    """A plain network; with ``inside`` its convolutions have branches in them."""
+
+    def __init__(self, inside: bool = False) -> None:
+        super().__init__()
+        conv = OREPAConv2d if inside else nn.Conv2d
+        self.backbone = nn.Sequential(conv(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, 3, groups=2), nn.Tanh(), conv(8, 4, 1))
+        self.head = nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, inputs, mode='tensor'):
+        out = self.head(self.backbone(inputs))
+        return dict(loss=(out - 0.3).square().mean()) if mode == 'loss' else out
+
+
+def run(work_dir: Path, epochs: int, hook: dict = FULL, by_iterations: bool = False, inside: bool = False, **options) -> Runner:
+    """A run with an averaged model; ``hook`` among the default hooks, as in a config."""
+    model = dict(type='SmallPlain', inside=inside)
+    default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=not by_iterations), branches=hook)
+    changes = dict(custom_hooks=[dict(type='EMAHook'), dict(type='CheckHook')], default_hooks=default_hooks) | options
+    runner = built(model, dict(type='SeedHook'), work_dir, epochs, by_iterations, **changes)
+    runner.train()
+    return runner
+
+
+def hook_of(runner: Runner) -> BranchesHook:
+    return next(hook for hook in runner.hooks if isinstance(hook, BranchesHook))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(value, its) for (name, value), (other, its) in pairs)
+
+
+def apart(a: nn.Module, b: nn.Module) -> float:
+    a, b = (reparameterize(copy.deepcopy(model).eval()).state_dict() for model in (a, b))
+    return max(((a[name].double() - b[name].double()).abs().max() / a[name].abs().max().clamp_min(1)).item() for name in a)
+
+
+@pytest.mark.parametrize('by_iterations', [False, True])
+@pytest.mark.parametrize('options', [dict(), dict(branches='light', scales='fixed'), dict(method='ExpandNet')], ids=str)
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path, options, by_iterations):
+    whole = run(tmp_path / 'whole', 4, FULL | options, by_iterations)
+    run(tmp_path / 'parts', 3, FULL | options, by_iterations)
+    resumed = run(tmp_path / 'parts', 4, FULL | options, by_iterations, resume=True)
+    assert len(hook_of(resumed).attached[0].updates) == 3  # those of the backbone
+    assert same(whole.model, resumed.model)
+    averages = [next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model for runner in (whole, resumed)]
+    assert same(*averages)
+    states = [runner.optim_wrapper.state_dict() for runner in (whole, resumed)]
+    for path, values in states[0]['branches'].items():
+        assert all(torch.equal(value, states[1]['branches'][path][name]) for name, value in values.items())
+
+
+def test_the_checkpoint_is_that_of_the_stock_network(tmp_path):
+    runner = run(tmp_path, 2)
+    checkpoint = torch.load(last_checkpoint(tmp_path), weights_only=False)
+    assert checkpoint['state_dict'].keys() == SmallPlain().state_dict().keys()
+    SmallPlain().load_state_dict(checkpoint['state_dict'])
+    assert checkpoint['optimizer']['branches'].keys() == {'backbone.0', 'backbone.3', 'backbone.5'}
+    assert not any(isinstance(module, OREPAConv2d) for module in runner.model.modules())
+
+
+def test_weights_and_random_numbers_of_a_run_are_the_plain_ones_until_the_first_step(tmp_path):
+    """Attaching draws nothing from the run's generators, so that plain and with branches start alike."""
+    plain = built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / 'plain', 1, custom_hooks=[])
+    beside = built(
+        dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / 'beside', 1, custom_hooks=[], default_hooks=dict(branches=FULL)
+    )
+    numbers = []
+    for runner in (plain, beside):
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        torch.manual_seed(3)
+        for hook in runner.hooks:
+            if isinstance(hook, BranchesHook):
+                hook.before_train(runner)
+        numbers.append(torch.rand(3))
+    assert same(plain.model, beside.model) and torch.equal(*numbers)
+
+
+def test_weights_loaded_for_a_run_are_what_branches_start_from(tmp_path, caplog):
+    """Without a step there is no change, and no branch is made twice."""
+    trained = run(tmp_path / 'first', 1, custom_hooks=[])
+    options = dict(load_from=last_checkpoint(tmp_path / 'first'), custom_hooks=[])
+    optimizer = dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)))
+    started = run(tmp_path / 'second', 1, FULL, **options, **optimizer)
+    for (name, value), its in zip(trained.model.named_parameters(), started.model.parameters(), strict=True):
+        assert (value - its).abs().max() < 1e-6, name
+    assert not any('made anew' in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(optim_wrapper=dict(accumulative_counts=2, optimizer=dict(type='AdamW', lr=0.001))),
+        dict(
+            optim_wrapper=dict(
+                constructor='OREPAOptimWrapperConstructor',
+                optimizer=dict(type='SGD', lr=0.01, momentum=0.9),
+                paramwise_cfg=dict(custom_keys={'backbone.0': dict(lr_mult=0.0)}),
+            )
+        ),
+        dict(compile=dict(backend='eager')),
+        dict(auto_scale_lr=dict(enable=True, base_batch_size=8)),
+    ],
+    ids=['accumulation', 'custom_keys', 'compile', 'auto_scale_lr'],
+)
+def test_it_trains_with_what_else_a_run_can_do(tmp_path, options):
+    """Every branch of what trains has moved, and weights are what their branches add up to."""
+    beside = run(tmp_path, 1, **options, custom_hooks=[])
+    moved = {}
+    for update in hook_of(beside).attached[0].updates:
+        started = copy.deepcopy(update.kernel)
+        started.represent(update.weight)
+        moved[update.path] = not torch.equal(update.kernel.scale, started.scale)
+        assert (update.kernel() - update.weight).abs().max() <= 1e-5 * update.weight.abs().max()
+    assert moved == {'backbone.0': 'custom_keys' not in str(options), 'backbone.3': True, 'backbone.5': True}
+
+
+def test_layers_with_branches_move_out_once_their_weights_are_there(tmp_path):
+    """In an OREPA network the training goes on from what a checkpoint has loaded into its branches."""
+    inside = run(tmp_path / 'inside', 1, hook=dict(type='IterTimerHook'), inside=True, custom_hooks=[dict(type='EMAHook')])
+    path = last_checkpoint(tmp_path / 'inside')
+    loaded = dict(load_from=path, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)))
+    moved = run(tmp_path / 'moved', 2, inside=True, **loaded)
+    reference = run(tmp_path / 'reference', 2, hook=dict(type='IterTimerHook'), inside=True, **loaded)
+    assert any(isinstance(module, OREPAConv2d) for module in inside.model.modules())
+    assert not any(isinstance(module, OREPAConv2d) for module in moved.model.modules())
+    assert apart(reference.model, moved.model) < 1e-5
+    averages = [next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model.module for runner in (reference, moved)]
+    assert apart(*averages) < 1e-5
+    parts = run(tmp_path / 'parts', 3, inside=True, **loaded)
+    assert not any(isinstance(module, OREPAConv2d) for module in parts.model.modules())
+    resumed = run(tmp_path / 'parts', 4, inside=True, resume=True, optim_wrapper=loaded['optim_wrapper'])
+    whole = run(tmp_path / 'whole', 4, inside=True, **loaded)
+    assert same(resumed.model, whole.model)
+
+
+def test_a_run_of_branches_in_the_model_resumes_beside_the_optimizer(tmp_path):
+    """Its checkpoint has branches in the model and their momenta in the optimizer; both move out."""
+    run(tmp_path / 'run', 3, hook=dict(type='IterTimerHook'), inside=True, custom_hooks=[])
+    whole = run(tmp_path / 'whole', 4, hook=dict(type='IterTimerHook'), inside=True, custom_hooks=[])
+    resumed = run(tmp_path / 'run', 4, inside=True, custom_hooks=[], resume=True)
+    assert not any(isinstance(module, OREPAConv2d) for module in resumed.model.modules())
+    assert apart(whole.model, resumed.model) < 1e-5
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class TwoOptimizers:
+    """One for the backbone, one for the head, as for a generator and a discriminator."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None) -> None:
+        pass
+
+    def __call__(self, model) -> OptimWrapperDict:
+        parts = {name: torch.optim.SGD(getattr(model, name).parameters(), lr=0.01, momentum=0.9) for name in ('backbone', 'head')}
+        return OptimWrapperDict(**{name: OptimWrapper(optimizer) for name, optimizer in parts.items()})
+
+
+def test_several_optimizers():
+    """Each has the branches of its own weights, and those that hold none of them stay as they are."""
+    model = SmallPlain()
+    wrappers = TwoOptimizers(None)(model)
+
+    runner = SimpleNamespace(model=model, optim_wrapper=wrappers, cfg={}, seed=0, hooks=[], logger=logging.getLogger())
+    hook = BranchesHook()
+    hook.before_train(runner)
+    assert [len(attached.updates) for attached in hook.attached] == [3, 1]
+    hook = BranchesHook(pattern='head')
+    runner.optim_wrapper = TwoOptimizers(None)(model)
+    hook.before_train(runner)
+    assert [len(attached.updates) for attached in hook.attached] == [1]
+    assert attached_to(runner.optim_wrapper['backbone'].optimizer) is None
+
+
+def test_what_cannot_be_trained_this_way_ends_before_the_first_step(tmp_path):
+    paramwise = dict(optimizer=dict(type='SGD', lr=0.01, weight_decay=0.1), paramwise_cfg=dict(custom_l2=True))
+    with pytest.raises(BranchesError, match='custom_l2'):
+        run(tmp_path, 1, optim_wrapper=paramwise | dict(constructor='OREPAOptimWrapperConstructor'), inside=True)
+    with pytest.raises(ValueError, match='nothing to expand'):
+        run(tmp_path, 1, FULL | dict(pattern='neck'))
+
+
+def test_flexible_runner(tmp_path):
+    """It loads before before_run."""
+
+    def flexible(name: str, epochs: int, resume: bool = False) -> FlexibleRunner:
+        built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / 'unused', 1, custom_hooks=[])  # registers the dataset
+        runner = FlexibleRunner(
+            model=dict(type='SmallPlain'),
+            work_dir=str(tmp_path / name),
+            strategy=dict(type='SingleDeviceStrategy'),
+            train_dataloader=dict(
+                batch_size=4,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                dataset=dict(type='RandomPictures'),
+                collate_fn=dict(type='default_collate'),
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+            default_hooks=dict(branches=FULL),
+            randomness=dict(seed=0),
+            experiment_name=f'{name}{epochs}',
+            resume=resume,
+            cfg=dict(),
+        )
+        runner.train()
+        return runner
+
+    whole = flexible('whole', 3)
+    flexible('parts', 2)
+    resumed = flexible('parts', 3, resume=True)
+    assert same(whole.model, resumed.model) and hook_of(resumed).attached

@@ -1,0 +1,131 @@
+"""Two lines in stock configs, trained by the toolboxes' own scripts; what is written tests where this package cannot be imported."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, few
+from mmengine.config import Config
+from small_runs import last_checkpoint
+
+LINES = """
+custom_imports = dict(imports=['orepa_mm'], allow_failed_imports=False)
+default_hooks = dict(branches=dict(type='BranchesHook', pattern='backbone', branches='{branches}'))
+"""
+LOADER = dict(batch_size=2, num_workers=0, persistent_workers=False)
+CONFIGS = dict(
+    mask_rcnn=('mmdet/mask_rcnn/mask-rcnn_r50_fpn_1x_coco', dict()),
+    rtmdet=('mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco', dict()),
+    pspnet=('mmseg/pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024', dict(train_cfg=dict(max_iters=3, val_interval=3))),
+    resnet=('mmpretrain/resnet/resnet18_8xb32_in1k', dict(model=dict(head=dict(num_classes=5)), data_preprocessor=dict(num_classes=5))),
+)
+
+
+def package(scope: str) -> Path:
+    return Path(importlib.util.find_spec(scope).origin).parent / '.mim'
+
+
+def write_config(name: str, data: Path, folder: Path, lines: str = LINES) -> Path:
+    """The stock config on small drawn data, with the two lines; the rest of it stays.
+
+    All branches of a ResNet-50 and their momenta are checkpoints of 2 GB, so only the smaller networks have all.
+    """
+    lines = lines.format(branches='light' if 'r50' in CONFIGS[name][0] else 'full')
+    stock, changes = CONFIGS[name]
+    scope, _, path = stock.partition('/')
+    base = Config.fromfile(package(scope) / 'configs' / f'{path}.py')
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=None), pretrained=None), randomness=dict(seed=0)))
+    if scope == 'mmseg':
+        cfg.model.data_preprocessor = dict(size=(64, 64))
+    else:
+        cfg.model.pop('pretrained')
+        cfg.train_cfg = dict(max_epochs=1, val_interval=1)
+    cfg.merge_from_dict(changes)
+    for split in ('train', 'val', 'test'):
+        folders = dict(mmdet='coco-mini', mmseg='cityscapes-mini', mmpretrain='imagenet-mini')
+        dataset = dict(data_root=f'{data / folders[scope]}/')
+        if scope == 'mmdet':
+            cfg[f'{split}_evaluator'] = dict(ann_file=f'{dataset["data_root"]}annotations/instances_val2017.json')
+            if split == 'train':
+                dataset |= dict(filter_cfg=dict(filter_empty_gt=True, min_size=8))
+        if scope == 'mmpretrain':
+            dataset |= dict(metainfo=dict(classes=('circle', 'cross', 'diamond', 'rectangle', 'triangle')))
+        cfg[f'{split}_dataloader'] = dict(LOADER, dataset=dataset)
+    cfg.pop('train_evaluator', None)
+    for pipeline in (base.train_pipeline, base.test_pipeline):
+        for step in pipeline:
+            for key in ('scale', 'img_scale', 'size', 'crop_size'):
+                if key in step and not isinstance(step[key], int):
+                    step[key] = (128, 64) if scope == 'mmseg' and key == 'scale' else (64, 64)
+    cfg.train_dataloader['dataset']['pipeline'] = base.train_pipeline
+    for split in ('val', 'test'):
+        cfg[f'{split}_dataloader']['dataset']['pipeline'] = base.test_pipeline
+    text = f"_base_ = '{package(scope) / 'configs' / path}.py'\n{cfg.dump()}{lines}"
+    target = folder / f'{name}{"" if lines else "_stock"}.py'
+    target.write_text(text)
+    return target
+
+
+def script(scope: str, tool: str, *args, blocked: Path | None = None) -> str:
+    """Run a script that ships with a toolbox; with ``blocked``, where ``import orepa_mm`` fails."""
+    env = dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')  # the official packages do not load their own checkpoints without
+    if blocked is not None:
+        (blocked / 'orepa_mm').mkdir(parents=True)
+        (blocked / 'orepa_mm' / '__init__.py').write_text("raise ImportError('not here')\n")
+    env['PYTHONPATH'] = str(ROOT if blocked is None else blocked)
+    command = [sys.executable, package(scope) / 'tools' / f'{tool}.py', *args]
+    done = subprocess.run(list(map(str, command)), env=env, cwd=args[0].parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def metrics(folder: Path) -> dict:
+    """What the last evaluation under a work dir logged."""
+    rows = [json.loads(line) for path in sorted(folder.rglob('*.json')) for line in path.read_text().splitlines()]
+    rows = [{key: value for key, value in row.items() if '/' in key or key in ('mIoU', 'aAcc', 'mAcc')} for row in rows]
+    return next(row for row in reversed(rows) if row)
+
+
+@pytest.mark.parametrize('name', few(CONFIGS, 'resnet'))
+def test_the_stock_script_trains_and_the_stock_network_tests(name, mini_data, tmp_path):
+    scope = CONFIGS[name][0].split('/')[0]
+    config = write_config(name, mini_data, tmp_path)
+    log = script(scope, 'train', config, '--work-dir', tmp_path / 'run')
+    assert 'kernels train as branches beside the optimizer' in log
+    if name == 'rtmdet':
+        hooks = [line for line in log.splitlines() if 'EMAHook' in line]
+        assert hooks and 'PipelineSwitchHook' in log  # the config's own custom_hooks
+    checkpoint = last_checkpoint(tmp_path / 'run')
+    saved = torch.load(checkpoint, weights_only=False)
+    assert saved['optimizer']['branches'] and not any('kernel.' in key for key in saved['state_dict'])
+    stock = write_config(name, mini_data, tmp_path, '')
+    script(scope, 'test', stock, checkpoint, '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
+    trained, tested = metrics(tmp_path / 'run'), metrics(tmp_path / 'test')
+    assert trained and trained == tested
+
+
+@pytest.mark.parametrize('name', few(CONFIGS, 'pspnet'))
+def test_our_script_resumes_as_if_undisturbed(name, mini_data, tmp_path, tools):
+    """ResNetV1c of mmseg, CSPNeXt of RTMDet with its averaged weights: no class of ours is in any of them."""
+    config = write_config(name, mini_data, tmp_path)
+    by_iterations = name == 'pspnet'
+    length, template = ('train_cfg.max_iters', 'iter_{}.pth') if by_iterations else ('train_cfg.max_epochs', 'epoch_{}.pth')
+    options = {'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1, 'default_hooks.seed.type': 'SeedHook'}
+
+    def train(folder: str, until: int, *args: str) -> dict:
+        changes = options | {length: until, 'train_cfg.val_begin': 9}
+        status, error = tools.run('tools/train', config, '--work-dir', tmp_path / folder, '--no-check-data', *args, options=changes)
+        assert status == 0, error
+        return torch.load(tmp_path / folder / template.format(until), weights_only=False)
+
+    undisturbed = train('undisturbed', 2)
+    train('resumed', 1)
+    resumed = train('resumed', 2, '--resume')
+    assert all(torch.equal(value, resumed['state_dict'][key]) for key, value in undisturbed['state_dict'].items())
+    for path, values in undisturbed['optimizer']['branches'].items():
+        assert all(torch.equal(value, resumed['optimizer']['branches'][path][key]) for key, value in values.items())
