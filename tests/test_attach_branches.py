@@ -386,6 +386,25 @@ def test_compiled_it_is_the_plain_network():
     assert counter.frame_count == 1
 
 
+def test_forward_and_backward_pass_are_the_plain_networks_operations():
+    """What is added is added at the step; counted by the profiler, as kernel launches would be on a GPU."""
+
+    def operations(model: nn.Module) -> dict[str, int]:
+        x = batches(1, dtype=torch.float32)[0]
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            loss_of(model, x).backward()
+        return {event.key: event.count for event in profile.key_averages() if event.key.startswith('aten::')}
+
+    plain, beside = network(torch.float32), network(torch.float32)
+    optimizer = torch.optim.SGD(beside.parameters(), lr=0.1)
+    attach_branches(beside, optimizer)
+    train(beside, optimizer, batches(2, dtype=torch.float32))
+    optimizer.zero_grad()
+    found = operations(beside)
+    assert found == operations(plain) and sum(found.values()) > 50
+    assert sum(operations(expand(plain)).values()) > sum(found.values())
+
+
 # Weights that somebody else writes
 
 
@@ -591,6 +610,7 @@ def test_into_the_model_and_out_again_with_the_optimizers_states(name):
     train(inside, one, batches(5, 1))
     train(model, optimizer, batches(5, 1))
     bias = model[3].bias
+    optimizer.zero_grad()
     attach_branches(model, optimizer)
     assert type(model[3]) is nn.Conv2d and model[3].bias is bias
     train(inside, one, batches(5, 2))
@@ -798,3 +818,118 @@ def test_sharded_models_and_optimizers_are_refused(tmp_path):
 
 def test_it_is_public():
     assert orepa_mm.attach_branches is attach_branches
+
+
+def test_states_of_the_weights_themselves_are_refused():
+    """As Lookahead keeps slow weights in the state of the optimizer that it wraps."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, batches(2))  # a momentum of before is dropped
+    attach_branches(model, optimizer)
+    train(model, optimizer, batches(2))
+    optimizer.state[model[3].weight]['slow'] = model[3].weight.detach().clone()
+    with pytest.raises(BranchesError, match='keeps a state of the weights'):
+        train(model, optimizer, batches(1))
+    train(model, optimizer, batches(1))
+
+
+def test_gradients_that_are_pending_on_branches_in_the_model_are_not_lost():
+    model = expand(network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss_of(model, batches(1)[0]).backward()
+    with pytest.raises(BranchesError, match='pending'):
+        attach_branches(model, optimizer)
+    assert isinstance(model[0], OREPAConv2d)
+    optimizer.zero_grad(set_to_none=False)
+    attach_branches(model, optimizer)
+
+
+def test_fixed_scales_of_light_branches_keep_no_branches():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach_branches(model, optimizer, branches='light', scales='fixed')
+    train(model, optimizer, batches(2))
+    kept = [p for update in handle.updates for p in update.kernel.parameters() if not p.is_meta]
+    assert sum(p.numel() for p in kept) == sum(update.kernel.scale.numel() for update in handle.updates)
+    form = handle.training_form().eval()
+    assert isinstance(form[0], OREPAConv2d) and (form(batches(1)[0]) - model.eval()(batches(1)[0])).abs().max() < EXACT
+    handle.move_into_model()
+    train(model, optimizer, batches(2))
+    assert isinstance(model[0], OREPAConv2d) and not any(p.is_meta for p in model.parameters())
+
+
+# On a GPU
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """On a CPU, what a graph would do computed anew, into the same memory; in here the number of captures."""
+    from orepa_mm.optim import steps
+    from orepa_mm.optim.updates import BranchUpdate
+
+    captured = []
+
+    def capture(call, pool=None):
+        results = call()
+        captured.append(call)
+
+        def replay():
+            for result, found in zip(results, call(), strict=True):
+                result.copy_(found)
+
+        return results, replay, 'pool'
+
+    monkeypatch.setattr(steps, 'capture', capture)
+    monkeypatch.setattr(steps, 'warm_up', lambda call: call())
+    monkeypatch.setattr(BranchUpdate, 'can_be_captured', property(lambda self: hasattr(self.kernel, 'pull_back')))
+    return captured
+
+
+@pytest.mark.parametrize('name', ['nesterov', 'adamw'])
+def test_two_graphs_do_the_steps_of_all_weights(name, graphs):
+    inside, beside, one, other, handle = both(network(), OPTIMIZERS[name])
+    train(inside, one, batches(10))
+    train(beside, other, batches(10))
+    assert apart(inside, beside) < EXACT and len(graphs) == 2
+    for model, optimizer in ((inside, one), (beside, other)):  # one weight has no gradient in this step
+        optimizer.zero_grad()
+        model[:6](batches(1)[0]).square().mean().backward()
+        optimizer.step()
+    assert apart(inside, beside) < EXACT and len(graphs) == 2
+    assert any(handle.prune(0.1).values())  # other parameters in other memory
+    train(beside, other, batches(2))
+    assert len(graphs) == 4
+    with torch.no_grad():
+        beside[3].weight.mul_(2)
+    before = beside[3].weight.detach().clone()
+    for group in other.param_groups:
+        group['lr'] = 0.0
+    train(beside, other, batches(1))
+    assert (beside[3].weight - before).abs().max() < EXACT and len(graphs) == 4
+
+
+def test_where_no_graph_can_be_captured_weights_step_by_themselves(graphs, monkeypatch, caplog):
+    from orepa_mm.optim import steps
+
+    def fails(*_):
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr(steps, 'capture', fails)
+    inside, beside, one, other, _ = both(network(), OPTIMIZERS['nesterov'])
+    train(inside, one, batches(3))
+    train(beside, other, batches(3))
+    assert apart(inside, beside) < EXACT
+    assert [record.getMessage() for record in caplog.records if 'out of memory' in record.getMessage()] == [
+        'Without a CUDA graph the branches of each weight step by themselves, which takes longer: out of memory.'
+    ]
+
+
+def test_weights_that_keep_moving_end_the_graphs(graphs, caplog):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach_branches(model, optimizer)
+    for _ in range(8):
+        for update in handle.updates:
+            update.weight.data = update.weight.data.clone()
+        train(model, optimizer, batches(1))
+    assert len(graphs) == 10 and sum('replaced or moved' in record.getMessage() for record in caplog.records) == 1

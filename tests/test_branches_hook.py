@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
@@ -15,6 +17,9 @@ from small_runs import built, last_checkpoint
 from torch import nn
 
 from orepa_mm import OREPAConv2d, reparameterize
+from orepa_mm.checkpoints.beside import branches_beside, expand_as, training_form
+from orepa_mm.checkpoints.reading import read_checkpoint
+from orepa_mm.deploy.loading import build_model, load_model
 from orepa_mm.engine.branches_hook import BranchesHook
 from orepa_mm.errors import BranchesError
 from orepa_mm.optim import attached_to
@@ -235,3 +240,27 @@ def test_flexible_runner(tmp_path):
     flexible('parts', 2)
     resumed = flexible('parts', 3, resume=True)
     assert same(whole.model, resumed.model) and hook_of(resumed).attached
+
+
+def test_branches_are_drawn_and_written_from_the_checkpoint(tools, mini_data, tmp_path):
+    """Of a run with branches beside the optimizer: the training form's outputs are the checkpoint's."""
+    config = tmp_path / 'config.py'
+    stock = "dict(_delete_=True, type='ResNet', depth=18, stem_channels=32, base_channels=16)"
+    config.write_text(
+        f"_base_ = '{ROOT / tools.CONFIGS['imagenet']}'\nmodel = dict(backbone={stock})\ncustom_hooks = []\n"
+        "default_hooks = dict(branches=dict(type='BranchesHook', pattern='backbone'))\n"
+    )
+    status, error = tools.run('tools/train', config, '--work-dir', tmp_path / 'run', options=tools.options('imagenet'))
+    assert status == 0, error
+    path, out = tmp_path / 'run' / 'last.pth', tmp_path / 'branches.png'
+    status, error = tools.run('tools/analysis/plot_branches', config, path, out)
+    assert status == 0, error
+    assert out.stat().st_size > 10_000
+    checkpoint = read_checkpoint(path)
+    plain = load_model(Config.fromfile(config), path)
+    form = expand_as(build_model(Config.fromfile(config)), checkpoint)
+    form.load_state_dict(training_form(checkpoint))
+    x = torch.randn(2, 3, 64, 64)
+    assert sum(isinstance(module, OREPAConv2d) for module in form.modules()) == len(branches_beside(checkpoint)) == 20
+    difference = (form.eval()(x) - plain(x)).abs().max()
+    assert difference < 1e-4 * plain(x).abs().max()

@@ -271,7 +271,9 @@ def test_the_frozen_stem():
     assert not cfg.optim_wrapper.paramwise_cfg
 
 
-@pytest.mark.parametrize('name', few([name for name in CONFIGS if 'stock' in name], 'configs/coco/mask-rcnn_orepa-r50-from-stock_fpn_1x_coco.py'))
+@pytest.mark.parametrize(
+    'name', few([name for name in CONFIGS if 'stock' in name], 'configs/coco/mask-rcnn_orepa-r50-from-stock_fpn_1x_coco.py')
+)
 def test_recipes_from_stock_weights_have_branches_beside_the_optimizer(name):
     """The model is the plain recipe's. The backbone has branches, but for its stem, which as a product of kernels would move too far."""
     cfg, plain = (Config.fromfile(ROOT / each) for each in (name, re.sub('orepa-r50-(stock-init|from-stock)', 'none-r50', name)))

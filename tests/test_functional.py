@@ -188,14 +188,12 @@ def test_separable_sums(kind, out_channels):
 
 def test_conditions():
     layer = torch.nn.Linear(2, 2).half()
-    before = layer.weight.data_ptr()
-    with pytest.raises(ZeroDivisionError), in_float32(layer, layer):
-        assert {p.dtype for p in layer.parameters()} == {torch.float32}
-        raise ZeroDivisionError
-    assert {p.dtype for p in layer.parameters()} == {torch.float16} and layer.weight.data_ptr() == before
+    layer.register_forward_hook(lambda *_: None)
+    exact = in_float32(layer)
+    assert {p.dtype for p in exact.parameters()} == {torch.float32} and torch.equal(exact.weight, layer.weight.float())
+    assert {p.dtype for p in layer.parameters()} == {torch.float16} and not exact._forward_hooks and len(layer._forward_hooks) == 1
     wide = torch.nn.BatchNorm2d(2).double()
-    with in_float32(wide):
-        assert wide.weight.dtype == torch.float64 and wide.num_batches_tracked.dtype == torch.int64
+    assert in_float32(wide) is wide
 
     x = torch.ones(2, 2)
     assert not under_autocast(x) and not under_autocast(x.to('meta'))

@@ -8,9 +8,9 @@ from conftest import few
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from orepa_mm import DBBConv2d, OREPAConv2d, reparameterize, reparameterized
+from orepa_mm import DBBConv2d, OREPAConv2d, expand, reparameterize, reparameterized
 from orepa_mm.errors import FuseError
-from orepa_mm.layers import ReparameterizableConv2d
+from orepa_mm.layers import METHODS, ReparameterizableConv2d
 from orepa_mm.reparam import plan_swaps
 
 OREPA = dict(type='OREPAConv2d')
@@ -407,3 +407,47 @@ def test_parts_that_deploying_does_not_change_are_left():
     plain = reparameterize(nn.Sequential(partly))[0]  # what is new trains if anything did, what stays as it did
     trained = {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
     assert trained == {'scale': True, 'shift': False, 'part.weight': False, 'part.bias': True}
+
+
+@pytest.mark.parametrize('change', ['expand', 'reparameterize', 'reparameterized'])
+def test_hooks_of_the_backward_pass_are_called_whatever_the_form(change):
+    """Full ones of both kinds, and those that are registered while another form is in place."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3) if change == 'expand' else OREPAConv2d(2, 4, 3))
+    called = []
+    model[0].register_full_backward_hook(lambda *_: called.append('before'))
+    model[0].register_full_backward_pre_hook(lambda *_: called.append('pre'))
+
+    def backward() -> list[str]:
+        called.clear()
+        model(torch.randn(1, 2, 5, 5, requires_grad=True)).sum().backward()
+        return sorted(called)
+
+    assert backward() == ['before', 'pre']
+    if change == 'reparameterized':
+        with reparameterized(model):
+            assert backward() == ['before', 'pre']
+            model[0].register_full_backward_hook(lambda *_: called.append('inside'))
+            model[0].register_forward_hook(lambda *_: called.append('forward'))
+        assert backward() == ['before', 'forward', 'inside', 'pre']
+        bare = nn.Sequential(OREPAConv2d(2, 4, 3))
+        with reparameterized(bare):
+            bare[0].register_full_backward_hook(lambda *_: called.append('first'))
+        called.clear()
+        bare(torch.randn(1, 2, 5, 5, requires_grad=True)).sum().backward()
+        assert called == ['first']
+    else:
+        dict(expand=expand, reparameterize=reparameterize)[change](model)
+        assert backward() == ['before', 'pre']
+
+
+@pytest.mark.parametrize('method', ['OREPA', 'DBB'])
+def test_parameters_in_half_precision_are_the_same_afterwards(method):
+    """What torch keeps of them too, on which a distributed wrapper has its hooks."""
+    model = nn.Sequential(METHODS[method](2, 4, 3, padding=1)).to(torch.bfloat16).eval()
+    parameters = list(model.parameters())
+    for p in parameters:
+        p.accumulated = torch.autograd.graph.get_gradient_edge(p).node
+    before = [(p, p.data_ptr(), p.accumulated) for p in parameters]
+    with reparameterized(model) as plain:
+        assert plain[0].weight.dtype == torch.bfloat16
+    assert [(p, p.data_ptr(), torch.autograd.graph.get_gradient_edge(p).node) for p in model.parameters()] == before

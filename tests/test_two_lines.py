@@ -19,8 +19,8 @@ default_hooks = dict(branches=dict(type='BranchesHook', pattern='backbone', bran
 """
 LOADER = dict(batch_size=2, num_workers=0, persistent_workers=False)
 CONFIGS = dict(
-    mask_rcnn=('mmdet/mask_rcnn/mask-rcnn_r50_fpn_1x_coco', dict()),
-    rtmdet=('mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco', dict()),
+    mask_rcnn=('mmdet/mask_rcnn/mask-rcnn_r50_fpn_1x_coco', dict(model=dict(test_cfg=dict(rcnn=dict(score_thr=0.0))))),
+    rtmdet=('mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco', dict(model=dict(test_cfg=dict(score_thr=0.0, min_bbox_size=-1)))),
     pspnet=('mmseg/pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024', dict(train_cfg=dict(max_iters=3, val_interval=3))),
     resnet=('mmpretrain/resnet/resnet18_8xb32_in1k', dict(model=dict(head=dict(num_classes=5)), data_preprocessor=dict(num_classes=5))),
 )
@@ -57,6 +57,8 @@ def write_config(name: str, data: Path, folder: Path, lines: str = LINES) -> Pat
             dataset |= dict(metainfo=dict(classes=('circle', 'cross', 'diamond', 'rectangle', 'triangle')))
         cfg[f'{split}_dataloader'] = dict(LOADER, dataset=dataset)
     cfg.pop('train_evaluator', None)
+    # What these mix in depends on all samples before, which a resumed run does not know.
+    base.train_pipeline = [step for step in base.train_pipeline if step['type'] not in ('CachedMosaic', 'CachedMixUp')]
     for pipeline in (base.train_pipeline, base.test_pipeline):
         for step in pipeline:
             for key in ('scale', 'img_scale', 'size', 'crop_size'):

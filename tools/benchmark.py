@@ -40,13 +40,19 @@ from orepa_mm.optim import attached_to
 from orepa_mm.optim.updates import MatrixUpdate
 
 PLAIN_FORMULA = 'OREPA, plain formula'  # as the published code computes it
-LIGHT, FIXED = 'OREPA, light', 'OREPA, light, fixed scales'  # the linear branches in the model, and with fixed scales beside the optimizer
+LIGHT = 'OREPA, light'
+BESIDE, LIGHT_BESIDE, FIXED = 'OREPA, beside', 'OREPA, light, beside', 'OREPA, light, fixed scales'
+ATTACHED = {  # branches beside the optimizer of the plain network
+    BESIDE: dict(),
+    LIGHT_BESIDE: dict(branches='light'),
+    FIXED: dict(branches='light', scales='fixed'),
+}
 ONE_BY_ONE = 'OREPA, no graph'  # on a GPU the others squeeze by a CUDA graph, as SqueezeGraphHook does
-OF_OREPA = ('OREPA', ONE_BY_ONE, PLAIN_FORMULA, LIGHT, FIXED)
+OF_OREPA = ('OREPA', ONE_BY_ONE, PLAIN_FORMULA, BESIDE, LIGHT, LIGHT_BESIDE, FIXED)
 METHODS = ('none', *(name for name in LAYERS if name != 'OREPA'), *OF_OREPA)
-DEFAULT = ('none', 'DBB', 'OREPA', PLAIN_FORMULA, LIGHT, FIXED)
+DEFAULT = ('none', 'DBB', 'OREPA', BESIDE, LIGHT, LIGHT_BESIDE, FIXED)
 OF_REPVGG = ('none', *OF_OREPA)
-COMPILED_METHODS = ('none', 'OREPA', LIGHT)  # compiling takes longer than measuring
+COMPILED_METHODS = ('none', 'OREPA', BESIDE, LIGHT)  # compiling takes longer than measuring
 FORMS = {  # backbones that are not called as their rows are
     PLAIN_FORMULA: dict(method='OREPA'),
     ONE_BY_ONE: dict(method='OREPA'),
@@ -64,7 +70,7 @@ MODELS = {  # scope, stock config, where the training crop is
 STANDARD = [
     ('resnet18', 32, (224, 224), ('step',)),
     ('resnet50', 16, (224, 224), ('step',)),
-    ('resnet18', 8, (64, 64), ('step',)),
+    ('resnet18', 8, (64, 64), ('step', 'accumulation')),
     ('resnet18', 8, (224, 224), ('forward',)),
     ('resnet50', 2, (224, 224), ('forward',)),
 ]
@@ -73,6 +79,7 @@ GPU = [  # mmcv's RoIAlign knows no bfloat16
     ('mask-rcnn', 2, (800, 1333), 'float16'),
     ('pspnet', 2, (512, 1024), 'bfloat16'),
 ]
+ACCUMULATED = 4  # batches a step
 Run = Callable[[], object]
 
 
@@ -179,7 +186,7 @@ class Dense:
 
 
 def build(task, method: str, args: argparse.Namespace) -> nn.Module:
-    model = task.build('none' if method == FIXED else method).to(args.device)
+    model = task.build('none' if method in ATTACHED else method).to(args.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     return use_formula(model, method)
@@ -192,13 +199,13 @@ def autocast(args: argparse.Namespace):
 
 def build_optimizer(model: nn.Module, method: str) -> torch.optim.SGD:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
-    if method == FIXED:
-        orepa_mm.attach_branches(model, optimizer, branches='light', scales='fixed')
+    if method in ATTACHED:
+        orepa_mm.attach_branches(model, optimizer, **ATTACHED[method])
     return optimizer
 
 
 def training_step(
-    task, model: nn.Module, args: argparse.Namespace, method: str = 'none', optimizer: torch.optim.Optimizer | None = None
+    task, model: nn.Module, args: argparse.Namespace, method: str = 'none', optimizer: torch.optim.Optimizer | None = None, batches: int = 1
 ) -> Run:
     model.train()
     if method not in (ONE_BY_ONE, PLAIN_FORMULA) and not args.compile and can_capture(model):
@@ -206,9 +213,10 @@ def training_step(
     optimizer = optimizer or build_optimizer(model, method)
 
     def step() -> None:
-        with autocast(args):
-            loss = task.loss(model)
-        loss.backward()
+        for _ in range(batches):
+            with autocast(args):
+                loss = task.loss(model)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()  # here as in mmengine: no gradients are alive in the forward pass
 
@@ -308,14 +316,21 @@ def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[
         rows += summarise(times, arch, 'training step', args, memory, launches)
         rate = product_rate(args.device)
         for row in rows:
-            if row['method'].startswith('OREPA'):
-                row['floor'] = floor(models[row['method']], statistics.median(times['none']), rate)
+            same = {BESIDE: 'OREPA', LIGHT_BESIDE: LIGHT, FIXED: None}.get(row['method'], row['method'])
+            if same in OF_OREPA and same in models:
+                row['floor'] = floor(models[same], statistics.median(times['none']), rate)
         del steps, models
+        gc.collect()
+    if 'accumulation' in what:
+        steps = {method: training_step(task, build(task, method, args), args, method, batches=ACCUMULATED) for method in methods}
+        title = f'training step of {ACCUMULATED} batches'
+        rows += summarise(take_turns(steps, args.repeats, args, f'{arch}, {title}'), arch, title, args)
+        del steps
         gc.collect()
     if 'forward' in what:
         calls = {}
         for method in methods:
-            if method == FIXED:
+            if method in ATTACHED:
                 continue  # which is the plain network
             name = f'{method}, training form' if method != 'none' else method
             model = build(task, method, args)
@@ -538,7 +553,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, nargs='+', default=[224], help='height and width of the pictures, or one number for both')
     methods = f'"none" is always measured; default: {"; ".join(DEFAULT)}'
     parser.add_argument('--methods', nargs='+', choices=METHODS, help=methods)
-    parser.add_argument('--what', nargs='+', choices=('step', 'forward'), default=['step', 'forward'], help='with --arch')
+    parser.add_argument('--what', nargs='+', choices=('step', 'accumulation', 'forward'), default=['step', 'forward'], help='with --arch')
     parser.add_argument('--repeats', type=int, help='rounds (default: 5, and 20 on a GPU)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='autocast dtype')

@@ -5,12 +5,13 @@ from .factor import shifts_and_kernel
 from .fuse import fuse_norm
 from .gradient_matrix import gradient_matrix, multiply_taps
 from .merge import average, identity_kernel, merge_1x1_kxk
-from .precision import in_float32, is_plain_eager, under_autocast, without_autocast
+from .precision import HOOKS, in_float32, is_plain_eager, under_autocast, without_autocast
 from .repvgg_l2 import repvgg_l2
 from .squeeze import BRANCHES, Branches, branch_kernels, compose, frequency_prior, kernel_of, rows_of, squeeze_kxk
 
 __all__ = [
     'BRANCHES',
+    'HOOKS',
     'Branches',
     'average',
     'branch_kernels',

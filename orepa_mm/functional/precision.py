@@ -1,7 +1,7 @@
 """Under which conditions a kernel is squeezed."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,17 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
 
 
-@contextmanager
-def in_float32(*modules: nn.Module) -> Iterator[None]:
-    """Parameters and buffers in half precision hold their values in float32 meanwhile, so that sums are rounded once, by the caller."""
-    values = {id(value): value for module in modules for value in (*module.parameters(), *module.buffers())}
-    narrow = [(value, value.data) for value in values.values() if value.dtype in (torch.float16, torch.bfloat16)]
-    try:
-        for value, data in narrow:
-            value.data = data.float()
-        yield
-    finally:
-        for value, data in narrow:
-            value.data = data
+# Where nn.Module keeps the hooks of its forward and backward passes, for which it has no public name.
+HOOKS = tuple(name for name in vars(nn.Module()) if 'hook' in name and 'state_dict' not in name)
+
+
+def in_float32(module: nn.Module) -> nn.Module:
+    """``module``, or where it is in half precision a copy in float32 without hooks, so that sums are rounded once, by the caller."""
+    if all(value.dtype not in (torch.float16, torch.bfloat16) for value in (*module.parameters(), *module.buffers())):
+        return module
+    hooks = (vars(part)[name] for part in module.modules() for name in HOOKS)
+    # A hook may hold anything, the whole model too.
+    return copy.deepcopy(module, {id(held): type(held)() for held in hooks if isinstance(held, dict)}).float()
 
 
 def under_autocast(tensor: Tensor) -> bool:

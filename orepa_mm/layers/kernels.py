@@ -131,12 +131,12 @@ class OREPAKernel(nn.Module):
         out_channels: O.
         kernel_size: k, odd.
         groups: g.
-        branches: As for :func:`branch_names`; of a 1x1 kernel all but ``'sequence'`` are the plain branch. Without ``'point'`` smaller weights are drawn, as in the published OREPA-RepVGG, whose
-            blocks have a 1x1 branch of their own.
+        branches: As for :func:`branch_names`; of a 1x1 kernel all but ``'sequence'`` are the plain branch. Without ``'point'`` smaller
+            weights are drawn, as in the published OREPA-RepVGG, whose blocks have a 1x1 branch of their own.
         expansion: Depthwise channels per input channel in the separable branch.
 
-    Kernels larger than 1x1 are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k] load too, and those
-    of a layer with more branches, which are added to the plain one, or with fewer, where the others start at zero.
+    Kernels larger than 1x1 are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k]
+    load too, and those of a layer with more branches, which are added to the plain one, or with fewer, where the others start at zero.
 
     Shape:
         The call returns [O, I/g, k, k].

@@ -88,17 +88,7 @@ def attach_branches(
     if any(isinstance(module, SqueezedConv2d) for module in model.modules()):
         places = _moved_out(model, optimizer)
     else:
-        planned = plan_expansion(
-            model,
-            method=method,
-            kernel_sizes=kernel_sizes,
-            pattern=pattern,
-            where=where,
-            first_layer=first_layer,
-            start=start,
-            branches=branches,
-            beside=True,
-        )
+        planned = plan_expansion(model, method, branches, start, kernel_sizes, pattern, where, first_layer, beside=True)
         places = {path: (cast(nn.Conv2d, model.get_submodule(path)), layer) for path, layer in planned.items()}
     held = {id(p) for group in optimizer.param_groups for p in group['params']}
     updates: dict[int, BranchUpdate] = {}
@@ -155,8 +145,8 @@ def _update(path: str, conv: Any, layer: SqueezedConv2d, start: str, scales: str
 def _start_alike(updates: Iterable[BranchUpdate]) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for update in updates:
-            for parameter in update.kernel.parameters():
-                torch.distributed.broadcast(parameter.detach(), 0)
+            for value in update.values().values():
+                torch.distributed.broadcast(value, 0)
 
 
 def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Conv2d, SqueezedConv2d]]:
@@ -185,6 +175,8 @@ def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Con
             )
         if trained and not there:
             continue  # another optimizer's
+        if any(p.grad is not None and p.grad.any() for p in trained):
+            raise BranchesError(f'"{path}": gradients of its branches are pending; attach between optimizer steps, after zero_grad()')
         conv: Any = plain_form(layer, path)
         conv.bias = layer.bias  # the same object, which the optimizer may hold
         convs[id(layer)] = conv

@@ -18,6 +18,7 @@ from ..layers.kernels import branches_in
 from ..reparam.plain import share_hooks
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
 from .prune import drop_branches_of
+from .steps import Steps
 from .updates import BranchUpdate, MatrixUpdate
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class AttachedBranches:
         self._plain: list[list[Tensor]] | None = None  # the groups' weights, while branches are in their place
         self._loading: dict[str, dict[str, Tensor]] | None = None
         self._versions: list[int] = []
+        self._steps = Steps()
         self._handles = [
             # Where a whole training step is compiled, the optimizer's is traced, and these are not for that.
             optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
@@ -64,6 +66,7 @@ class AttachedBranches:
             optimizer.register_load_state_dict_pre_hook(self._before_loading),
             optimizer.register_load_state_dict_post_hook(self._after_loading),
         ]
+        self._drop_states()
         _attached[optimizer] = self
 
     def renew(self) -> None:
@@ -159,8 +162,18 @@ class AttachedBranches:
         for group in self.optimizer.param_groups:
             group['params'] = [each for p in group['params'] for each in branches.get(id(p), (p,))]
         for update in self.updates:
-            if update.weight is not update.parameters[0]:
-                self.optimizer.state.pop(update.weight, None)  # of a time before the branches
+            if not update.moves_weight and self.optimizer.state.pop(update.weight, None):
+                self._put_back()
+                raise BranchesError(
+                    f'{type(self.optimizer).__name__}, or a wrapper of it such as Lookahead, keeps a state of the weights, in whose place '
+                    'branches are: use another, or expand(model) before it is built'
+                )
+
+    def _drop_states(self) -> None:
+        """Of steps without branches, whose momentum is that of the weights."""
+        for update in self.updates:
+            if not update.moves_weight:
+                self.optimizer.state.pop(update.weight, None)
 
     def _put_back(self) -> None:
         if self._plain is not None:
@@ -178,9 +191,8 @@ class AttachedBranches:
         if closure is not None:
             found = _evaluated(closure)
             changed = ((args[0], found, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | dict(closure=found))
-        self._renew(self._changed())
-        for update in self.updates:
-            update.before_step()
+        self._renew([update for update in self.updates if update.differs()])
+        self._steps.before(self.updates)
         self._versions = [update.weight._version for update in self.updates]
         self._put_in()
         return changed
@@ -188,23 +200,13 @@ class AttachedBranches:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._put_back()
         for update, version in zip(self.updates, self._versions, strict=True):
-            if update.weight is not update.parameters[0] and update.weight._version != version:
+            if not update.moves_weight and update.weight._version != version:
                 raise BranchesError(
                     f'{type(optimizer).__name__} steps the weights it was built with instead of those in its param_groups, so branches '
                     'cannot take their place: use another optimizer, or expand(model) before it is built'
                 )
         skipped = getattr(optimizer, 'found_inf', None)  # what a loss scaler leaves to a fused optimizer's step
-        for update in self.updates:
-            update.after_step(skipped)
-
-    def _changed(self) -> list[BranchUpdate]:
-        """The updates whose weight is no longer the sum of its branches."""
-        found = [(update, update.differs()) for update in self.updates]
-        differing = {update: differs for update, differs in found if differs is not None}
-        flags = torch.stack(list(differing.values())).tolist() if differing else []  # one wait for a GPU
-        for update in differing:
-            update.remember()
-        return [update for update, differs in zip(differing, flags, strict=True) if differs]
+        self._steps.after(self.updates, skipped)
 
     def _renew(self, updates: list[BranchUpdate]) -> None:
         if not updates:
@@ -240,6 +242,7 @@ class AttachedBranches:
     def _after_loading(self, optimizer: Optimizer) -> None:
         self._put_back()
         if self._loading is None:
+            self._drop_states()
             self._renew(self.updates)
         for update in self.updates:
             for name, value in (self._loading or {}).get(update.path, {}).items():

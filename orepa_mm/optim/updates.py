@@ -27,10 +27,12 @@ class BranchUpdate:
         start: How branches start that are made anew, as for :func:`orepa_mm.expand`.
     """
 
+    moves_weight = False  # whether the optimizer steps the weight itself
+
     def __init__(self, path: str, conv: nn.Conv2d, layer: type[SqueezedConv2d], kernel: Any, start: str) -> None:
         self.path, self.conv, self.layer, self.kernel, self.start = path, conv, layer, kernel, start
         self.weight: nn.Parameter = conv.weight  # type: ignore[assignment]  # torch's stub says Tensor
-        self.steps = False  # whether the weight has a gradient in this step
+        self.steps = False  # in this step, as the weight has a gradient
         self._seen: tuple[int, int] | None = None
 
     @property
@@ -59,10 +61,11 @@ class BranchUpdate:
         self._seen = None
 
     @torch.no_grad()
-    def differs(self) -> Tensor | None:
-        """Whether the weight is no longer the sum of its branches, as a tensor; None where nobody has written to it."""
+    def differs(self) -> bool:
+        """Whether the weight is no longer the sum of its branches; the values are compared where somebody has written to it."""
         if self._seen == self._touched():
-            return None
+            return False
+        self.remember()
         weight = self.weight.detach()
         if next(self.kernel.parameters()).device != weight.device:
             self.kernel.to(weight.device)
@@ -70,7 +73,7 @@ class BranchUpdate:
         allowed = TOLERANCES[squeezed.dtype] * weight.abs().max()
         if weight.dtype != squeezed.dtype:
             allowed = allowed + 2 * torch.finfo(weight.dtype).eps * weight.abs()  # where it rounds the other way
-        return ~((weight.to(squeezed.dtype) - squeezed).abs() <= allowed).all()  # not >, which is False of NaN too
+        return not ((weight.to(squeezed.dtype) - squeezed).abs() <= allowed).all()  # not >, which is False of NaN too
 
     def kernel_in_model(self) -> Any:
         """The kernel of a layer that computes what the convolution does."""
@@ -82,15 +85,24 @@ class BranchUpdate:
         self.kernel.reset_parameters()
         self.kernel.represent(self.weight.detach(), self.start)
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a CUDA graph can do its steps: on a GPU, without autograd."""
+        return self.weight.is_cuda and hasattr(self.kernel, 'pull_back')
+
+    def gradients(self, grad: Tensor) -> list[Tensor]:
+        """Those of the trained parameters, from that of the weight."""
+        grad = grad.to(next(self.kernel.parameters()).dtype)
+        own = getattr(self.kernel, 'pull_back', None)
+        found = pull_back_by_autograd(self.kernel, grad) if own is None else own(grad)
+        return [found[name] for name, parameter in self.kernel.named_parameters() if parameter.requires_grad]
+
     def before_step(self) -> None:
         grad = self.weight.grad
         self.steps = grad is not None
         if grad is not None:
-            grad = grad.to(next(self.kernel.parameters()).dtype)
-            own = getattr(self.kernel, 'pull_back', None)
-            found = pull_back_by_autograd(self.kernel, grad) if own is None else own(grad)
-            for name, parameter in self.kernel.named_parameters():
-                parameter.grad = found[name] if parameter.requires_grad else None
+            for parameter, value in zip(self.parameters, self.gradients(grad), strict=True):
+                parameter.grad = value
 
     @torch.no_grad()
     def after_step(self, skipped: Tensor | None) -> None:
@@ -130,26 +142,34 @@ class MatrixUpdate(BranchUpdate):
         return [self.weight, self.kernel.scale]
 
     def values(self) -> dict[str, Tensor]:
-        self._matrix = None
         return dict(scale=self.kernel.scale.detach())
 
     def take_over(self, optimizer: Optimizer) -> None:
-        """Give the weight the momentum that its branches have, whose sum it is."""
+        """Give the weight the momentum that its branches have, whose sum it is, and drop the branches."""
         states = {name: optimizer.state.pop(parameter, {}) for name, parameter in self.kernel.named_parameters()}
         momenta = {name: state.get('momentum_buffer') for name, state in states.items() if name != 'scale'}
         if any(momentum is not None for momentum in momenta.values()):
             there = {name: torch.zeros_like(self.kernel.get_parameter(name)) if m is None else m for name, m in momenta.items()}
             whole = torch.func.functional_call(self.kernel, there)
             optimizer.state[self.weight] = dict(momentum_buffer=torch.empty_like(self.weight).copy_(whole.detach()))
+        for name in momenta:  # the scales and the weight are all it takes
+            setattr(self.kernel, name, nn.Parameter(torch.empty_like(self.kernel.get_parameter(name), device='meta')))
 
-    def differs(self) -> Tensor | None:
-        return None
+    moves_weight = True
+    can_be_captured = False
+
+    def differs(self) -> bool:
+        return False
+
+    def forget(self) -> None:
+        self._matrix = None  # of other scales
 
     def renew(self) -> None:
         pass
 
     def kernel_in_model(self) -> Any:
-        kernel = deepcopy(self.kernel)
+        kernel = deepcopy(self.kernel).to_empty(device=self.weight.device)
+        kernel.reset_parameters()
         kernel.represent(self.weight.detach(), self.start)
         return kernel
 

@@ -85,8 +85,9 @@ class LayerComparison:
         if largest < float('inf') and (parameter.dtype != dtype or under_autocast(parameter)):
             args = tuple(_as_dtype(value, dtype) for value in args)
             kwargs = {name: _as_dtype(value, dtype) for name, value in kwargs.items()}
-            with without_autocast(parameter), in_float32(layer, swap.new):
-                largest = largest_difference(layer.forward(*args, **kwargs), swap.new.forward(*args, **kwargs))
+            layer, plain = in_float32(layer), in_float32(swap.new)
+            with without_autocast(parameter):
+                largest = largest_difference(layer.forward(*args, **kwargs), plain.forward(*args, **kwargs))
         seen = self.differences.get(swap.path)
         if seen is None or largest > seen.largest:
             self.differences[swap.path] = Difference(largest, parameter)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import FuseError
-from .plain import plain_form
+from .plain import plain_form, share_hooks
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Swap:
 
     def undo(self) -> None:
         setattr(self.parent, self.name, self.old)
+        share_hooks(self.new, self.old)  # whether they are of the full backward pass is no part of the dicts they share
         if self.old.training != self.new.training:
             self.old.train(self.new.training)
 

@@ -65,16 +65,7 @@ def expand(
             raise ExpandError(f'the convolution {reason}')
         _check_start(start)
         return layer.from_conv(model, start, **options)
-    planned = plan_expansion(
-        model,
-        method=method,
-        kernel_sizes=kernel_sizes,
-        pattern=pattern,
-        where=where,
-        first_layer=first_layer,
-        start=start,
-        branches=branches,
-    )
+    planned = plan_expansion(model, method, branches, start, kernel_sizes, pattern, where, first_layer)
     for path, new in planned.items():
         share_hooks(model.get_submodule(path), new)
     for path, new in planned.items():
@@ -85,20 +76,19 @@ def expand(
 
 def plan_expansion(
     model: nn.Module,
-    *,
     method: str,
+    branches: str | Iterable[str],
+    start: str,
     kernel_sizes: Iterable[int] | None,
     pattern: str | None,
     where: Callable[[str, nn.Conv2d], bool] | None,
     first_layer: bool,
-    start: str,
-    branches: str | Iterable[str],
     beside: bool = False,
 ) -> dict[str, SqueezedConv2d]:
     """The layers with branches for the convolutions of ``model`` that are chosen, by their paths; the model is not changed.
 
     Args:
-        model, method, kernel_sizes, pattern, where, first_layer, start, branches: As for :func:`expand`.
+        model, method, branches, start, kernel_sizes, pattern, where, first_layer: As for :func:`expand`.
         beside: The layers will not be part of the model, only their kernels are wanted: a weight that several modules share gets one
             layer, subclasses of ``nn.Conv2d`` count too, and branches of weights in half precision are in float32.
 

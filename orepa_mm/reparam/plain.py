@@ -5,7 +5,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import FuseError
-from ..functional import fuse_norm, identity_kernel, in_float32
+from ..functional import HOOKS, fuse_norm, identity_kernel, in_float32
 from ..layers import ReparameterizableConv2d
 from ..layers.base import memory_format_of
 
-# Where nn.Module keeps its hooks. There is no public way to hand them on; sharing the dicts keeps the handles working that remove them.
-HOOKS = (
-    *('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called'),
-    *('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks'),
-)
 BRANCHES = ('branch_3x3', 'branch_1x1', 'branch_norm')
 
 
@@ -41,13 +36,12 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
     plain: nn.Module | None
     if isinstance(module, ReparameterizableConv2d):
         _check_norms(module, path)
-        with in_float32(module):
-            plain = plain_conv(module, *module.equivalent_conv(), module)
+        weight, bias = cast(ReparameterizableConv2d, in_float32(module)).equivalent_conv()
+        plain = plain_conv(module, weight, bias, module)
         plain.to(next(module.parameters()).dtype)
     elif is_repvgg_block(module):
         _check_norms(module, path)
-        with in_float32(module):
-            plain = _merged_repvgg_block(module)
+        plain = _merged_repvgg_block(module, in_float32(module))
         plain.to(next(module.parameters()).dtype)
     elif _deploys_itself(module):
         _check_norms(module, path)
@@ -61,6 +55,7 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def share_hooks(old: nn.Module, new: nn.Module) -> None:
+    """The same dicts, so that handles which remove hooks go on working, and hooks that are added to one are the other's too."""
     for name in HOOKS:
         setattr(new, name, getattr(old, name))
 
@@ -124,13 +119,14 @@ def _fold(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tenso
     return fuse_norm(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
 
 
-def _merged_repvgg_block(block: Any) -> nn.Module:
-    conv, point = block.branch_3x3.conv, block.branch_1x1.conv
-    weight, bias = _fold(conv.weight, conv.bias, block.branch_3x3.norm)
-    branches = [_fold(point.weight, point.bias, block.branch_1x1.norm)]
-    if block.branch_norm is not None:
+def _merged_repvgg_block(block: Any, exact: Any) -> nn.Module:
+    """Of ``block``, from the values of ``exact``."""
+    conv, point = exact.branch_3x3.conv, exact.branch_1x1.conv
+    weight, bias = _fold(conv.weight, conv.bias, exact.branch_3x3.norm)
+    branches = [_fold(point.weight, point.bias, exact.branch_1x1.norm)]
+    if exact.branch_norm is not None:
         identity = identity_kernel(conv.in_channels, 1, conv.groups, device=weight.device, dtype=weight.dtype)
-        branches.append(_fold(identity, None, block.branch_norm))
+        branches.append(_fold(identity, None, exact.branch_norm))
     for kernel, shift in branches:
         weight, bias = weight + F.pad(kernel, [conv.kernel_size[0] // 2] * 4), bias + shift  # the 1x1 kernel's place is the centre
     rest = [(name, child) for name, child in block.named_children() if name not in BRANCHES]

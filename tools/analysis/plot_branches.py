@@ -4,7 +4,8 @@
     python tools/analysis/plot_branches.py configs/imagenet/orepa-resnet18-w16_imagenet-mini.py \\
         work_dirs/orepa-resnet18-w16_imagenet-mini/last.pth branches.png
 
-Before: the network as the config initialises it, pretrained weights included. Prints the means of the shares and cosines.
+Before: the network as the config initialises it, pretrained weights included. Branches beside the optimizer are read from its state, of
+a checkpoint that a run with BranchesHook wrote, with the config of that run. Prints the means of the shares and cosines.
 """
 
 import argparse
@@ -16,6 +17,9 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 
+from orepa_mm.checkpoints.beside import branches_beside, expand_as, training_form  # noqa: E402
+from orepa_mm.checkpoints.checking import check_state_dict  # noqa: E402
+from orepa_mm.checkpoints.reading import read_checkpoint  # noqa: E402
 from orepa_mm.deploy.loading import build_model, load_model  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 from orepa_mm.functional import BRANCHES  # noqa: E402
@@ -81,17 +85,25 @@ def table(states: dict[str, Diversity]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG')
-    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='of this config, in training form')
+    parser.add_argument(
+        'checkpoint', type=Path, metavar='CHECKPOINT', help='of this config: in training form, or with branches beside the optimizer'
+    )
     parser.add_argument('out', type=Path, metavar='OUT.png')
     add_cfg_options(parser)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     check_writable(args.out)
     cfg = load_config(args)
-    after = load_model(cfg, args.checkpoint)
-    before = build_model(cfg)
+    checkpoint, before = read_checkpoint(args.checkpoint), build_model(cfg)
+    if branches_beside(checkpoint):
+        after, state = expand_as(build_model(cfg), checkpoint), training_form(checkpoint)
+        check_state_dict(after, state, args.checkpoint, strict=True)
+        after.load_state_dict(state, strict=False)
+    else:
+        after = load_model(cfg, args.checkpoint)
     torch.manual_seed((cfg.get('randomness') or {}).get('seed') or 0)
     before.init_weights()
+    expand_as(before, checkpoint)
     states = {'before training': branch_diversity(before), 'after': branch_diversity(after)}
     if not states['after'].layers:
         raise UsageError(f'{args.config}: the model has no branches.')
