@@ -129,7 +129,7 @@ def test_weights_loaded_for_a_run_are_what_branches_start_from(tmp_path, caplog)
                 paramwise_cfg=dict(custom_keys={'backbone.0': dict(lr_mult=0.0)}),
             )
         ),
-        dict(compile=dict(backend='eager')),
+        pytest.param(dict(compile=dict(backend='eager')), marks=pytest.mark.slow),
         dict(auto_scale_lr=dict(enable=True, base_batch_size=8)),
     ],
     ids=['accumulation', 'custom_keys', 'compile', 'auto_scale_lr'],
@@ -264,3 +264,12 @@ def test_branches_are_drawn_and_written_from_the_checkpoint(tools, mini_data, tm
     assert sum(isinstance(module, OREPAConv2d) for module in form.modules()) == len(branches_beside(checkpoint)) == 20
     difference = (form.eval()(x) - plain(x)).abs().max()
     assert difference < 1e-4 * plain(x).abs().max()
+
+
+def test_a_plain_run_is_resumed_with_branches(tmp_path):
+    """They start from its weights, without momentum; its schedule and its averages go on."""
+    plain = run(tmp_path, 3, hook=dict(type='IterTimerHook'))
+    resumed = run(tmp_path, 4, resume=True)
+    assert hook_of(resumed).attached and resumed.epoch == 4
+    assert not same(plain.model, resumed.model)
+    assert 'branches' in torch.load(last_checkpoint(tmp_path), weights_only=False)['optimizer']

@@ -420,6 +420,8 @@ def test_lightning_validates_an_average(lightning, tmp_path, caplog):
 @pytest.fixture
 def accelerate(monkeypatch):
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    for name in ('LOCAL_RANK', 'RANK', 'WORLD_SIZE'):  # what tools leave in a process is a distributed run to it
+        monkeypatch.delenv(name, raising=False)
     accelerate = pytest.importorskip('accelerate')
     yield accelerate
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -93,7 +93,7 @@ def metrics(folder: Path) -> dict:
     return next(row for row in reversed(rows) if row)
 
 
-@pytest.mark.parametrize('name', few(CONFIGS, 'resnet'))
+@pytest.mark.parametrize('name', few(CONFIGS))
 def test_the_stock_script_trains_and_the_stock_network_tests(name, mini_data, tmp_path):
     scope = CONFIGS[name][0].split('/')[0]
     config = write_config(name, mini_data, tmp_path)

@@ -283,7 +283,8 @@ class OREPAKernel(nn.Module):
             if kernel is not None and kernel.dim() == 4 and self.kernel_size > 1:
                 state[f'{prefix}{name}'] = rows_of(kernel)
         there = branches_in(state, prefix)
-        if 'origin' in self.branches and 'origin' in there and there != self.branches:
+        fits = self.origin is not None and 'origin' in there and state[f'{prefix}origin'].shape == self.origin.shape
+        if fits and there != self.branches:
             self._fold_branches(state, prefix, [name for name in there if name not in self.branches])
             self._start_branches(state, prefix, [name for name in self.branches if name not in there])
 
@@ -402,7 +403,7 @@ class OREPAKernel(nn.Module):
 
     def _branches(self, dtype: torch.dtype | None = None) -> Branches:
         def rows(weight: Tensor | None) -> Tensor | None:
-            return weight if weight is None or weight.dim() == 3 else weight.flatten(2).transpose(1, 2)
+            return weight if weight is None or self.kernel_size > 1 else weight.flatten(2).transpose(1, 2)
 
         weights = Branches(
             scale=self.scale,
