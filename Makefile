@@ -22,7 +22,7 @@ help:
 	@echo "make test             lint, and the test suite"
 	@echo "make test-all         the test suite with the slow tests, and fifteen times as many random cases"
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
-	@echo "make bench            step, forward and memory ratios of none / DBB / OREPA, its light branches, and those with fixed scales"
+	@echo "make bench            step, forward and memory ratios of none, DBB and OREPA: in the model, beside the optimizer, light, fixed scales"
 	@echo "make docs             the documentation as a site, in site/"
 	@echo "make study            compare methods over seeds, each at its own learning rate (STUDY=a file as in tools/analysis/studies/, DATA=, OUT=)"
 	@echo "make lint             ruff, codespell, import-linter (the layers in pyproject.toml) and mypy"

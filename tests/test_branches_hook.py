@@ -21,7 +21,7 @@ from orepa_mm.checkpoints.beside import branches_beside, expand_as, training_for
 from orepa_mm.checkpoints.reading import read_checkpoint
 from orepa_mm.deploy.loading import build_model, load_model
 from orepa_mm.engine.branches_hook import BranchesHook
-from orepa_mm.errors import BranchesError
+from orepa_mm.errors import BranchesError, CheckpointError
 from orepa_mm.optim import attached_to
 
 FULL = dict(type='BranchesHook', pattern='backbone')
@@ -264,6 +264,12 @@ def test_branches_are_drawn_and_written_from_the_checkpoint(tools, mini_data, tm
     assert sum(isinstance(module, OREPAConv2d) for module in form.modules()) == len(branches_beside(checkpoint)) == 20
     difference = (form.eval()(x) - plain(x)).abs().max()
     assert difference < 1e-4 * plain(x).abs().max()
+
+
+def test_a_run_with_branches_is_not_resumed_without_them(tmp_path):
+    run(tmp_path, 1)
+    with pytest.raises(CheckpointError, match='with the BranchesHook of that run'):
+        run(tmp_path, 2, hook=dict(type='IterTimerHook'), resume=True)
 
 
 def test_a_plain_run_is_resumed_with_branches(tmp_path):

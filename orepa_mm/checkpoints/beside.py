@@ -9,11 +9,20 @@ from ..reparam import expand
 from .reading import state_dict_of
 
 
-def branches_beside(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The branches in the optimizer's state, by the path of their convolution; where scales are fixed there may be none."""
+def _entries(checkpoint: dict[str, Any]) -> list[dict[str, dict[str, Tensor]]]:
     optimizer = checkpoint.get('optimizer') or {}
     states = [each for each in (optimizer, *optimizer.values()) if isinstance(each, dict)]  # several optimizers have one each
-    found = {path: values for state in states for path, values in (state.get(KEY) or {}).items()}
+    return [state[KEY] for state in states if KEY in state]
+
+
+def has_branches_beside(checkpoint: dict[str, Any]) -> bool:
+    """Whether it was written with branches beside the optimizer; those of fixed scales are no more than their scales."""
+    return bool(_entries(checkpoint))
+
+
+def branches_beside(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The branches in the optimizer's state, by the path of their convolution; where scales are fixed there may be none."""
+    found = {path: values for entry in _entries(checkpoint) for path, values in entry.items()}
     return {path: values for path, values in found.items() if values.keys() != {'scale'}}
 
 

@@ -7,10 +7,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..checkpoints.beside import has_branches_beside
 from ..errors import BranchesError, NotHeldError
 from ..layers import SqueezedConv2d
 from ..optim import AttachedBranches, attach_branches, attached_to
-from ..optim.attached import KEY, drawn_alike
+from ..optim.attached import drawn_alike
 from ..reparam import reparameterize
 from .changed_parameters import changing_averages, optimizers_of, wrap_again
 from .distributed import unwrapped
@@ -71,8 +72,7 @@ class BranchesHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         # Before weights and states are loaded: they are of plain convolutions and of their branches.
-        state = checkpoint.get('optimizer') or {}
-        if optimizers_of(runner) and any(KEY in each for each in (state, *state.values()) if isinstance(each, dict)):
+        if optimizers_of(runner) and has_branches_beside(checkpoint):
             self._attach(runner)
 
     def _attach(self, runner: Runner) -> None:

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..checkpoints.beside import has_branches_beside
 from ..checkpoints.checking import check_pretrained, check_state_dict
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.loaders import use_safe_loaders
@@ -18,6 +19,7 @@ from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError
 from ..layers.kernels import DeepLinearKernel
+from ..optim import attached_to
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of
 from .distributed import unwrapped
@@ -76,6 +78,11 @@ class CheckHook(Hook):
             raise CheckpointError(
                 f'{path}: cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to '
                 'other parameters; start a new run from its weights, with load_from instead of resume.'
+            )
+        if resuming and has_branches_beside(checkpoint) and not any(map(attached_to, optimizers_of(runner))):
+            raise CheckpointError(
+                f"{path}: was written with branches beside the optimizer; resume it with the BranchesHook of that run's default_hooks, or "
+                'start a new run from its weights, with load_from instead of resume.'
             )
         if resuming and not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
             raise CheckpointError(
