@@ -599,6 +599,19 @@ def test_pruning_keeps_weights_and_momentum_and_resumes():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_state_dict_of_other_groups_leaves_pruned_and_unpruned_branches_alone():
+    model, other = network(), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach_branches(model, optimizer)
+    pruned = torch.optim.SGD(list(other.parameters())[:-1], lr=0.1)  # one bias less
+    assert any(attach_branches(other, pruned).prune(0.1).values())
+    kernels = [update.kernel for update in handle.updates]
+    with pytest.raises(BranchesError, match='parameters in its groups'):
+        optimizer.load_state_dict(pruned.state_dict())
+    assert all(update.kernel is kernel for update, kernel in zip(handle.updates, kernels, strict=True))
+    train(model, optimizer, batches(1))
+
+
 @pytest.mark.parametrize('name', ['nesterov', 'adamw'])
 def test_into_the_model_and_out_again_with_the_optimizers_states(name):
     inside, model, one, optimizer, handle = both(network(), OPTIMIZERS[name], start='shared')
@@ -730,6 +743,19 @@ def test_layers_that_the_optimizer_treats_differently_stay():
         with pytest.raises(BranchesError, match='treats them differently'):
             attach_branches(model, optimizer)
         assert isinstance(model[0], OREPAConv2d) and [len(g['params']) for g in optimizer.param_groups] == list(map(len, groups))
+
+
+def test_what_is_refused_leaves_layers_in_the_model():
+    frozen = expand(network()).requires_grad_(False)
+    products = expand(network(), method='ExpandNet')
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (frozen, products)]
+    with pytest.raises(BranchesError, match='holds none'):
+        attach_branches(frozen, optimizers[0])
+    with pytest.raises(BranchesError, match='have no scales'):
+        attach_branches(products, optimizers[1], scales='fixed')
+    assert isinstance(frozen[0], OREPAConv2d) and hasattr(products[0], 'kernel')
+    assert all({id(p) for p in model.parameters()} == {id(p) for p in optimizer.param_groups[0]['params']}
+               for model, optimizer in zip((frozen, products), optimizers, strict=True))  # fmt: skip
 
 
 def test_optimizers_that_do_not_look_into_their_groups_are_found_out():
@@ -906,6 +932,24 @@ def test_two_graphs_do_the_steps_of_all_weights(name, graphs):
         group['lr'] = 0.0
     train(beside, other, batches(1))
     assert (beside[3].weight - before).abs().max() < EXACT and len(graphs) == 4
+
+
+def test_a_loss_scaler_and_the_graphs_of_a_fused_optimizer(graphs):
+    """It divides, or skips, inside its step; each weight ends that by itself."""
+    model, reference = network(torch.float32), network(torch.float32)
+    optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.1, fused=True) for m in (model, reference))
+    for each, its in ((model, optimizer), (reference, plain)):
+        torch.manual_seed(1)
+        attach_branches(each, its)
+    scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
+    for x in batches(3, dtype=torch.float32):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, x)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        train(reference, plain, [x])
+    assert len(graphs) == 4  # two optimizers
+    assert apart(model, reference) < 1e-5 and apart(network(torch.float32), model) > 1e-3
 
 
 def test_where_no_graph_can_be_captured_weights_step_by_themselves(graphs, monkeypatch, caplog):

@@ -20,6 +20,10 @@ from .updates import BranchUpdate, MatrixUpdate, is_linear, is_sgd
 logger = logging.getLogger(__name__)
 
 SCALES = ('learned', 'fixed')
+NOT_HELD = (
+    'the optimizer holds none of the weights that would train as branches, or all of them are frozen: build it for the parameters of this '
+    'model'
+)
 
 
 def attach_branches(
@@ -86,7 +90,7 @@ def attach_branches(
     if isinstance(model, SqueezedConv2d):
         raise BranchesError(f'a bare {type(model).__name__} cannot be replaced from outside: wrap it in nn.Sequential')
     if any(isinstance(module, SqueezedConv2d) for module in model.modules()):
-        places = _moved_out(model, optimizer)
+        places = _moved_out(model, optimizer, scales)
     else:
         planned = plan_expansion(model, method, branches, start, kernel_sizes, pattern, where, first_layer, beside=True)
         places = {path: (cast(nn.Conv2d, model.get_submodule(path)), layer) for path, layer in planned.items()}
@@ -96,10 +100,7 @@ def attach_branches(
         if id(conv.weight) in held and conv.weight.requires_grad and id(conv.weight) not in updates:
             updates[id(conv.weight)] = _update(path, conv, layer, start, scales, optimizer)
     if not updates:
-        raise NotHeldError(
-            'the optimizer holds none of the weights that would train as branches, or all of them are frozen: build it for the parameters '
-            'of this model'
-        )
+        raise NotHeldError(NOT_HELD)
     _start_alike(updates.values())
     logger.info('%d of the weights train as branches beside the optimizer.', len(updates))
     return AttachedBranches(model, optimizer, list(updates.values()))
@@ -129,10 +130,7 @@ def _update(path: str, conv: Any, layer: SqueezedConv2d, start: str, scales: str
     kernel = layer.kernel
     kind: type[BranchUpdate] = BranchUpdate
     if scales == 'fixed':
-        fixed = [parameter for name, parameter in kernel.named_parameters() if name.split('.')[-1] == 'scale']
-        if not fixed:
-            raise BranchesError(f"scales='fixed': the branches of a {type(layer).__name__} have no scales")
-        for parameter in fixed:
+        for parameter in _scales(layer):
             parameter.requires_grad_(False)
         kind = MatrixUpdate if is_linear(kernel) and is_sgd(optimizer) else BranchUpdate
     # Wrappers change the path: a state dict is to fit with them and without.
@@ -142,6 +140,13 @@ def _update(path: str, conv: Any, layer: SqueezedConv2d, start: str, scales: str
     return update
 
 
+def _scales(layer: SqueezedConv2d) -> list[nn.Parameter]:
+    found = [parameter for name, parameter in layer.kernel.named_parameters() if name.split('.')[-1] == 'scale']
+    if not found:
+        raise BranchesError(f"scales='fixed': the branches of a {type(layer).__name__} have no scales")
+    return found
+
+
 def _start_alike(updates: Iterable[BranchUpdate]) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for update in updates:
@@ -149,7 +154,7 @@ def _start_alike(updates: Iterable[BranchUpdate]) -> None:
                 torch.distributed.broadcast(value, 0)
 
 
-def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Conv2d, SqueezedConv2d]]:
+def _moved_out(model: nn.Module, optimizer: Optimizer, scales: str) -> dict[str, tuple[nn.Conv2d, SqueezedConv2d]]:
     """Make the layers with branches of a model plain, in place, and give the optimizer their weights in the place of the branches.
 
     Layers whose branches are another optimizer's stay. No layer is changed where one is refused.
@@ -177,6 +182,8 @@ def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Con
             continue  # another optimizer's
         if any(p.grad is not None and p.grad.any() for p in trained):
             raise BranchesError(f'"{path}": gradients of its branches are pending; attach between optimizer steps, after zero_grad()')
+        if there and scales == 'fixed':
+            _scales(layer)
         conv: Any = plain_form(layer, path)
         conv.bias = layer.bias  # the same object, which the optimizer may hold
         convs[id(layer)] = conv
@@ -184,6 +191,8 @@ def _moved_out(model: nn.Module, optimizer: Optimizer) -> dict[str, tuple[nn.Con
             first = next(id(p) for group in optimizer.param_groups for p in group['params'] if id(p) in ids)
             weights[first] = conv.weight
         branches |= {id(p) for p in layer.kernel.parameters()}
+    if not weights:
+        raise NotHeldError(NOT_HELD)
     for group in optimizer.param_groups:
         group['params'] = [weights.get(id(p), p) for p in group['params'] if id(p) in weights or id(p) not in branches]
     for path, layer in paths:

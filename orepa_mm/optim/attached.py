@@ -229,13 +229,13 @@ class AttachedBranches:
         self._loading = state_dict.get(KEY)
         if self._loading is None:
             return
-        kernels = self._fitting(self._loading)
-        for update in self.updates:
-            update.kernel = kernels[update.path]
+        kernels, before = self._fitting(self._loading), {update.path: update.kernel for update in self.updates}
+        self._use(kernels)
         self._put_in()
         here, there = ([len(group['params']) for group in groups] for groups in (optimizer.param_groups, state_dict['param_groups']))
         if here != there:
             self._put_back()
+            self._use(before)
             raise BranchesError(f'the state dict is of an optimizer with {there} parameters in its groups, and this one has {here}')
 
     @torch.no_grad()
@@ -249,6 +249,10 @@ class AttachedBranches:
                 update.kernel.get_parameter(name).copy_(value)
             update.forget()
         self._loading = None
+
+    def _use(self, kernels: dict[str, nn.Module]) -> None:
+        for update in self.updates:
+            update.kernel = kernels[update.path]
 
     def _fitting(self, saved: dict[str, dict[str, Tensor]]) -> dict[str, nn.Module]:
         """The kernels with the branches that a state dict has; those it lacks have been pruned."""

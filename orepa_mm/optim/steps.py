@@ -44,6 +44,8 @@ class _Graphs:
         self._pull_back()
         for parameter, grad in zip(self._parameters, self._found, strict=True):
             parameter.grad = grad
+        for update in self.updates:
+            update.steps = True  # a loss scaler may have each of them end its step by itself
 
     def after_step(self) -> None:
         self._squeeze()

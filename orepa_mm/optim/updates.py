@@ -123,6 +123,9 @@ class MatrixUpdate(BranchUpdate):
     squeezed, and the optimizer's state is that of the weight.
     """
 
+    moves_weight = True
+    can_be_captured = False
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._grad: Tensor | None = None
@@ -154,9 +157,6 @@ class MatrixUpdate(BranchUpdate):
             optimizer.state[self.weight] = dict(momentum_buffer=torch.empty_like(self.weight).copy_(whole.detach()))
         for name in momenta:  # the scales and the weight are all it takes
             setattr(self.kernel, name, nn.Parameter(torch.empty_like(self.kernel.get_parameter(name), device='meta')))
-
-    moves_weight = True
-    can_be_captured = False
 
     def differs(self) -> bool:
         return False
