@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs  # reads the annotations of COCO's training set in less than a second, where Python would take minutes
+import numpy as np
 
 from orepa_mm.errors import UsageError
 
@@ -93,7 +94,9 @@ def _check_references(path: Path, content: dict[str, list[dict[str, Any]]]) -> N
     if annotations and 'id' in annotations[0]:
         _require_unique(path, 'annotations', 'id', (item['id'] for item in annotations))
     panoptic = any('segments_info' in annotation for annotation in annotations)
-    instances = [segment for annotation in annotations for segment in annotation['segments_info']] if panoptic else annotations
+    instances = annotations
+    if panoptic:
+        instances = [dict(part, image_id=annotation['image_id']) for annotation in annotations for part in annotation['segments_info']]
     for key, given, known in (('image_id', annotations, images), ('category_id', instances, categories)):
         ids = {item['id'] for item in known}
         dangling = [item[key] for item in given if item[key] not in ids]
@@ -104,6 +107,22 @@ def _check_references(path: Path, content: dict[str, list[dict[str, Any]]]) -> N
             if panoptic or len(dangling) == len(given):
                 raise UsageError(f'{message}; it cannot be read, write it again with all its images and categories.')
             print(f'warning: {message}; they are left out.', file=sys.stderr)
+    _check_boxes(path, images, instances)
+
+
+def _check_boxes(path: Path, images: list[dict[str, Any]], instances: list[dict[str, Any]]) -> None:
+    sides = {image['id']: (image['width'], image['height']) for image in images}
+    placed = [item for item in instances if 'bbox' in item and item['image_id'] in sides]
+    start, extent = np.array([item['bbox'] for item in placed], float).reshape(-1, 2, 2).transpose(1, 0, 2)
+    limits = np.array([sides[item['image_id']] for item in placed], float).reshape(-1, 2) + 1  # boxes may be rounded
+    outside = ((start < -1) | (start + extent > limits)).any(1)
+    if outside.any():
+        message = f'{path}: {outside.sum()} of {len(placed)} boxes end outside their images, such as {placed[outside.argmax()]["bbox"]}'
+        if ((start <= extent) & (extent <= limits)).all():
+            raise UsageError(f'{message}, and all fit as corners: write [x, y, width, height] instead of [x1, y1, x2, y2].')
+        print(f'warning: {message}.', file=sys.stderr)
+    if placed and (extent < 1).any(1).all():
+        raise UsageError(f'{path}: all boxes are smaller than a pixel, and would be left out: write them in pixels.')
 
 
 def _require_unique(path: Path, kind: str, key: str, values: Iterable) -> None:

@@ -92,11 +92,10 @@ def main() -> None:
         raise UsageError('--count and --threads are at least 1.')
     if args.size and min(args.size) < 1:
         raise UsageError(f'--size {args.size[0]} {args.size[1]}: sides are at least 1 pixel.')
-    cfg = None
+    network, cfg = OnnxNetwork(args.model, args.threads), None
     if args.config:
         cfg = load_config(args)
-        check_data(cfg, ('test',))
-    network = OnnxNetwork(args.model, args.threads)
+        check_data(cfg, ('test',), others={str(args.model): network.facts.get('classes') or ()})
     calibration, others, which = pictures_of(args, network)
     content = quantize(args.model, track(calibration, 'calibrating'), per_channel=not args.per_tensor)
     quantized = OnnxNetwork(content, args.threads)
