@@ -440,6 +440,30 @@ class TestRunAlone:
         assert inside[0] <= picture.width and inside[1] <= picture.height
         assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1  # OpenCV rounds in between
 
+    @pytest.mark.parametrize(('facts', 'share'), [({}, '75.0%'), (dict(threshold='0.5'), '50.0%'), (dict(threshold='0.9'), '0.0%')])
+    def test_foreground_begins_at_the_threshold(self, facts, share, script, capsys):
+        class Model(script.Model):
+            def __init__(self):
+                self.facts, self.steps, self.classes, self.palette = facts, [], ['else', 'road'], []
+
+            def __call__(self, picture):
+                return dict(logits=np.float32([-1, -0.5, 1, 2]).reshape(1, 1, 2, 2))
+
+        script.segment(Model(), Image.new('RGB', (2, 2)), None)
+        said = capsys.readouterr().out
+        assert f'{share}  road' in said if share != '0.0%' else 'road' not in said
+
+    def test_several_labels_have_probabilities_of_their_own(self, script, capsys):
+        class Model(script.Model):
+            def __init__(self):
+                self.facts, self.steps, self.classes, self.palette = dict(scores='sigmoid logits'), [], 'abc', []
+
+            def __call__(self, picture):
+                return dict(scores=np.float32([[3, 0, 2]]))
+
+        script.classify(Model(), Image.new('RGB', (8, 8)), None)
+        assert capsys.readouterr().out.split() == ['0.953', 'a', '0.881', 'c', '0.500', 'b']
+
     def test_a_network_of_one_size_gets_it(self, script):
         network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), rgb=True))
         steps = fixed_preparation([dict(step='resize', scale=[96, 64], keep_ratio=True)], (64, 96), network)

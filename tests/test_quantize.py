@@ -196,3 +196,22 @@ def test_a_picture_fits_into_a_box(classifier):
     network.facts['prepare'] = [dict(step='resize', inside=[80, 40]), dict(step='pad', size=[80, 40], value=[1, 2, 3])]
     found = network.prepare(np.full((60, 30, 3), 9, np.uint8))
     assert found.shape == (1, 3, 40, 80) and (found[..., :20] == 9).all() and found[0, :, 5, 30].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ('facts', 'same'), [({}, 0.75), (dict(threshold=0.5), 0.5), (dict(threshold=0.9), 1.0), (dict(scores='sigmoid logits'), 0.5)]
+)
+def test_answers_without_a_largest_channel(facts, same):
+    """A segmentor of one channel has its foreground from a threshold on, 0.3 where none is said; a classifier may say several labels."""
+
+    class Network:
+        answers = OnnxNetwork.answers
+        task = 'classification' if 'scores' in facts else 'segmentation'
+
+        def __init__(self, *values: float) -> None:
+            self.facts, self.output = facts, np.array(values, np.float32).reshape((1, 4) if 'scores' in facts else (1, 1, 2, 2))
+
+        def __call__(self, picture: None) -> np.ndarray:
+            return self.output
+
+    assert change(Network(-1, -0.5, 1, 2), Network(-1, 1, -2, 2), [None]).same == same

@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from augmentation import mend_augmentation
 from common import UsageError, add_common_options, build_runner, load_config, run
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
@@ -145,6 +146,7 @@ def main() -> None:
         check_together(lambda: check_data(cfg, ('test',), others=classes_of(args.checkpoint)))
     if args.tta:
         augment(cfg)
+        mend_augmentation(cfg)
     cfg.load_from = args.checkpoint
     runner = build_runner(cfg)
     if args.out:

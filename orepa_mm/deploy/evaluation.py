@@ -59,10 +59,12 @@ def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any
 
 
 def _classified(cfg: Config, network: OnnxNetwork) -> Callable[[Tensor, Any], Any]:
-    probabilities = network.facts.get('scores') == 'probabilities'
+    kind = network.facts.get('scores')
 
     def answer(scores: Tensor, sample: Any) -> Any:
-        scores = scores[0] if probabilities else scores[0].softmax(0)
+        if kind == 'sigmoid logits':  # metrics of several labels read the scores
+            return sample.set_pred_score(scores[0].sigmoid())
+        scores = scores[0] if kind == 'probabilities' else scores[0].softmax(0)
         return sample.set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))
 
     return answer

@@ -68,6 +68,12 @@ class OnnxNetwork:
         """uint8 [N, 3, H, W], RGB -> scores [N, classes] or logits [N, classes, H', W']."""
         return self.session.run([self.output], {self.input: picture})[0]
 
+    def answers(self, output: Array) -> Array:
+        """The label of each picture or pixel; where several are possible, which of them."""
+        if self.task == 'segmentation' and output.shape[1] == 1:
+            return output > np.log(1 / (1 / self.facts.get('threshold', 0.3) - 1))  # mmseg's where the file does not say
+        return output > 0 if self.facts.get('scores') == 'sigmoid logits' else output.argmax(1)
+
     def prepare(self, picture: Array, size: tuple[int, int] | None = None) -> Array:
         """A picture as the network takes it.
 
@@ -250,7 +256,7 @@ def change(expected: OnnxNetwork, actual: OnnxNetwork, pictures: list[Array]) ->
         a, b = expected(picture).astype(np.float64), actual(picture).astype(np.float64)
         squares, spread, count = squares + ((a - b) ** 2).sum(), spread + ((a - mean) ** 2).sum(), count + a.size
         largest, scale = max(largest, np.abs(a - b).max()), max(scale, np.abs(a).max())
-        equal = a.argmax(1) == b.argmax(1)
+        equal = expected.answers(a) == expected.answers(b)
         same, answers = same + equal.sum(), answers + equal.size
     return Change(float(np.sqrt(squares / spread)), float(largest / scale), float(same / answers))
 

@@ -112,9 +112,15 @@ def paste(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndar
     return weights(y1, y2, height, mask.shape[0]) @ mask @ weights(x1, x2, width, mask.shape[1]).T
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
 def classify(model: Model, picture: Image.Image, args: argparse.Namespace) -> Image.Image:
     scores = model(prepare(picture, model.steps)[0])['scores'][0]
-    if model.facts['scores'] == 'logits':
+    if model.facts['scores'] == 'sigmoid logits':  # a picture can have several labels
+        scores = sigmoid(scores)
+    elif model.facts['scores'] == 'logits':
         scores = np.exp(scores - scores.max())
         scores /= scores.sum()
     best = np.argsort(-scores)[:5]
@@ -133,7 +139,7 @@ def segment(model: Model, picture: Image.Image, args: argparse.Namespace) -> Ima
     elif outputs['logits'].shape[1] > 1:
         labels = outputs['logits'][0].argmax(0)
     else:
-        labels = outputs['logits'][0, 0] > 0
+        labels = sigmoid(outputs['logits'][0, 0]) > float(model.facts.get('threshold', 0.3))  # mmseg's where the file does not say
     labels = Image.fromarray(labels[:height, :width].astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST)
     labels = np.asarray(labels)
     found, counts = np.unique(labels, return_counts=True)

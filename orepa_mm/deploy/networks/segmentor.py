@@ -1,5 +1,7 @@
 """Segmentors of mmseg."""
 
+from typing import Any
+
 from mmengine.model import BaseModel
 from torch import Tensor
 
@@ -46,3 +48,7 @@ class Segmentor(DeployNetwork):
         if logits.shape[1] > 1:
             return (logits.argmax(1),)
         return ((logits.sigmoid() > self.model.decode_head.threshold).squeeze(1).long(),)
+
+    def facts(self) -> dict[str, Any]:
+        """A model of one channel says from which probability on a pixel is the foreground."""
+        return dict(threshold=self.model.decode_head.threshold) if self.model.out_channels == 1 else {}
