@@ -375,7 +375,7 @@ def test_pipeline_from_pretraining_to_reparameterized_transfer(tmp_path):
 def test_stem_sweep(tools, mini_data, tmp_path):
     """Two multipliers on a run of seconds; what is done is not done again."""
     pairs = [f'{key}={value}' for key, value in tools.options('cityscapes', iterations=1).items()]
-    arguments = ('tools/analysis/sweep_stem_lr', tools.CONFIGS['cityscapes'], '--multipliers', '0', '1', '--out', tmp_path)
+    arguments = ('.dev_scripts/studies/sweep_stem_lr', tools.CONFIGS['cityscapes'], '--multipliers', '0', '1', '--out', tmp_path)
     times = []
     for _ in range(2):
         status, error = tools.run(*arguments, '--cfg-options', *pairs)
@@ -392,9 +392,9 @@ def test_stem_sweep(tools, mini_data, tmp_path):
 
 def test_stem_sweep_needs_a_multiplier_in_the_config(tools, tmp_path):
     refused(
-        tools.run('tools/analysis/sweep_stem_lr', tools.CONFIGS['imagenet'], '--out', tmp_path / 'x'),
+        tools.run('.dev_scripts/studies/sweep_stem_lr', tools.CONFIGS['imagenet'], '--out', tmp_path / 'x'),
         'no multiplier to sweep',
         'backbone.conv1',
     )
-    refused(tools.run('tools/analysis/sweep_stem_lr', tools.CONFIGS['coco'], '--multipliers', '-1'), 'not negative')
+    refused(tools.run('.dev_scripts/studies/sweep_stem_lr', tools.CONFIGS['coco'], '--multipliers', '-1'), 'not negative')
     assert not (tmp_path / 'x').exists()

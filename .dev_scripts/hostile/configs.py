@@ -99,15 +99,15 @@ def cases() -> Iterator[Case]:
     yield Case('config in json that is a list', file('[1, 2]', *training, name='config.json'), ('config.json',))
     yield Case('config with escapes in its name', file('model = (', *training, name='con\nfig\x1b[2J.py'), ('never closed',))
     yield Case('config that is a folder', command('tools/train.py', '{folder}'), ('no such config',))
-    for tool in ('tools/preflight.py', 'tools/analysis/sweep_stem_lr.py', 'tools/test.py', 'tools/deploy/export_onnx.py'):
+    for tool in ('tools/preflight.py', '.dev_scripts/studies/sweep_stem_lr.py', 'tools/test.py', 'tools/deploy/export_onnx.py'):
         more = () if tool.endswith(('preflight.py', 'lr.py')) else ('x.pth', *(('out.onnx',) if 'onnx' in tool else ()))
         yield Case(f'config that is not there for {tool}', command(tool, 'absent.py', *more), ('absent.py', 'no such config'))
         yield Case(f'config that is broken for {tool}', file('1 / 0', tool, *more), ('config.py', 'ZeroDivisionError'))
-    study = 'tools/analysis/compare_methods.py'
+    study = '.dev_scripts/studies/compare_methods.py'
     yield Case('study that is not there', command(study, 'absent.py'), ('absent.py', 'no such study file'))
     yield Case('study that is broken', file('1 / 0', study), ('config.py', 'ZeroDivisionError'))
     yield Case('study without methods', file("config = metric = baseline = 'x'", study), ('config.py', 'methods'))
-    yield Case('config without an optimizer to sweep', file('a = 1', 'tools/analysis/sweep_stem_lr.py'), ('config.py',))
+    yield Case('config without an optimizer to sweep', file('a = 1', '.dev_scripts/studies/sweep_stem_lr.py'), ('config.py',))
 
     for name, (text, words) in SETTINGS.items():
         yield Case(f'setting of {name}', train(text), words)

@@ -34,7 +34,7 @@ OUTPUTS = {
     '--out of another kind': ((*TEST, '--out', 'x.json'), 'x.json'),
     '--show-dir in a file': ((*TEST, '--show-dir', 'out'), 'out'),
     'of the benchmark in a file': ((BENCHMARK, '--arch', 'resnet18', '--size', '32', '--repeats', '1', '--out', 'out'), 'out'),
-    'of the sweep in a file': (('tools/analysis/sweep_stem_lr.py', '{kit.folder}/coco.py', '--out', 'out'), 'out'),
+    'of the sweep in a file': (('.dev_scripts/studies/sweep_stem_lr.py', '{kit.folder}/coco.py', '--out', 'out'), 'out'),
     'of a conversion below a file': ((CONVERT, '{kit.checkpoint}', 'out/x.pth', '--reverse'), 'out/x.pth'),
     'of a conversion that is there': ((CONVERT, '{kit.checkpoint}', 'out', '--reverse'), '--force'),
     'of an expansion below a file': ((EXPAND, 'none', '{kit.checkpoint}', 'out/x.pth'), 'out/x.pth'),
