@@ -136,7 +136,7 @@ FINISHED = sorted(path.parent for path in (ROOT / 'docs' / 'studies').glob('*/st
 
 @pytest.mark.parametrize('folder', FINISHED, ids=lambda folder: folder.name)
 def test_the_tables_of_studies_are_made_of_their_runs(folder, tools, tmp_path):
-    study = ROOT / 'tools' / 'analysis' / 'studies' / f'{folder.name}.py'
-    assert tools.run('tools/analysis/report_study', study, folder / 'runs.jsonl', tmp_path) == (0, '')
+    study = ROOT / '.dev_scripts' / 'studies' / 'files' / f'{folder.name}.py'
+    assert tools.run('.dev_scripts/studies/report_study', study, folder / 'runs.jsonl', tmp_path) == (0, '')
     assert (tmp_path / 'table.md').read_text().rstrip() in (ROOT / 'docs' / 'evidence.md').read_text()
     assert {path.name for path in folder.glob('*.png')} <= {path.name for path in tmp_path.glob('*.png')}

@@ -110,7 +110,7 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
     records += [run('compare', 'none', 0, 10.0, 0.01), run('compare', 'other', 0, 10.0, 0.05), run('choose', 'none', 1001, 99.0, 0.01)]
     for each in records:
         append_record(tmp_path, each)
-    status, error = tools.run('tools/analysis/report_study', write(), tmp_path / 'runs.jsonl', tmp_path / 'report')
+    status, error = tools.run('.dev_scripts/studies/report_study', write(), tmp_path / 'runs.jsonl', tmp_path / 'report')
     assert status == 0, error
     text = (tmp_path / 'report' / 'table.md').read_text()
     none, light = [[cell.strip() for cell in line.split('|')][1:] for line in text.splitlines() if line.startswith(('| none', '| OREPA'))]
@@ -119,20 +119,20 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
     assert {path.name for path in (tmp_path / 'report').glob('*.png')} == {'study.png', 'rates.png', 'progress.png'}
 
     other = (write(), tmp_path / 'runs.jsonl', tmp_path / 'turned', '--baseline')
-    assert tools.run('tools/analysis/report_study', *other, 'OREPA light')[0] == 0
+    assert tools.run('.dev_scripts/studies/report_study', *other, 'OREPA light')[0] == 0
     assert '| -2.50 ' in (tmp_path / 'turned' / 'table.md').read_text()
-    status, error = tools.run('tools/analysis/report_study', *other, 'nothing')
+    status, error = tools.run('.dev_scripts/studies/report_study', *other, 'nothing')
     assert status == 2 and "--baseline 'nothing'" in error
 
     given = (write(), tmp_path / 'runs.jsonl', tmp_path / 'some', '--methods')
-    assert tools.run('tools/analysis/report_study', *given, 'none')[0] == 0
+    assert tools.run('.dev_scripts/studies/report_study', *given, 'none')[0] == 0
     assert 'OREPA' not in (tmp_path / 'some' / 'table.md').read_text()
-    status, error = tools.run('tools/analysis/report_study', *given, 'nothing')
+    status, error = tools.run('.dev_scripts/studies/report_study', *given, 'nothing')
     assert status == 2 and "--methods 'nothing'" in error and "'OREPA light'" in error
 
-    status, error = tools.run('tools/analysis/report_study', write(), tmp_path / 'none.jsonl', tmp_path / 'other')
+    status, error = tools.run('.dev_scripts/studies/report_study', write(), tmp_path / 'none.jsonl', tmp_path / 'other')
     assert status == 2 and 'no such file' in error and not (tmp_path / 'other').exists()
-    status, error = tools.run('tools/analysis/report_study', write(), write(), tmp_path / 'other')
+    status, error = tools.run('.dev_scripts/studies/report_study', write(), write(), tmp_path / 'other')
     assert status == 2 and 'has no runs' in error and not (tmp_path / 'other').exists()
 
 
@@ -233,7 +233,7 @@ def test_a_folder_of_another_study(write, tmp_path):
         claim(study, tmp_path)
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'tools/analysis/studies').glob('*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted((ROOT / '.dev_scripts/studies/files').glob('*.py')), ids=lambda path: path.stem)
 def test_the_studies_here(path, tmp_path):
     study = read_study(path, tmp_path)
     plan = Plan(study, tmp_path / 'out')
@@ -396,7 +396,7 @@ def test_classes_are_laid_out_in_three_parts(tmp_path):
 
 
 def start(path: Path, mini_data: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/analysis/compare_methods.py'), str(path), '--out', str(out)]
+    command = [sys.executable, '-W', 'ignore', str(ROOT / '.dev_scripts/studies/compare_methods.py'), str(path), '--out', str(out)]
     command += ['--data', str(mini_data / 'imagenet-mini'), '--jobs', '2']
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
+from ..errors import LayerError
 from ..layers import METHODS, ReparameterizableConv2d
 from .initial_weights import BalancedStart
 
@@ -21,16 +22,16 @@ def conv_cfg_of(
     the convolutions between 1x1 and the 7x7 stem.
 
     Raises:
-        ValueError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
+        LayerError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
     chosen = {key: value for key, value in dict(branches=branches, init=init).items() if value is not None}
     if chosen and method != 'OREPA':
         key, value = next(iter(chosen.items()))
-        raise ValueError(f"{key}={value!r} is for method='OREPA', not {method!r}")
+        raise LayerError(f"{key}={value!r} is for method='OREPA', not {method!r}")
     if method == 'none':
         return dict(type='Conv2d')
     if method not in METHODS:
-        raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}, none')
+        raise LayerError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}, none')
     layer = METHODS[method]
     projection = (1,) if depth in (18, 34) else ()
     cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
@@ -78,7 +79,7 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         kwargs: All arguments of the toolbox's ResNet.
 
     Raises:
-        ValueError: For an unknown method, for ``branches`` or ``init`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
+        LayerError: For an unknown method, for ``branches`` or ``init`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
             ``deep_stem``, which has no 7x7 convolution.
     """
 
@@ -94,11 +95,11 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         **kwargs: Any,
     ) -> None:
         if branches is not None and conv_cfg is not None:
-            raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')
+            raise LayerError('branches and conv_cfg: give the branches in the conv_cfg')
         if init is not None and conv_cfg is not None:
-            raise ValueError('init and conv_cfg: give the init in the conv_cfg')
+            raise LayerError('init and conv_cfg: give the init in the conv_cfg')
         if plain_stem and kwargs.get('deep_stem'):
-            raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
+            raise LayerError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
             conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches, init)
         if plain_stem and conv_cfg['type'] in [layer.__name__ for layer in METHODS.values()]:
@@ -160,7 +161,7 @@ class OREPAResNeXtMixin(OREPAResNetMixin):
         kwargs: All arguments of the toolbox's ResNeXt.
 
     Raises:
-        ValueError: As ``OREPAResNet``.
+        LayerError: As ``OREPAResNet``.
     """
 
     def __init__(self, depth: int, *, groups: int = 32, **kwargs: Any) -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compare methods over several seeds, each at a learning rate of its own: a study.
 
-    python tools/analysis/compare_methods.py tools/analysis/studies/cifar10_scratch.py --data FOLDER
+    python .dev_scripts/studies/compare_methods.py .dev_scripts/studies/files/cifar10_scratch.py --data FOLDER
 
-The study file says what is compared; those in tools/analysis/studies/ show how. First the learning rate of each method is chosen by a few
+The study file says what is compared; those in files/ show how. First the learning rate of each method is chosen by a few
 runs that are judged by the validation part of the data, then each method is trained with every seed and judged by the test part. Each
 run is tools/train.py and tools/test.py in processes of its own. What has run is kept: a study that was stopped goes on where it was, by
 the same command, and more seeds, methods or learning rates can be added. A run that fails is named, the others go on, and the next
@@ -19,7 +19,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / 'tools'), str(Path(__file__).resolve().parent)]
 from common import UsageError, run  # noqa: E402
 from runs import default_jobs  # noqa: E402
 from study import carry_out, read_study  # noqa: E402

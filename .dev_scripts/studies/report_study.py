@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Make the table and the pictures of a study from the lines of its runs.
 
-    python tools/analysis/report_study.py tools/analysis/studies/cifar10_scratch.py work_dirs/study_cifar10_scratch/runs.jsonl report/
-    python tools/analysis/report_study.py STUDY.py runs.jsonl report/ --methods none DBB      # these alone
-    python tools/analysis/report_study.py STUDY.py runs.jsonl report/ --baseline DBB          # differences to it
+    python .dev_scripts/studies/report_study.py STUDY.py work_dirs/study_cifar10_scratch/runs.jsonl report/
+    python .dev_scripts/studies/report_study.py STUDY.py runs.jsonl report/ --methods none DBB      # these alone
+    python .dev_scripts/studies/report_study.py STUDY.py runs.jsonl report/ --baseline DBB          # differences to it
 
-Writes table.md, study.png, rates.png and progress.png, as tools/analysis/compare_methods.py does, of the runs that are there.
+Writes table.md, study.png, rates.png and progress.png, as .dev_scripts/studies/compare_methods.py does, of the runs that are there.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / 'tools'), str(Path(__file__).resolve().parent)]
 from common import UsageError, run  # noqa: E402
 from runs import read_records  # noqa: E402
 from study import read_study  # noqa: E402

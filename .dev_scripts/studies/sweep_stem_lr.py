@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a transfer config with several learning-rate multipliers of the stem and draw the metric over them.
 
-    python tools/analysis/sweep_stem_lr.py configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py --seeds 0 1
+    python .dev_scripts/studies/sweep_stem_lr.py configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py --seeds 0 1
 
 Each run is tools/train.py, and tools/test.py on the validation data, in processes of their own. Runs that are complete in --out are not
 repeated, so a sweep that was stopped goes on, and more multipliers or seeds can be added. Writes sweep.json and sweep.png into --out.
@@ -13,7 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / 'tools'), str(Path(__file__).resolve().parent)]
 from common import UsageError, add_cfg_options, merge_options, run  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from preflight import check_data  # noqa: E402

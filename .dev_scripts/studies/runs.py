@@ -38,7 +38,7 @@ from orepa_mm.errors import UsageError
 from orepa_mm.files import check_writable, replacing
 from orepa_mm.version import __version__
 
-TOOLS = Path(__file__).resolve().parent.parent
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 RESULTS = 'runs.jsonl'
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lay out pictures of classes for a study: a training, a validation and a test part.
 
-    python tools/analysis/prepare_classes.py cifar10.zip data/cifar10
+    python .dev_scripts/studies/prepare_classes.py cifar10.zip data/cifar10
 
 SOURCE is a folder or .zip file with train/CLASS/PICTURE and val/CLASS/PICTURE or test/CLASS/PICTURE, such as CIFAR-10 as pictures. Of each
 class the first pictures of its training part, in the order of their names, become train/CLASS/, the next ones val/CLASS/; the other part
@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / 'tools')]
 from common import UsageError, run  # noqa: E402
 
 from orepa_mm.files import check_writable  # noqa: E402
