@@ -192,8 +192,8 @@ def _check_evaluator(evaluator: dict, tested: Contents | None) -> dict[str, dict
     return {ann_file: labels}
 
 
-def _images(content: dict, key: str = 'file_name') -> dict[Any, tuple]:
-    return {image['id']: (Path(image[key]).name, image['width'], image['height']) for image in content['images']}
+def _images(content: dict) -> dict[Any, tuple]:
+    return {image['id']: (Path(image['file_name']).name, image['width'], image['height']) for image in content['images']}
 
 
 def _labels(content: dict, names: Sequence[str]) -> dict[str, int]:
@@ -346,7 +346,8 @@ def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sam
         _warn_of_heads(cfg, path, len(names), things)
     if 'LVIS' in reader:
         return Contents(path, text, names)
-    return Contents(path, text, names, _labels(content, names), _images(dict(images=images)))
+    tested = _images(content) if reader == 'CocoDataset' else {}  # metrics of panoptic sets have files of things alone beside
+    return Contents(path, text, names, _labels(content, names), tested)
 
 
 def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> Contents:
