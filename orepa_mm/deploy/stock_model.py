@@ -10,9 +10,8 @@ from mmengine.model import BaseModel
 
 from ..errors import DeployError
 from ..reparam import plan_swaps, reparameterize
-from ..reparam.comparison import largest_difference
 from .loading import build_model
-from .outputs import dense_outputs
+from .parts import PartComparison
 from .stock_config import deploy_stock_blocks, stock_config
 from .stock_state import stock_state
 
@@ -26,19 +25,20 @@ class StockModel(NamedTuple):
     Attributes:
         cfg: Config of the stock model, without anything of this package.
         model: The stock model with its weights, in evaluation mode.
-        differences: Dtype -> largest difference of its outputs from the training form's, relative to their scale.
+        differences: Dtype -> largest difference of a part's outputs from the training form's, relative to their scale.
+        unreached: Paths of the layers that were not called, so that only their shapes were compared.
     """
 
     cfg: Config
     model: BaseModel
     differences: dict[torch.dtype, float]
+    unreached: list[str]
 
 
 def to_stock_model(cfg: Config, model: BaseModel, batches: Iterable[Any]) -> StockModel:
     """The stock model that computes what ``model`` computes.
 
-    Norms are kept, so the result can be trained on. Both are run side by side, in float32 and in float64; in float64 both forms are made
-    from the same weights anew, so that an error in the arithmetic cannot hide behind rounding.
+    Norms are kept, so the result can be trained on. The weights are loaded strictly, and :class:`.PartComparison` compares both.
 
     Args:
         cfg: The config of ``model``.
@@ -50,35 +50,29 @@ def to_stock_model(cfg: Config, model: BaseModel, batches: Iterable[Any]) -> Sto
     """
     if not plan_swaps(model):
         raise DeployError('the model has no layer with training-time branches: it is the stock model already.')
-    stock_cfg = stock_config(cfg)
-    stock_cfg, stock = _stock_of(stock_cfg, reparameterize(deepcopy(model)))
-    double = deepcopy(model).double()
-    pairs = {torch.float32: (model, stock), torch.float64: (double, _stock_of(stock_cfg, reparameterize(deepcopy(double)))[1])}
-    differences = dict.fromkeys(pairs, 0.0)
+    stock_cfg, stock = _stock_of(stock_config(cfg), reparameterize(deepcopy(model)))
+    comparison = PartComparison(model, stock)
     for batch in batches:
-        run = dense_outputs(model, batch)
-        for dtype, (trained, deployed) in pairs.items():
-            differences[dtype] = max(differences[dtype], largest_difference(run(trained), run(deployed)))
-    for dtype, difference in differences.items():
+        comparison.run(batch)
+    for dtype, difference in comparison.differences.items():
         if not difference <= TOLERANCES[dtype]:
             raise DeployError(
                 f"the outputs of the stock model differ from the training form's by {difference:.1e} of their scale in {dtype}, more than "
                 f'{TOLERANCES[dtype]:.0e}; nothing was written. Usual cause: weights or norm statistics that are not finite or far out '
                 'of range.'
             )
-    return StockModel(stock_cfg, stock, differences)
+    return StockModel(stock_cfg, stock, comparison.differences, sorted(comparison.unreached))
 
 
 def _stock_of(cfg: Config, plain: BaseModel) -> tuple[Config, BaseModel]:
-    dtype = next(plain.parameters()).dtype
     try:
         stock = build_model(cfg)
-        state = stock_state(plain, stock.to(dtype))
+        state = stock_state(plain, stock)
     except DeployError as error:
         cfg = deploy_stock_blocks(cfg)
         stock = build_model(cfg)
         try:
-            state = stock_state(plain, stock.to(dtype))
+            state = stock_state(plain, stock)
         except DeployError:
             raise error from None
     _check_stock(stock)
