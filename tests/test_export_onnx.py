@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,12 +25,16 @@ from torch import nn
 
 from orepa_mm.deploy import agreement
 from orepa_mm.deploy.agreement import differing_labels, match
+from orepa_mm.deploy.batches import input_channels, random_batch
 from orepa_mm.deploy.export import export, table
 from orepa_mm.deploy.loading import build_model
-from orepa_mm.deploy.metadata import fixed_preparation, preparation
+from orepa_mm.deploy.metadata import fixed_preparation, metadata, preparation
 from orepa_mm.deploy.networks import deploy_network
 from orepa_mm.deploy.networks.picture import PictureInput
 from orepa_mm.deploy.networks.pooling import AdaptiveAveragePool
+from orepa_mm.deploy.pictures import pictures_in, read_picture, read_pixels
+from orepa_mm.deploy.quantize import OnnxNetwork, quantize
+from orepa_mm.deploy.stock_model import to_stock_model
 from orepa_mm.errors import ExportError, UsageError
 
 OUTPUTS = dict(classifier=['scores'], pspnet=['logits'], deeplabv3plus=['logits'], retinanet=['boxes', 'scores', 'labels'])
@@ -152,6 +157,52 @@ def test_a_picture_becomes_what_the_preprocessor_makes_of_it(kind, rgb):
     picture = torch.randint(0, 256, (1, 3, 37, 50), dtype=torch.uint8)
     batch = dict(inputs=[picture[0].flip(0)], data_samples=[SegDataSample()])
     assert torch.equal(PictureInput(preprocessor)(picture), preprocessor(batch, False)['inputs'])
+
+
+def other_channels(name: str, channels: int) -> Config:
+    """A small config for pictures of one or four channels."""
+    cfg = config(name, model__backbone__in_channels=channels, model__backbone__plain_stem=channels == 4)
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+    values = channels if name == 'classifier' else 1  # for all channels
+    preprocessor.update(mean=[10.0, 20, 30, 40][:values], std=[5.0, 6, 7, 8][:values])
+    for key in ('bgr_to_rgb', 'to_rgb'):
+        preprocessor.pop(key, None)
+    return cfg
+
+
+@pytest.mark.parametrize(('name', 'channels'), [('classifier', 1), ('classifier', 4), ('pspnet', 4), ('retinanet', 1)])
+def test_pictures_of_other_channels(name, channels, mini_data, tmp_path):
+    cfg = other_channels(name, channels)
+    model = build_model(cfg).eval()
+    network = deploy_network(deepcopy(model))
+    file = next(file for file in pictures(name, mini_data).rglob('*') if file.is_file())
+    picture = read_picture(file, (128, 160), channels)
+    assert picture.shape == (1, channels, 128, 160)
+    with torch.no_grad():
+        found = agreement.compare(model, network, network, picture)
+        assert found.problem == '' and found.largest is not None
+    (tmp_path / 'x.pth').touch()
+    facts = metadata(cfg, network, tmp_path / 'x.pth', *preparation(cfg, channels))
+    assert facts['channels'] == ('grey' if channels == 1 else 'BGRA') and f'[N, {channels}, H, W]' in facts['input']
+    pad = fixed_preparation([dict(step='resize', scale=[96, 64], keep_ratio=True)], (64, 96), network)[-1]
+    assert pad['value'] == ([10, 20, 30, 40][:channels] if name == 'classifier' else [10] * channels)
+    assert input_channels(model) == channels and max(to_stock_model(cfg, model, [random_batch(cfg, channels)]).differences.values()) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('exporter')
+@pytest.mark.parametrize('channels', [1, 4])
+def test_files_for_other_channels(channels, mini_data, tmp_path):
+    cfg, path = other_channels('pspnet', channels), tmp_path / 'x.onnx'
+    torch.save(build_model(cfg).state_dict(), tmp_path / 'x.pth')
+    folder = pictures('pspnet', mini_data)
+    list(export(cfg, tmp_path / 'x.pth', path, size=(64, 96), pictures=folder, calls=1))
+    (picture,) = load(path).get_inputs()
+    assert picture.shape == [1, channels, 64, 96]
+    result = run_alone(path, next(folder.rglob('*.png')), '--out-dir', tmp_path / 'drawn')
+    assert result.returncode == 0 and '%' in result.stdout, result.stderr
+    pixels = [OnnxNetwork(path).prepare(read_pixels(file, channels)) for file in pictures_in(folder, 2)]
+    assert OnnxNetwork(quantize(path, pixels))(pixels[0]).shape == OnnxNetwork(path)(pixels[0]).shape
 
 
 @pytest.mark.usefixtures('exporter')
@@ -465,7 +516,7 @@ class TestRunAlone:
         assert capsys.readouterr().out.split() == ['0.953', 'a', '0.881', 'c', '0.500', 'b']
 
     def test_a_network_of_one_size_gets_it(self, script):
-        network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), rgb=True))
+        network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), flipped=False), channels=3)
         steps = fixed_preparation([dict(step='resize', scale=[96, 64], keep_ratio=True)], (64, 96), network)
         picture, inside = script.prepare(Image.new('RGB', (30, 40), 'red'), steps)
         assert picture.size == (96, 64) and inside == (48, 64)
@@ -486,7 +537,7 @@ class TestRunAlone:
 
     def test_bad_input(self, tmp_path):
         node = onnx.helper.make_node('Identity', ['x'], ['y'])
-        value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in 'xy']
+        value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in 'xy']
         model = onnx.helper.make_model(
             onnx.helper.make_graph([node], 'g', value[:1], value[1:]), opset_imports=[onnx.helper.make_opsetid('', 18)]
         )

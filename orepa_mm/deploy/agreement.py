@@ -40,7 +40,7 @@ def stock_predictions(model: BaseModel, pictures: Tensor) -> list[Any]:
 
     Args:
         model: Of mmdet, mmseg or mmpretrain, in evaluation mode.
-        pictures: uint8 [N, 3, H, W], RGB.
+        pictures: uint8 [N, C, H, W], as the exported network takes them.
 
     Returns:
         The toolbox's data samples, boxes and label maps in pixels of ``pictures``.
@@ -72,7 +72,7 @@ def compare(reference: BaseModel, network: DeployNetwork, run: Run, pictures: Te
         reference: The model in training form.
         network: What was exported, for what its outputs are.
         run: Runs the exported network.
-        pictures: uint8 [N, 3, H, W], RGB.
+        pictures: uint8 [N, C, H, W], as the exported network takes them.
     """
     return COMPARISONS[network.task](reference, network, run(pictures), pictures)
 

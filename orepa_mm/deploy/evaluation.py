@@ -48,7 +48,8 @@ def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any
     classes = len(loader.dataset.metainfo.get('classes') or ())
     for batch in progress(loader):
         # What loaders of MM give is BGR; the file takes RGB.
-        outputs = [torch.from_numpy(network(np.ascontiguousarray(picture.flip(0)[None].numpy()))) for picture in batch['inputs']]
+        pictures = [picture.flip(0) if len(picture) == 3 else picture for picture in batch['inputs']]
+        outputs = [torch.from_numpy(network(np.ascontiguousarray(picture[None].numpy()))) for picture in pictures]
         if classes and outputs[0].shape[1] not in (classes, 1):
             raise UsageError(
                 f"{cfg.filename}: the test set has {classes} classes, and the network's {network.output} {outputs[0].shape[1]}."

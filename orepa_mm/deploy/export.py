@@ -92,7 +92,7 @@ def export(
     network = deploy_network(deepcopy(reference), softmax, labels)
     program = formats.export_program(network, size, dynamic)
     lowest = formats.lowest_side(network)
-    steps, others = preparation(cfg)
+    steps, others = preparation(cfg, network.channels)
     facts = metadata(cfg, network, checkpoint, steps if dynamic else fixed_preparation(steps, size, network), others)
     if dynamic:
         facts['sides'] = f'[{lowest}, {formats.LARGEST}]'
@@ -107,7 +107,7 @@ def export(
         height, width = (min(max(int(side * scale), lowest), formats.LARGEST) for side, scale in zip(size, scales, strict=True))
         here = (height, width) if dynamic else size
         names = [files[(index + shift) % len(files)] for shift in range(2 if dynamic and network.batched else 1)]
-        picture = torch.cat([read_picture(name, here) for name in names])
+        picture = torch.cat([read_picture(name, here, network.channels) for name in names])
         agreement = compare(reference, network, run, picture)
         if agreement.problem:
             where = f'{here[0]} x {here[1]}, {", ".join(name.name for name in names)}'

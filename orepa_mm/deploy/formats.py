@@ -98,7 +98,7 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
         size, batch = (2 * side, 3 * side), 2 if network.batched else 1
         height, width = (Dim(side, min=lowest, max=LARGEST) for side in ('height', 'width'))
         shapes = ({2: height, 3: width} | ({0: Dim('batch', min=1, max=LARGEST_BATCH)} if network.batched else {}),)
-    picture = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = torch.randint(0, 256, (batch, network.channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad(), _quiet():
             network(picture)

@@ -34,7 +34,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def preparation(cfg: Config) -> tuple[list[Step], list[str]]:
+def preparation(cfg: Config, channels: int = 3) -> tuple[list[Step], list[str]]:
     """How a picture is resized before the network sees it, from the config's test pipeline.
 
     Returns:
@@ -52,8 +52,8 @@ def preparation(cfg: Config) -> tuple[list[Step], list[str]]:
         elif name == 'Pad' and transform.get('size'):
             value = transform.get('pad_val', 0)
             value = value.get('img', 0) if isinstance(value, dict) else value
-            bgr = [value] * 3 if isinstance(value, int | float) else list(value)
-            steps.append(dict(step='pad', size=list(_pair(transform['size'])), value=bgr[::-1]))
+            fill = [value] * channels if isinstance(value, int | float) else list(value)
+            steps.append(dict(step='pad', size=list(_pair(transform['size'])), value=fill[::-1] if channels == 3 else fill))
         elif not name.startswith(QUIET):
             others.append(name)
     return steps, others
@@ -78,7 +78,8 @@ def fixed_preparation(steps: list[Step], size: tuple[int, int], network: DeployN
         return [dict(step='resize', scale=box, keep_ratio=False, **how)]
     # A scale has a long and a short side, whichever way a picture stands; this box lies as it lies.
     mean = network.picture.mean.flatten().round().clamp(0, 255).tolist()
-    fill = mean if network.picture.rgb else mean[::-1]
+    fill = mean[::-1] if network.picture.flipped else mean
+    fill = fill * network.channels if len(fill) == 1 else fill
     return [dict(step='resize', inside=box, **how), dict(step='pad', size=box, value=fill)]
 
 
@@ -106,7 +107,8 @@ def metadata(cfg: Config, network: DeployNetwork, checkpoint: str | Path, steps:
     classes, palette = dataset_names(cfg, network.model)
     values = dict(
         task=network.task,
-        input='uint8 RGB pictures [N, 3, H, W]; mean, deviation and padding are part of the graph'
+        channels={1: 'grey', 3: 'RGB', 4: 'BGRA'}.get(network.channels, 'as the config loads them'),
+        input=f'uint8 pictures [N, {network.channels}, H, W]; mean, deviation and padding are part of the graph'
         + ('' if network.batched else '; N is 1'),
         prepare=steps,
         **(dict(also_prepare=others) if others else {}),

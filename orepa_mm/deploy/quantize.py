@@ -65,7 +65,7 @@ class OnnxNetwork:
         self.input, self.shape = inputs[0].name, inputs[0].shape
 
     def __call__(self, picture: Array) -> Array:
-        """uint8 [N, 3, H, W], RGB -> scores [N, classes] or logits [N, classes, H', W']."""
+        """uint8 [N, C, H, W] -> scores [N, classes] or logits [N, classes, H', W']."""
         return self.session.run([self.output], {self.input: picture})[0]
 
     def answers(self, output: Array) -> Array:
@@ -78,11 +78,11 @@ class OnnxNetwork:
         """A picture as the network takes it.
 
         Args:
-            picture: uint8 [H, W, 3], RGB.
+            picture: uint8 [H, W, C], of :func:`.read_pixels`.
             size: Height and width; default: as the file's metadata say.
 
         Returns:
-            uint8 [1, 3, H', W'], RGB.
+            uint8 [1, C, H', W'].
 
         Raises:
             UsageError: When neither the metadata nor ``size`` says how large.
@@ -96,6 +96,7 @@ class OnnxNetwork:
             raise UsageError('the network does not say how large its pictures are: give --size HEIGHT WIDTH.')
         for step in steps:
             picture = _STEPS[step['step']](picture, step)
+            picture = picture.reshape(*picture.shape[:2], -1)  # OpenCV drops a single channel
         return np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
 
 
@@ -143,7 +144,7 @@ def neighbour_correlation(picture: Array) -> float:
     """Correlation of the grey values of neighbouring pixels, of the rows or the columns, the larger; 0 where all are equal.
 
     Args:
-        picture: uint8 [H, W, 3]; of a large one the middle.
+        picture: uint8 [H, W, C]; of a large one the middle.
     """
     top, left = (max(0, side - LARGE) // 2 for side in picture.shape[:2])
     grey = picture[top : top + LARGE, left : left + LARGE].mean(2)
@@ -178,7 +179,7 @@ def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True) -
 
     Args:
         model: ONNX file of a float network.
-        pictures: What its activations' ranges are measured on, each uint8 [1, 3, H, W] RGB as the network takes it.
+        pictures: What its activations' ranges are measured on, each uint8 [1, C, H, W] as the network takes it.
         per_channel: A scale for each output channel of a kernel instead of one for the kernel.
 
     Returns:
@@ -249,7 +250,7 @@ class Change:
 
 
 def change(expected: OnnxNetwork, actual: OnnxNetwork, pictures: list[Array]) -> Change:
-    """Compare two networks on pictures, each uint8 [1, 3, H, W]."""
+    """Compare two networks on pictures, each uint8 [1, C, H, W]."""
     squares = spread = largest = scale = same = count = answers = 0.0
     mean = np.mean([expected(picture).mean() for picture in pictures])
     for picture in pictures:
@@ -266,7 +267,7 @@ def latencies(networks: list[OnnxNetwork], picture: Array, rounds: int = 30) -> 
 
     Args:
         networks: What to time.
-        picture: uint8 [1, 3, H, W].
+        picture: uint8 [1, C, H, W].
         rounds: Calls of each, after three that do not count.
     """
     times: list[list[float]] = [[] for _ in networks]

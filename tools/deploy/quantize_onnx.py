@@ -55,7 +55,7 @@ def pictures_of(args: argparse.Namespace, network: OnnxNetwork) -> tuple[list[Ar
     """Pictures to calibrate with, pictures to compare on, and which the latter are: others where the folder has enough, else all of it."""
     ready, correlations = [], []
     for path in track(pictures_in(args.pictures, 2 * args.count), 'reading'):  # one by one: photographs take a lot of memory
-        picture = read_pixels(path)
+        picture = read_pixels(path, network.shape[1])
         correlations.append(neighbour_correlation(picture))
         ready.append(network.prepare(picture, args.size))
     check_correlations(correlations, args.pictures)

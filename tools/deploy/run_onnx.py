@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageOps
 
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 RESAMPLING = dict(nearest=Image.Resampling.NEAREST, bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC)
 
 
@@ -41,9 +42,13 @@ class Model:
             refuse(f'{path}: its metadata are not those of export_onnx.py, so it is not known how to run it ({error})')
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.input = self.session.get_inputs()[0]
+        self.channels = self.input.shape[1]
+        if self.channels not in MODES:
+            refuse(f'{path}: takes pictures of {self.channels} channels, which picture files have not')
 
     def __call__(self, picture: Image.Image) -> dict[str, np.ndarray]:
-        array = np.asarray(picture).transpose(2, 0, 1)[None]
+        array = np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1)[None]
+        array = array[:, [2, 1, 0, 3]] if array.shape[1] == 4 else array  # as OpenCV loads it
         for have, need in zip(array.shape[2:], self.input.shape[2:], strict=True):
             if isinstance(need, int) and have != need:
                 refuse(f'the model takes pictures of {self.input.shape[2]} x {self.input.shape[3]}, not {array.shape[2:]}')
@@ -79,7 +84,8 @@ def prepare(picture: Image.Image, steps: list[dict]) -> tuple[Image.Image, tuple
             picture = picture.crop((left, top, min(left + w, width), min(top + h, height)))
             inside = picture.size
         elif step['step'] == 'pad':
-            canvas = Image.new('RGB', tuple(step['size']), tuple(int(value) for value in step['value']))
+            fill = [int(value) for value in step['value']]
+            canvas = Image.new(picture.mode, tuple(step['size']), tuple(fill if len(fill) != 4 else [*fill[2::-1], fill[3]]))
             canvas.paste(picture, (0, 0))
             picture = canvas
     return picture, inside
@@ -124,7 +130,7 @@ def classify(model: Model, picture: Image.Image, args: argparse.Namespace) -> Im
     best = np.argsort(-scores)[:5]
     for label in best:
         print(f'  {scores[label]:.3f}  {model.name(label)}')
-    drawn = picture.copy()
+    drawn = picture.convert('RGB')
     write(ImageDraw.Draw(drawn), (2, 2), f'{model.name(best[0])} {scores[best[0]]:.2f}', model.colour(best[0]))
     return drawn
 
@@ -144,7 +150,7 @@ def segment(model: Model, picture: Image.Image, args: argparse.Namespace) -> Ima
     for label, count in sorted(zip(found, counts, strict=True), key=lambda pair: -pair[1]):
         print(f'  {count / labels.size:6.1%}  {model.name(label)}')
     colours = np.array([model.colour(label) for label in range(found.max() + 1)], np.uint8)
-    return Image.blend(picture, Image.fromarray(colours[labels]), 0.5)
+    return Image.blend(picture.convert('RGB'), Image.fromarray(colours[labels]), 0.5)
 
 
 def detect(model: Model, picture: Image.Image, args: argparse.Namespace) -> Image.Image:
@@ -157,7 +163,7 @@ def detect(model: Model, picture: Image.Image, args: argparse.Namespace) -> Imag
     for index in shown:
         print(f'  {scores[index]:.3f}  {model.name(labels[index]):<15} {" ".join(f"{value:7.1f}" for value in boxes[index])}')
     print(f'  {len(shown)} of {len(scores)} boxes score {args.score_thr} or more')
-    drawn, upwards = np.array(picture), shown[::-1]  # the best over the others
+    drawn, upwards = np.array(picture.convert('RGB')), shown[::-1]  # the best over the others
     for index in upwards if 'masks' in outputs else ():
         mask = paste(outputs['masks'][index], boxes[index], width, height) >= float(model.facts['mask_threshold'])
         drawn[mask] = drawn[mask] // 2 + np.array(model.colour(labels[index]), np.uint8) // 2
@@ -176,10 +182,10 @@ def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colo
     draw.text(place, text, fill='black' if sum(colour) > 380 else 'white')
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path, channels: int) -> Image.Image:
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert('RGB')
+            return ImageOps.exif_transpose(file).convert(MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         refuse(f'{path}: cannot be read as a picture ({error})')
 
@@ -197,7 +203,7 @@ def main() -> None:
     model = Model(args.model)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(args.pictures):
-        picture = open_picture(path)
+        picture = open_picture(path, model.channels)
         print(path)
         drawn = model.run(model, picture, args)
         same_name = any(other.stem == path.stem for other in args.pictures[:index])
