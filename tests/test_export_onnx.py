@@ -29,7 +29,7 @@ from orepa_mm.deploy.batches import input_channels, random_batch
 from orepa_mm.deploy.export import export, table
 from orepa_mm.deploy.loading import build_model
 from orepa_mm.deploy.metadata import fixed_preparation, metadata, preparation
-from orepa_mm.deploy.networks import deploy_network
+from orepa_mm.deploy.networks import boxes, deploy_network
 from orepa_mm.deploy.networks.picture import PictureInput
 from orepa_mm.deploy.networks.pooling import AdaptiveAveragePool
 from orepa_mm.deploy.pictures import pictures_in, read_picture, read_pixels
@@ -248,6 +248,18 @@ def test_nothing_is_found(checkpoint, mini_data, tmp_path):
     assert result.returncode == 0 and '0 of 0 boxes' in result.stdout, result.stderr
 
 
+@pytest.mark.parametrize('most', [100, -1])
+def test_suppression_of_many_classes(most, monkeypatch):
+    """As mmcv's, which goes through the classes one by one where there are many boxes; here the best are looked at."""
+    from mmcv.ops import batched_nms
+
+    monkeypatch.setattr(boxes, 'CANDIDATES', 400)
+    corners = 1000 * torch.rand(3000, 2)
+    given = torch.cat([corners, corners + 100 * torch.rand(3000, 2)], 1), torch.rand(3000), torch.randint(0, 50, (3000,))
+    _, expected = batched_nms(*given, dict(type='nms', iou_threshold=0.5, split_thr=1000))
+    assert torch.equal(boxes.Suppression(dict(type='nms', iou_threshold=0.5), most)(*given), expected[: most if most > 0 else None])
+
+
 class TestAgreement:
     """What the check lets pass, on predictions made by hand."""
 
@@ -337,17 +349,22 @@ class TestRefused:
         ('path', 'message'),
         [
             ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead: makes boxes in a way of its own'),
-            ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'DETR with DETRHead: is no dense head'),
-            ('mmdet::solo/solo_r50_fpn_1x_coco.py', 'SOLO: is no classifier, segmentor or detector'),
+            ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'DETR: is no detector with one dense head'),
+            ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 'PanopticFPN: makes boxes in a way of its own'),
+            ('mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 'FastRCNN: has no proposals of its own'),
+            ('mmdet::ssd/ssd300_coco.py', 'SSDHead with NoneType as loss_cls'),
+            ('mmdet::solo/solo_r50_fpn_1x_coco.py', 'SOLO: is no detector with one dense head'),
         ],
     )
     def test_kinds_of_detectors(self, path, message, tmp_path):
         (tmp_path / 'config.py').write_text(f"_base_ = ['{path}']\n")
         cfg = Config.fromfile(tmp_path / 'config.py')
-        cfg.model.backbone.update(depth=18, init_cfg=None)
-        if 'neck' in cfg.model and 'detr' not in path:
+        cfg.model.backbone.update(dict(depth=18) if 'ssd' not in path else {}, init_cfg=None)
+        if 'ssd' in path:
+            pass
+        elif 'detr' not in path:
             cfg.model.neck.in_channels = [64, 128, 256, 512]
-        elif 'neck' in cfg.model:
+        else:
             cfg.model.neck.in_channels = [512]
         with pytest.raises(ExportError, match=message):
             deploy_network(build_model(cfg).eval())
@@ -514,6 +531,17 @@ class TestRunAlone:
 
         script.classify(Model(), Image.new('RGB', (8, 8)), None)
         assert capsys.readouterr().out.split() == ['0.953', 'a', '0.881', 'c', '0.500', 'b']
+
+    def test_classes_for_types(self):
+        from mmcv.transforms import CenterCrop, LoadImageFromFile, Pad, RandomFlip, Resize
+        from mmpretrain.datasets import PackInputs, ResizeEdge
+
+        steps = [dict(type=LoadImageFromFile), dict(type=Resize, scale=(9, 8)), dict(type=ResizeEdge, scale=7), dict(type=RandomFlip)]
+        steps += [dict(type=CenterCrop, crop_size=6), dict(type=Pad, size=(5, 5)), dict(type=PackInputs)]
+        found, others = preparation(Config(dict(test_pipeline=steps)))
+        named = [dict(step, type=step['type'].__name__) for step in steps]
+        assert (found, others) == preparation(Config(dict(test_pipeline=named))) and others == ['RandomFlip']
+        assert [step['step'] for step in found] == ['resize', 'resize', 'crop', 'pad']
 
     def test_a_network_of_one_size_gets_it(self, script):
         network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), flipped=False), channels=3)

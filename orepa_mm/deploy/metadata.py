@@ -23,9 +23,13 @@ def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
     return dataset.get('pipeline') or cfg.get('test_pipeline') or []
 
 
+def _name(transform: dict[str, Any]) -> str:
+    return getattr(transform['type'], '__name__', str(transform['type'])).rpartition('.')[2]
+
+
 def _resize(transform: dict[str, Any]) -> Step:
     how = dict(interpolation=transform.get('interpolation', 'bilinear'), antialias=transform.get('backend') == 'pillow')
-    if transform['type'].endswith('ResizeEdge'):
+    if _name(transform) == 'ResizeEdge':
         return dict(step='resize', **{f'{transform.get("edge", "short")}_side': transform['scale']}, **how)
     return dict(step='resize', scale=list(_pair(transform['scale'])), keep_ratio=bool(transform.get('keep_ratio')), **how)
 
@@ -44,7 +48,7 @@ def preparation(cfg: Config, channels: int = 3) -> tuple[list[Step], list[str]]:
     """
     steps, others = [], []
     for transform in test_pipeline(cfg):
-        name = str(transform['type']).rpartition('.')[2]
+        name = _name(transform)
         if name in ('Resize', 'ResizeEdge') and 'scale' in transform:
             steps.append(_resize(transform))
         elif name == 'CenterCrop':

@@ -29,6 +29,8 @@ class TwoStageDetector(DeployNetwork):
         from mmdet.models.dense_heads import RPNHead
         from mmdet.models.roi_heads import BBoxHead, FCNMaskHead, StandardRoIHead
 
+        if not model.with_rpn or not model.with_roi_head:
+            raise ExportError(f'{type(model).__name__}: has no proposals of its own.')
         roi_head = model.roi_head
         check_stock(model.rpn_head, RPNHead, 'predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
         check_stock(roi_head, StandardRoIHead, 'predict', 'predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward')
