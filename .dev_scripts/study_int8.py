@@ -141,7 +141,7 @@ def measured(config: Path, checkpoint: Path, work_dir: Path, data: Path, metric:
     train, val = ([network.prepare(read_pixels(path)) for path in pictures_in(data / split, count)] for split, count in SPLITS)
     found = dict(float=dict(metric=evaluate(cfg, network)[metric]))
     for name, per_channel in (('tensor', False), ('channel', True)):
-        quantized = OnnxNetwork(quantize(graph, train, per_channel))
+        quantized = OnnxNetwork(quantize(graph, train, per_channel, full_range=True))
         found[name] = dict(metric=evaluate(cfg, quantized)[metric], **asdict(change(network, quantized, val)))
         found[name]['kernels'] = change(network, OnnxNetwork(with_rounded_kernels(graph, per_channel)), val).typical
     with replacing(result) as partial:

@@ -41,6 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('pictures', type=Path, metavar='FOLDER', help='real pictures to calibrate with, of the training set')
     parser.add_argument('out', type=Path, metavar='OUT', help='ONNX file to write')
     parser.add_argument('--per-tensor', action='store_true', help='one scale for a kernel (default: one for each of its output channels)')
+    parser.add_argument(
+        '--full-range', action='store_true', help='weights of 8 bits, for processors with VNNI; others would saturate (default: 7 bits)'
+    )
     parser.add_argument('--count', type=int, default=100, help='pictures to calibrate with, as many more to compare on (default: 100)')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the pictures (default: as the file says)')
     parser.add_argument('--config', help='config whose test set both networks are evaluated on')
@@ -97,7 +100,7 @@ def main() -> None:
         cfg = load_config(args)
         check_data(cfg, ('test',), others={str(args.model): network.facts.get('classes') or ()})
     calibration, others, which = pictures_of(args, network)
-    content = quantize(args.model, track(calibration, 'calibrating'), per_channel=not args.per_tensor)
+    content = quantize(args.model, track(calibration, 'calibrating'), not args.per_tensor, args.full_range)
     quantized = OnnxNetwork(content, args.threads)
     with replacing(args.out) as partial:
         partial.write_bytes(content)
