@@ -130,17 +130,10 @@ def table(rows: list[Row]) -> str:
     return '\n'.join([shown[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *shown[1:]])
 
 
-def page(rows: list[Row], records: list[dict[str, Any]], baseline: str, metric: str) -> str:
-    """The table with what is needed to read it, to be put into a page."""
+def page(rows: list[Row], records: list[dict[str, Any]]) -> str:
+    """The table, and what its runs were made with."""
     used = sorted({', '.join(f'{key} {value}' for key, value in record['versions'].items()) for record in records})
-    return f"""{metric} on the test part, each run with a seed of its own. Differences are to {baseline}, of runs with the same
-seed; their interval is Student's, for each method alone. Learning rates were chosen on the validation part, with other seeds. Seconds:
-median of the trainings, of the processor without a GPU.
-
-{table(rows)}
-
-Run with: {'; '.join(used) or '-'}.
-"""
+    return f'{table(rows)}\n\nRun with: {"; ".join(used) or "-"}.\n'
 
 
 def report(study: Study, records: dict[str, dict[str, Any]], folder: Path) -> list[Row]:
@@ -164,7 +157,7 @@ def report(study: Study, records: dict[str, dict[str, Any]], folder: Path) -> li
     ]
     rows = rows_of(compared, list(study.methods), study.baseline, rates, study.learning_rates, study.metric)
     with replacing(folder / 'table.md') as partial:
-        partial.write_text(page(rows, compared, study.baseline, study.metric))
+        partial.write_text(page(rows, compared))
     draw(rows, study.baseline, study.metric, folder / 'study.png')
     draw_rates(choosing, list(study.methods), rates, study.metric, folder / 'rates.png')
     draw_progress(compared, list(study.methods), study.metric, folder / 'progress.png')
