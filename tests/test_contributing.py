@@ -60,8 +60,7 @@ def test_a_method_and_a_backbone(copy):
 
 def test_a_recipe(copy):
     output = run(copy, '-c', CHECK_RECIPE, str(copy))
-    assert 'ResNet-34 | ACNet | ImageNet-1k | 120 epochs, 4 x 64 | 224 x 224' in output
-    assert 'tools/dist_train.sh configs/imagenet/acnet-resnet34_4xb64-120e_in1k.py 4' in output
+    assert 'ResNet-34 | ACNet | ImageNet-1k | 120 epochs, 4 x 64' in output
 
 
 def test_the_examples_are_in_the_style_of_the_house(copy):
