@@ -45,10 +45,10 @@ def prepared(network: OnnxNetwork, folder: Path, count: int = 20) -> list[np.nda
     return [network.prepare(read_pixels(path)) for path in pictures_in(folder, count)]
 
 
-@pytest.mark.parametrize('per_channel', [True, False])
-def test_a_classifier_in_int8(classifier, train, per_channel):
+@pytest.mark.parametrize(('per_channel', 'full_range'), [(True, False), (False, False), (True, True)])
+def test_a_classifier_in_int8(classifier, train, per_channel, full_range):
     network = OnnxNetwork(classifier.graph)
-    content = quantize(classifier.graph, prepared(network, train), per_channel)
+    content = quantize(classifier.graph, prepared(network, train), per_channel, full_range)
     assert len(content) < 0.4 * classifier.graph.stat().st_size
     quantized = OnnxNetwork(content)
     assert quantized.facts == network.facts
@@ -59,6 +59,10 @@ def test_a_classifier_in_int8(classifier, train, per_channel):
     scales = {entry.name: entry.dims for entry in graph.initializer}
     kernels = [node for node in graph.node if node.op_type == 'DequantizeLinear' and node.input[0].endswith('weight_quantized')]
     assert len(kernels) > 20
+    largest = max(
+        np.abs(onnx.numpy_helper.to_array(entry).astype(int)).max() for entry in graph.initializer if 'weight_quantized' in entry.name
+    )
+    assert largest == (127 if full_range else 64)  # of twice 255 * 64 no sum is more than 16 bits hold
     assert all(bool(scales[node.input[1]]) == per_channel for node in kernels)
 
 
