@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import quantize_onnx
 import torch
 from conftest import ROOT, few
 from mmengine.config import Config
@@ -32,7 +33,7 @@ from orepa_mm.deploy.metadata import fixed_preparation, metadata, preparation
 from orepa_mm.deploy.networks import boxes, deploy_network
 from orepa_mm.deploy.networks.picture import PictureInput
 from orepa_mm.deploy.networks.pooling import AdaptiveAveragePool
-from orepa_mm.deploy.pictures import pictures_in, read_picture, read_pixels
+from orepa_mm.deploy.pictures import pictures_in, read_picture
 from orepa_mm.deploy.quantize import OnnxNetwork, quantize
 from orepa_mm.deploy.stock_model import to_stock_model
 from orepa_mm.errors import ExportError, UsageError
@@ -201,7 +202,7 @@ def test_files_for_other_channels(channels, mini_data, tmp_path):
     assert picture.shape == [1, channels, 64, 96]
     result = run_alone(path, next(folder.rglob('*.png')), '--out-dir', tmp_path / 'drawn')
     assert result.returncode == 0 and '%' in result.stdout, result.stderr
-    pixels = [OnnxNetwork(path).prepare(read_pixels(file, channels)) for file in pictures_in(folder, 2)]
+    pixels = [quantize_onnx.prepared(OnnxNetwork(path), file) for file in pictures_in(folder, 2)]
     assert OnnxNetwork(quantize(path, pixels))(pixels[0]).shape == OnnxNetwork(path)(pixels[0]).shape
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import quantize_onnx
 from mmengine.config import Config
 from PIL import Image
 from small_models import config, pictures, save_weights
@@ -42,7 +43,7 @@ def train(mini_data) -> Path:
 
 
 def prepared(network: OnnxNetwork, folder: Path, count: int = 20) -> list[np.ndarray]:
-    return [network.prepare(read_pixels(path)) for path in pictures_in(folder, count)]
+    return [quantize_onnx.prepared(network, path) for path in pictures_in(folder, count)]
 
 
 @pytest.mark.parametrize(('per_channel', 'full_range'), [(True, False), (False, False), (True, True)])
@@ -180,26 +181,6 @@ def test_a_full_disk_leaves_the_old_file(classifier, train, tools, tmp_path, mon
     status, message = tools.run('tools/deploy/quantize_onnx', classifier.graph, train, out, '--count', '5', '--force')
     assert (status, message) == (2, f'error: {out}: cannot be written: No space left on device.\n')
     assert out.read_bytes() == b'old' and [path.name for path in tmp_path.iterdir()] == ['int8.onnx']
-
-
-def test_prepare_is_the_test_pipeline(classifier, tmp_path):
-    from mmcv.transforms import Compose
-    from mmpretrain.registry import TRANSFORMS
-
-    path = tmp_path / 'a.png'
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 150, 3), dtype=np.uint8)).save(path)
-    pipeline = Compose([TRANSFORMS.build(step) for step in config('classifier').test_dataloader.dataset.pipeline])
-    expected = pipeline(dict(img_path=str(path), gt_label=0))['inputs'].flip(0)
-    found = OnnxNetwork(classifier.graph).prepare(read_pixels(path))
-    assert np.array_equal(found[0], expected.numpy())
-    assert OnnxNetwork(classifier.graph).prepare(read_pixels(path), (32, 40)).shape == (1, 3, 32, 40)
-
-
-def test_a_picture_fits_into_a_box(classifier):
-    network = OnnxNetwork(classifier.graph)
-    network.facts['prepare'] = [dict(step='resize', inside=[80, 40]), dict(step='pad', size=[80, 40], value=[1, 2, 3])]
-    found = network.prepare(np.full((60, 30, 3), 9, np.uint8))
-    assert found.shape == (1, 3, 40, 80) and (found[..., :20] == 9).all() and found[0, :, 5, 30].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from ..errors import UsageError
 from .formats import require_packages
 
 Array = np.ndarray[Any, Any]
-Step = dict[str, Any]
 PACKAGES = ('onnx', 'onnxruntime')
 OUTPUTS = dict(classification='scores', segmentation='logits')  # task -> what is compared
 LARGE = 1024  # pixels of a side
@@ -72,31 +71,6 @@ class OnnxNetwork:
             return output > np.log(1 / (1 / self.facts.get('threshold', 0.3) - 1))  # mmseg's where the file does not say
         return output > 0 if self.facts.get('scores') == 'sigmoid logits' else output.argmax(1)
 
-    def prepare(self, picture: Array, size: tuple[int, int] | None = None) -> Array:
-        """A picture as the network takes it.
-
-        Args:
-            picture: uint8 [H, W, C], of :func:`.read_pixels`.
-            size: Height and width; default: as the file's metadata say.
-
-        Returns:
-            uint8 [1, C, H', W'].
-
-        Raises:
-            UsageError: When neither the metadata nor ``size`` says how large.
-        """
-        steps = self.facts.get('prepare') or []
-        if size is None and all(isinstance(side, int) for side in self.shape[2:]) and not steps:
-            size = tuple(self.shape[2:])
-        if size is not None:
-            steps = [dict(step='resize', scale=[size[1], size[0]])]
-        if not steps:
-            raise UsageError('the network does not say how large its pictures are: give --size HEIGHT WIDTH.')
-        for step in steps:
-            picture = _STEPS[step['step']](picture, step)
-            picture = picture.reshape(*picture.shape[:2], -1)  # OpenCV drops a single channel
-        return np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
-
 
 def _parsed(value: str) -> Any:
     try:
@@ -105,64 +79,16 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _resize(picture: Array, step: Step) -> Array:
-    import mmcv
-
-    height, width = picture.shape[:2]
-    how = dict(interpolation=step.get('interpolation', 'bilinear'), backend='pillow' if step.get('antialias') else 'cv2')
-    if 'scale' in step:
-        resize = mmcv.imrescale if step.get('keep_ratio') else mmcv.imresize
-        return resize(picture, tuple(step['scale']), **how)
-    if 'inside' in step:
-        ratio = min(step['inside'][0] / width, step['inside'][1] / height)
-        return mmcv.imresize(picture, (max(1, int(width * ratio + 0.5)), max(1, int(height * ratio + 0.5))), **how)
-    sides = dict(short_side=min(height, width), long_side=max(height, width), width_side=width, height_side=height)
-    (name,) = sides.keys() & step.keys()
-    scaled = tuple(int(step[name] * side / sides[name]) for side in (width, height))
-    return mmcv.imresize(picture, scaled, **how)
-
-
-def _crop(picture: Array, step: Step) -> Array:
-    height, width = picture.shape[:2]
-    top, left = (max(0, round((side - target) / 2)) for side, target in ((height, step['size'][1]), (width, step['size'][0])))
-    return picture[top : top + step['size'][1], left : left + step['size'][0]]
-
-
-def _pad(picture: Array, step: Step) -> Array:
-    import mmcv
-
-    width, height = step['size']
-    return mmcv.impad(picture, shape=(max(height, picture.shape[0]), max(width, picture.shape[1])), pad_val=tuple(step['value']))
-
-
-_STEPS = dict(resize=_resize, crop=_crop, pad=_pad)
-
-
 def neighbour_correlation(picture: Array) -> float:
-    """Correlation of the grey values of neighbouring pixels, of the rows or the columns, the larger; 0 where all are equal.
-
-    Args:
-        picture: uint8 [H, W, C]; of a large one the middle.
-    """
+    """Correlation of the grey values of neighbouring pixels of a picture [H, W, C], of the rows or the columns; 0 where all are equal."""
     top, left = (max(0, side - LARGE) // 2 for side in picture.shape[:2])
     grey = picture[top : top + LARGE, left : left + LARGE].mean(2)
-    found = [0.0]
-    for a, b in ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1])):
-        if a.size and a.std() > 0 and b.std() > 0:
-            found.append(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]))
-    return max(found)
+    pairs = ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1]))
+    return max([0.0, *(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in pairs if a.size and a.std() > 0 and b.std() > 0)])
 
 
 def check_correlations(correlations: list[float], source: Path) -> None:
-    """Refuse pictures that are all noise or blank: ranges measured on them are not those of real pictures.
-
-    Args:
-        correlations: :func:`neighbour_correlation` of each.
-        source: Where they lie.
-
-    Raises:
-        UsageError: When no picture has neighbouring pixels that are alike.
-    """
+    """Refuse pictures from ``source`` that are all noise or blank: ranges measured on them are not those of real pictures."""
     largest = max(correlations)
     if largest < NOISE:
         raise UsageError(

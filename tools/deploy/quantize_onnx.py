@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 from preflight import check_data  # noqa: E402
 from progress import track  # noqa: E402
@@ -54,13 +54,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def prepared(network: OnnxNetwork, path: Path, size: tuple[int, int] | None = None) -> Array:
+    """A picture file as the network takes it, by the steps in its metadata or resized to ``size``."""
+    from run_onnx import as_input, open_picture, prepare
+
+    steps = network.facts.get('prepare') or []
+    if size or not steps:
+        height, width = size or network.shape[2:]
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise UsageError('the network does not say how large its pictures are: give --size HEIGHT WIDTH.')
+        steps = [dict(step='resize', scale=[width, height], keep_ratio=False, interpolation='bilinear', antialias=False)]
+    return as_input(prepare(open_picture(path, network.shape[1]), steps)[0])
+
+
 def pictures_of(args: argparse.Namespace, network: OnnxNetwork) -> tuple[list[Array], list[Array], str]:
     """Pictures to calibrate with, pictures to compare on, and which the latter are: others where the folder has enough, else all of it."""
     ready, correlations = [], []
     for path in track(pictures_in(args.pictures, 2 * args.count), 'reading'):  # one by one: photographs take a lot of memory
-        picture = read_pixels(path, network.shape[1])
-        correlations.append(neighbour_correlation(picture))
-        ready.append(network.prepare(picture, args.size))
+        correlations.append(neighbour_correlation(read_pixels(path, network.shape[1])))
+        ready.append(prepared(network, path, args.size))
     check_correlations(correlations, args.pictures)
     if len(ready) == 2 * args.count:
         return ready[::2], ready[1::2], f'{args.count} pictures that were not calibrated with'

@@ -47,15 +47,14 @@ class Model:
             refuse(f'{path}: takes pictures of {self.channels} channels, which picture files have not')
 
     def __call__(self, picture: Image.Image) -> dict[str, np.ndarray]:
-        array = np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1)[None]
-        array = array[:, [2, 1, 0, 3]] if array.shape[1] == 4 else array  # as OpenCV loads it
+        array = as_input(picture)
         for have, need in zip(array.shape[2:], self.input.shape[2:], strict=True):
             if isinstance(need, int) and have != need:
                 refuse(f'the model takes pictures of {self.input.shape[2]} x {self.input.shape[3]}, not {array.shape[2:]}')
         smallest, largest = json.loads(self.facts.get('sides', '[1, 100000]'))
         if min(array.shape[2:]) < smallest or max(array.shape[2:]) > largest:
             refuse(f'the model takes sides of {smallest} to {largest} pixels, not {array.shape[2]} x {array.shape[3]}')
-        return dict(zip(self.outputs, self.session.run(None, {self.input.name: np.ascontiguousarray(array)}), strict=True))
+        return dict(zip(self.outputs, self.session.run(None, {self.input.name: array}), strict=True))
 
     def name(self, label: int) -> str:
         return str(self.classes[label]) if label < len(self.classes) else f'class {label}'
@@ -64,6 +63,12 @@ class Model:
         if label < len(self.palette):
             return tuple(self.palette[label])
         return tuple(int(c) for c in np.random.default_rng(label).integers(64, 256, 3))
+
+
+def as_input(picture: Image.Image) -> np.ndarray:
+    """uint8 [1, C, H, W]; of four channels BGRA, as OpenCV loads it."""
+    array = np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray(array[:, [2, 1, 0, 3]] if array.shape[1] == 4 else array)
 
 
 def prepare(picture: Image.Image, steps: list[dict]) -> tuple[Image.Image, tuple[int, int]]:
