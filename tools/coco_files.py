@@ -27,14 +27,7 @@ RUN_LENGTHS = dict(
 
 
 def schema(picture: str = 'file_name', *, annotated: bool = True, panoptic: bool = False, masks: bool = False) -> dict:
-    """The JSON schema of what the datasets of mmdet read.
-
-    Args:
-        picture: Where an image says which file it is; LVIS reads 'coco_url'.
-        annotated: Whether there have to be annotations, as in all sets but those to test on.
-        panoptic: As for COCO's panoptic segmentation: the annotation of a picture is a label map and a list of its segments.
-        masks: Whether each object needs its outline.
-    """
+    """The JSON schema of what the datasets of mmdet read; ``picture``: where an image says which file it is; ``masks``: with outlines."""
     place = dict(bbox=BOX, area=dict(type='number'))
     outline = dict(anyOf=[POLYGONS | dict(minItems=1), RUN_LENGTHS] if masks else [POLYGONS, RUN_LENGTHS, dict(type='null')])
     instance = _dicts(id=ID, image_id=ID, category_id=ID)
@@ -59,17 +52,10 @@ def _dicts(**properties: dict) -> dict:
 
 
 def read_coco(path: Path, picture: str = 'file_name', **options: bool) -> dict:
-    """The content of an annotation file in which everything the datasets of mmdet read is there, of the right type, and belongs together.
+    """The content of an annotation file in which everything mmdet reads is there, of the right type, and belongs together.
 
-    Annotations of pictures or categories that the file does not list are a warning: the datasets leave them out.
-
-    Args:
-        path: The file.
-        picture: As for :func:`schema`.
-        options: As for :func:`schema`.
-
-    Raises:
-        UsageError: When it is not so.
+    Annotations of images or categories that the file does not list, which the datasets leave out, are a warning. Arguments as for
+    :func:`schema`.
     """
     try:
         content = json.loads(path.read_bytes())

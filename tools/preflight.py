@@ -46,15 +46,7 @@ ORDER = (
 
 @dataclass
 class Contents:
-    """What a dataset holds.
-
-    Attributes:
-        where: The file or folder.
-        count: How much, in words.
-        names: The classes of the config.
-        labels: The number of each class where the files name their classes.
-        images: Of COCO files: id -> file name, width and height.
-    """
+    """What a dataset holds: how much, the config's classes, their numbers where files name them, COCO images (name, width, height)."""
 
     where: Path
     count: str

@@ -30,12 +30,7 @@ def real_batches(cfg: Config, count: int = 2) -> list[Any]:
 
 
 def batch_of(scope: str, pictures: Tensor) -> dict[str, Any]:
-    """The batch a dataloader of a toolbox makes of pictures that need no resizing, for the model's ``test_step``.
-
-    Args:
-        scope: ``'mmdet'``, ``'mmseg'`` or ``'mmpretrain'``.
-        pictures: uint8 [N, C, H, W]; of three channels RGB, else as the loader gives them.
-    """
+    """The batch a toolbox's loader makes of pictures [N, C, H, W] that need no resizing; of three channels they are RGB."""
     name = dict(mmpretrain='DataSample', mmdet='DetDataSample', mmseg='SegDataSample')[scope]
     sample = getattr(import_module(f'{scope}.structures'), name)
     shape = tuple(pictures.shape[2:])

@@ -19,18 +19,9 @@ TASKS = dict(mmpretrain='classification', mmseg='segmentation')
 
 
 def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, float]:
-    """The metrics of a network on the test set of a config.
+    """The metrics, by name, of a network on the test set of a config of mmpretrain or mmseg: its dataset, pipeline and evaluator.
 
-    Dataset, pipeline and evaluator are those of the config; a segmentor's logits go through the stock class's ``postprocess_result``. Each
-    picture is one call on the whole of it, as the pipeline leaves it.
-
-    Args:
-        cfg: Of mmpretrain or mmseg, with a test set.
-        network: Exported from this config's model.
-        progress: Goes through the batches, and may show how far it is.
-
-    Returns:
-        Metric by name, those of a single number, as ``Runner.test`` gives them.
+    Each picture is one call on the whole of it, as the pipeline leaves it.
 
     Raises:
         UsageError: When the config is of another task than the network, or has no test set, or one with another number of classes.

@@ -24,14 +24,7 @@ SCALES = ((1, 1), (0.7, 0.9), (1.25, 1.5), (1.6, 1.15))  # of the size that is a
 
 @dataclass
 class Row:
-    """One call of the check.
-
-    Attributes:
-        size: Height and width.
-        pictures: Names of the files.
-        agreement: What came out.
-        milliseconds: Of the training form with its stock code, the network in eager mode, and what runs the file (and ONNX beside it).
-    """
+    """One call of the check: its size (height, width), names of files, what came out, and milliseconds by what ran."""
 
     size: tuple[int, int]
     pictures: list[str]
@@ -56,27 +49,12 @@ def export(
 ) -> Iterator[Row]:
     """Write ``path`` and compare it with the training form's stock predictions; the file is there when the first row comes.
 
-    Args:
-        cfg: Of mmdet, mmseg or mmpretrain.
-        checkpoint: Of that config, in training form.
-        path: The file to write; on an error it may be left, with what does not agree.
-        file_format: 'onnx', or 'pt2' for a package of AOTInductor.
-        size: Height and width of the pictures; default: of the config's test pipeline. A dynamic graph is checked around it.
-        dynamic: Whether the file takes pictures of any size.
-        softmax: As for :class:`.Classifier`.
-        labels: As for :class:`.Segmentor`.
-        opset: As for :func:`.write_onnx`.
-        pictures: As for :func:`.find_pictures`.
-        ema: As for :func:`.load_model`.
-        calls: Each time is the median of so many.
-
-    Yields:
-        A row for each of four sizes, or of four pictures where the size is fixed.
+    A row comes for each of four sizes, or of four pictures where the size is fixed; each time is the median of ``calls``. On an error
+    ``path`` may be left, with what does not agree. ``file_format`` is 'onnx', or 'pt2' for a package of AOTInductor; other arguments as for
+    :class:`.Classifier`, :class:`.Segmentor`, :func:`.write_onnx`, :func:`.find_pictures`, :func:`.load_model`.
 
     Raises:
         ExportError: When the model cannot be exported, or what was written predicts something else.
-        CheckpointError: When the checkpoint is not of the config.
-        UsageError: When a setting is wrong.
     """
     size = size or usual_size(cfg)
     if size is None:

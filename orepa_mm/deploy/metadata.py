@@ -99,15 +99,7 @@ def dataset_names(cfg: Config, model: BaseModel) -> tuple[list[Any], list[Any]]:
 
 
 def metadata(cfg: Config, network: DeployNetwork, checkpoint: str | Path, steps: list[Step], others: list[str]) -> dict[str, str]:
-    """The keys and values that go into the file.
-
-    Args:
-        cfg: The config the network is from.
-        network: What is exported.
-        checkpoint: The file its weights are from.
-        steps: How a picture is prepared.
-        others: Names of transforms that the steps leave out.
-    """
+    """The keys and values that go into the file; ``steps`` and ``others`` as :func:`preparation` gives them."""
     classes, palette = dataset_names(cfg, network.model)
     values = dict(
         task=network.task,

@@ -32,12 +32,7 @@ def pictures_in(folder: Path, count: int) -> list[Path]:
 
 
 def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4) -> list[Path]:
-    """Paths of up to ``count`` pictures.
-
-    Args:
-        cfg: The config whose test dataset is looked into where no folder is given.
-        folder: A folder, with what is below it.
-        count: How many to find.
+    """Paths of up to ``count`` pictures, of a folder and below, or of a config's test dataset.
 
     Raises:
         UsageError: When there is none.

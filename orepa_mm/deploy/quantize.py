@@ -22,18 +22,10 @@ NOISE = 0.3  # correlation of neighbouring pixels; that of noise is 0, also afte
 
 
 class OnnxNetwork:
-    """An exported classifier or segmentor in onnxruntime, on the CPU.
-
-    Args:
-        model: The file, or its content.
-        threads: Of each operator.
-
-    Attributes:
-        facts: The file's metadata: task, classes, prepare and the like.
-        task: ``'classification'`` or ``'segmentation'``.
+    """An exported classifier or segmentor, a file or its content, in onnxruntime on the CPU; ``facts`` are its metadata.
 
     Raises:
-        UsageError: When the file is no ONNX network, or none of the two kinds with a uint8 picture as its input.
+        UsageError: When it is no ONNX network, or none of the two kinds with a uint8 picture as its input.
     """
 
     def __init__(self, model: Path | bytes, threads: int = 1) -> None:
@@ -153,10 +145,8 @@ def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True, f
 class Change:
     """How far the outputs of two networks are apart over some pictures.
 
-    Attributes:
-        typical: Root mean square of the differences, relative to that of the outputs around their mean.
-        largest: The largest difference, relative to the largest magnitude.
-        same: Share of the answers (labels of pictures or of pixels) that are the same.
+    ``typical``: root mean square of the differences, relative to that of the outputs around their mean; ``largest``: relative to the
+    largest magnitude; ``same``: share of the answers (labels of pictures or of pixels) that are the same.
     """
 
     typical: float
@@ -178,13 +168,7 @@ def change(expected: OnnxNetwork, actual: OnnxNetwork, pictures: list[Array]) ->
 
 
 def latencies(networks: list[OnnxNetwork], picture: Array, rounds: int = 30) -> list[float]:
-    """Median milliseconds of a call of each network, the networks in turn.
-
-    Args:
-        networks: What to time.
-        picture: uint8 [1, C, H, W].
-        rounds: Calls of each, after three that do not count.
-    """
+    """Median milliseconds of a call of each network, the networks in turn, after three calls that do not count."""
     times: list[list[float]] = [[] for _ in networks]
     for i in range(rounds + 3):
         for network, found in zip(networks, times, strict=True):

@@ -36,14 +36,9 @@ class StockModel(NamedTuple):
 
 
 def to_stock_model(cfg: Config, model: BaseModel, batches: Iterable[Any]) -> StockModel:
-    """The stock model that computes what ``model`` computes.
+    """The stock model that computes what ``model``, in training form and evaluation mode, computes; norms are kept, for training on.
 
-    Norms are kept, so the result can be trained on. The weights are loaded strictly, and :class:`.PartComparison` compares both.
-
-    Args:
-        cfg: The config of ``model``.
-        model: In training form and evaluation mode; not changed.
-        batches: What to run them on, each as for ``model.test_step``; at least one.
+    The weights are loaded strictly, and :class:`.PartComparison` compares both on ``batches``, each as for ``model.test_step``.
 
     Raises:
         DeployError: When the model has nothing to re-parameterize, when there is no stock class for it, and when the outputs differ.

@@ -10,12 +10,7 @@ __all__ = ['DeployNetwork', 'deploy_network']
 
 
 def deploy_network(model: BaseModel, softmax: bool = False, labels: bool = False) -> DeployNetwork:
-    """The network of a model of mmdet, mmseg or mmpretrain that leaves this package.
-
-    Args:
-        model: As :func:`.load_model` gives it; it is re-parameterized in place. Norms stay: what runs the result folds them.
-        softmax: As for :class:`.Classifier`.
-        labels: As for :class:`.Segmentor`.
+    """The network of a model that leaves this package. The model is re-parameterized in place; norms stay, what runs the result folds them.
 
     Raises:
         ExportError: When the model is of a kind that cannot be exported.

@@ -26,15 +26,7 @@ class Candidates(NamedTuple):
 
 
 class Suppression:
-    """Non-maximum suppression within groups, as mmcv's ``batched_nms`` does it.
-
-    Args:
-        settings: ``nms`` of a test config.
-        most: How many boxes are kept.
-
-    Raises:
-        ExportError: For another suppression than the plain one.
-    """
+    """Non-maximum suppression within groups, as mmcv's ``batched_nms`` does it by ``nms`` of a test config; ``most`` boxes are kept."""
 
     def __init__(self, settings: dict[str, Any] | None, most: int) -> None:
         settings = dict(settings or {})
@@ -74,14 +66,9 @@ def check_stock(head: nn.Module, base: type, *methods: str) -> None:
 def candidates(
     head: BaseModule, outputs: tuple[list[Tensor], ...], shape: tuple[int, int], settings: dict[str, Any], threshold: float = -1
 ) -> Candidates:
-    """The best boxes of each pyramid level of a dense head, for one picture.
+    """The best boxes of each level of a dense head's outputs for one picture: scores, deltas and, where it has them, factors of the scores.
 
-    Args:
-        head: Of mmdet, with ``prior_generator`` and ``bbox_coder``.
-        outputs: Scores, box deltas and, where the head has them, factors of the scores: lists of [1, ..., H, W] by level.
-        shape: Height and width of the picture, to which boxes are clipped.
-        settings: A test config: ``nms_pre`` boxes of a level are looked at, those of more than ``min_bbox_size`` pixels are kept.
-        threshold: Of the scores, before they meet their factors.
+    Boxes are clipped to ``shape``; ``threshold`` is of the scores before they meet their factors.
     """
     count, smallest = settings.get('nms_pre', -1), settings.get('min_bbox_size', -1)
     maps, deltas, *factors = outputs

@@ -10,15 +10,7 @@ from .base import DeployNetwork
 
 
 class Classifier(DeployNetwork):
-    """Pictures -> ``scores`` [N, classes].
-
-    Args:
-        model: An ``ImageClassifier`` of mmpretrain.
-        softmax: Whether the scores are probabilities, not logits.
-
-    Raises:
-        ExportError: When the head gives no score for each class, or probabilities are asked of one that allows several labels.
-    """
+    """Pictures -> ``scores`` [N, classes] of an ``ImageClassifier`` of mmpretrain: logits, or with ``softmax`` probabilities."""
 
     task = 'classification'
     outputs = ('scores',)

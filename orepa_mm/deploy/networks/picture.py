@@ -8,17 +8,10 @@ from torch import Tensor, nn
 
 
 class PictureInput(nn.Module):
-    """What a model's data preprocessor does in testing, on a plain RGB picture: channel order, mean and deviation, padding.
+    """What a model's data preprocessor does in testing, on a plain picture: channel order, mean and deviation, padding.
 
-    Input: uint8 [N, C, H, W], RGB where C is 3, else as the toolbox's loader gives them. Output: float32 [N, C, H', W'], padded at the
-    right and at the bottom to a multiple of ``divisor``.
-
-    The order of the channels, the divisor and the padding's value are asked of the preprocessor by giving it pictures of one pixel, so
-    it may be of any class.
-
-    Args:
-        preprocessor: The model's ``data_preprocessor``, which takes the pictures of the toolbox's loader: BGR.
-        channels: Of the pictures.
+    Input: uint8 [N, C, H, W], RGB where C is 3, else as the toolbox's loader gives them. Output: float32, padded at the right and at the
+    bottom to a multiple of ``divisor``. The preprocessor is asked by pictures of one pixel, so it may be of any class.
     """
 
     mean: Tensor

@@ -11,15 +11,7 @@ from .pooling import replace_adaptive_pools
 
 
 class Segmentor(DeployNetwork):
-    """Pictures -> ``logits`` [N, classes, H, W] at the picture's size, or ``labels`` [N, H, W].
-
-    Args:
-        model: An ``EncoderDecoder`` of mmseg that is tested on whole pictures; its adaptive pools are replaced.
-        labels: Whether each pixel's label is the output.
-
-    Raises:
-        ExportError: When the model is of another kind, or is tested in windows.
-    """
+    """Pictures -> ``logits`` [N, classes, H, W] at the picture's size, or ``labels`` [N, H, W], of an ``EncoderDecoder``."""
 
     task = 'segmentation'
 

@@ -11,14 +11,7 @@ from .boxes import Suppression, candidates, check_stock
 
 
 class SingleStageDetector(DeployNetwork):
-    """A picture -> ``boxes`` [K, 4] xyxy in its pixels, ``scores`` [K] in falling order, ``labels`` [K].
-
-    Args:
-        model: A ``SingleStageDetector`` of mmdet.
-
-    Raises:
-        ExportError: When its head makes boxes in a way of its own, or its suppression is not the plain one.
-    """
+    """A picture -> ``boxes`` [K, 4] xyxy in its pixels, ``scores`` [K] in falling order, ``labels`` [K]."""
 
     task = 'detection'
     batched = False

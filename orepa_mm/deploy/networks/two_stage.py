@@ -15,11 +15,7 @@ class TwoStageDetector(DeployNetwork):
     """A picture -> ``boxes`` [K, 4] xyxy in its pixels, ``scores`` [K] in falling order, ``labels`` [K] and, where the model has them,
     ``masks`` [K, h, w]: the probability that a point of the box belongs to the object.
 
-    Args:
-        model: A ``TwoStageDetector`` of mmdet; its RoI layers are switched to torchvision's operator, which gives the same.
-
-    Raises:
-        ExportError: When a head works in a way of its own, or a suppression is not the plain one.
+    The model's RoI layers are switched to torchvision's operator, which gives the same.
     """
 
     task = 'detection'
