@@ -70,6 +70,52 @@ def test_as_conv_cfg(method):
     assert type(build_conv_layer(dict(type=name, plain_sizes=(1,)), 4, 6, 1)) is nn.Conv2d
 
 
+def built_empty(way: str, layer: type[nn.Module], shape: tuple[int, ...], state: dict, **options) -> nn.Module:
+    """A layer whose memory held something else, with ``state`` loaded into it."""
+    if way == 'skip_init':
+        empty = nn.utils.skip_init(layer, *shape, **options)
+    else:
+        with torch.device('meta'):
+            empty = layer(*shape, **options)
+        empty = empty if way == 'assign' else empty.to_empty(device='cpu')
+    for value in (*empty.parameters(), *empty.buffers()):
+        if not value.is_meta:
+            value.data.fill_(7)
+    empty.load_state_dict(state, assign=way == 'assign')
+    return empty
+
+
+@pytest.mark.parametrize('way', ['assign', 'to_empty', 'skip_init'])
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('size', [1, 3, 5, 7])
+def test_built_empty_and_loaded(method, size, way):
+    layer, shape, options = METHODS[method], (4, 36, size, 1, size // 2), dict(groups=2)
+    filled, x = settle(layer(*shape, **options)), torch.randn(2, 4, 9, 8)
+    loaded, expected = built_empty(way, layer, shape, filled.state_dict(), **options).eval(), filled(x)
+    assert relative(loaded(x), expected) < 1e-6
+    assert relative(reparameterize(loaded)(x), expected) < 1e-5
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('method', METHODS)
+def test_weights_of_another_dtype_that_are_assigned(method, dtype):
+    """Those of the layer, where linear also of a plain convolution, and where it is OREPA of one with fewer branches."""
+    layer, shape = METHODS[method], (4, 36, 3, 1, 1)
+    sources = {method: settle(layer(*shape, bias=False).to(dtype))}
+    if issubclass(layer, SqueezedConv2d):
+        sources['plain'] = nn.Conv2d(*shape, bias=False, dtype=dtype)
+    if method == 'OREPA':
+        sources['fewer'] = layer(*shape, bias=False, branches='light', dtype=dtype)
+    x = torch.randn(2, 4, 9, 8, dtype=dtype)
+    for source in sources.values():
+        for device in ('cpu', 'meta'):
+            loaded = layer(*shape, bias=False, device=device).eval()
+            loaded.load_state_dict(source.state_dict(), assign=True)
+            assert {value.dtype for value in loaded.parameters()} == {dtype} and not any(value.is_meta for value in loaded.parameters())
+            assert relative(loaded(x), source(x)) < 100 * torch.finfo(dtype).eps
+            loaded.train()(x).sum().backward()
+
+
 @pytest.mark.parametrize('method', METHODS)
 def test_from_plain_weights(method):
     """Linear branches represent any kernel; norms in branches have statistics that no kernel gives."""

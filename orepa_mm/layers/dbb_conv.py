@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..functional import average, merge_1x1_kxk
+from ..functional import add_identity, average, merge_1x1_kxk
 from .methods import register_method
 from .normed_conv import NormedConv2d, fold, statistics_of
 
@@ -49,19 +49,14 @@ class DBBConv2d(NormedConv2d):
 
     key_mark = '.seq_norm1.'
 
-    identity: Tensor
-
     def build(self, norm: type[_BatchNorm], options: dict[str, Any]) -> None:
-        k, groups, inner, outer = self.kernel_size[0], self.groups, self.in_channels, self.out_channels
+        k, inner, outer = self.kernel_size[0], self.in_channels, self.out_channels
         self.origin, self.origin_norm = self._conv(inner, outer, k, options), norm(outer, **options)
         if k > 1:
             self.avg, self.avg_norm1, self.avg_norm2 = self._conv(inner, outer, 1, options), *(norm(outer, **options) for _ in '12')
             self.point, self.point_norm = self._conv(inner, outer, 1, options), norm(outer, **options)
             self.seq_1x1, self.seq_norm1 = self._conv(inner, inner, 1, options), norm(inner, **options)
             self.seq_kxk, self.seq_norm2 = self._conv(inner, outer, k, options), norm(outer, **options)
-            per_group = inner // groups
-            identity = torch.eye(per_group, **options).repeat(groups, 1).view(inner, per_group, 1, 1)
-            self.register_buffer('identity', identity, persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -77,7 +72,7 @@ class DBBConv2d(NormedConv2d):
         pooled = _pad(self.avg_norm1(F.conv2d(input, self.avg.weight, groups=groups)), self.avg_norm1, padding)
         y = y + self.avg_norm2(self._average_pool(pooled))
         y = y + self.point_norm(F.conv2d(input, self.point.weight, None, stride, self.centre_padding, 1, groups))
-        inner = self.seq_norm1(F.conv2d(input, self.seq_1x1.weight + self.identity, groups=groups))
+        inner = self.seq_norm1(F.conv2d(input, add_identity(self.seq_1x1.weight), groups=groups))
         inner = _pad(inner, self.seq_norm1, padding)
         return y + self.seq_norm2(F.conv2d(inner, self.seq_kxk.weight, None, stride, 0, dilation, groups))
 
@@ -95,7 +90,7 @@ class DBBConv2d(NormedConv2d):
         k = self.kernel_size[0]
         averaged, averaged_bias = average(*fold(self.avg.weight, self.avg_norm1), k)
         point, point_bias = fold(self.point.weight, self.point_norm)
-        first = fold(self.seq_1x1.weight + self.identity, self.seq_norm1)
+        first = fold(add_identity(self.seq_1x1.weight), self.seq_norm1)
         branches = [
             fold(averaged, self.avg_norm2, averaged_bias),
             (F.pad(point, [k // 2] * 4), point_bias),

@@ -126,10 +126,10 @@ class OREPAConv2d(SqueezedConv2d):
         else:
             super().reset_parameters()
 
-    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
         if self.holds_plain_kernel(state, prefix):
             state.pop(f'{prefix}gradient_matrix', None)  # of a run that kept it in the model
-        super().adapt_state_dict(state, prefix)
+        super().adapt_state_dict(state, prefix, assign)
 
     @property
     def memory_format(self) -> torch.memory_format:

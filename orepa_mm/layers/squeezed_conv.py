@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, PlainKernelError
 from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input, shape_of
+from .kernels import drawn_like
 from .squeeze_graph import Squeezes
 
 
@@ -74,8 +75,10 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
         """Turn a plain kernel into the branches that add up to it, in place: stock weights, and re-parameterized ones.
+
+        With ``assign`` the branches have its device and dtype, not the layer's.
 
         Raises:
             PlainKernelError: For a kernel of another shape, one with a bias where the layer has none, and a large one that the stem's
@@ -94,7 +97,7 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
                 f'the plain kernel "{prefix}weight" of the checkpoint has a bias, and the layer has none: the checkpoint was deployed with '
                 'its norms folded, and they are gone. Load the checkpoint it was made from.'
             )
-        kernel = copy.deepcopy(self.kernel)
+        kernel = drawn_like(self.kernel, weight) if assign else copy.deepcopy(self.kernel)
         try:
             kernel.represent(weight)
         except LayerError as error:
@@ -103,9 +106,9 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         del state[f'{prefix}weight']
         state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.adapt_state_dict(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
+        self.adapt_state_dict(state_dict, prefix, local_metadata.get('assign_to_params_buffers', False))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -136,7 +136,7 @@ class MatrixUpdate(BranchUpdate):
         """[O, k*k, k*k], in the weight's dtype or float32."""
         if self._matrix is None or self._matrix.device != self.weight.device:
             kernel = self.kernel
-            exact = gradient_matrix(dict(zip(kernel.branches, kernel.scale, strict=True)), kernel.kernel_size, kernel.prior)
+            exact = gradient_matrix(dict(zip(kernel.branches, kernel.scale, strict=True)), kernel.kernel_size)
             self._matrix = exact.to(self.weight.device, self.kernel.scale.dtype)
         return self._matrix
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import FuseError
-from ..functional import HOOKS, fuse_norm, identity_kernel, in_float32
+from ..functional import HOOKS, add_identity, fuse_norm, in_float32
 from ..layers import ReparameterizableConv2d
 from ..layers.base import memory_format_of
 
@@ -125,8 +125,7 @@ def _merged_repvgg_block(block: Any, exact: Any) -> nn.Module:
     weight, bias = _fold(conv.weight, conv.bias, exact.branch_3x3.norm)
     branches = [_fold(point.weight, point.bias, exact.branch_1x1.norm)]
     if exact.branch_norm is not None:
-        identity = identity_kernel(conv.in_channels, 1, conv.groups, device=weight.device, dtype=weight.dtype)
-        branches.append(_fold(identity, None, exact.branch_norm))
+        branches.append(_fold(add_identity(torch.zeros_like(point.weight)), None, exact.branch_norm))
     for kernel, shift in branches:
         weight, bias = weight + F.pad(kernel, [conv.kernel_size[0] // 2] * 4), bias + shift  # the 1x1 kernel's place is the centre
     rest = [(name, child) for name, child in block.named_children() if name not in BRANCHES]
