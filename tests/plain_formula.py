@@ -92,11 +92,12 @@ def affine(norm: nn.Module, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
 
 
 def bordered(norm: nn.Module, x: Tensor, padding) -> Tensor:
-    """Normed maps, around them what the norm with its running statistics makes of zero."""
+    """Normed maps, around them what the norm with its running statistics makes of zero, which as published is a constant."""
     height, width = padding
-    inside = F.pad(torch.ones_like(x[:1, :1]), (width, width, height, height)) > 0
-    border = affine(norm, torch.zeros_like(x[:1, :, :1, :1]), norm.running_mean, norm.running_var)
-    return torch.where(inside, F.pad(normed(norm, x), (width, width, height, height)), border)
+    border = affine(norm, torch.zeros_like(x[:1, :, :1, :1]), norm.running_mean, norm.running_var).detach()
+    y = border.expand(len(x), -1, x.shape[2] + 2 * height, x.shape[3] + 2 * width).clone()
+    y[:, :, height : height + x.shape[2], width : width + x.shape[3]] = normed(norm, x)
+    return y
 
 
 def diverse_branch_block(block: DBBConv2d, x: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ from mmengine.config import Config
 from torch import nn
 
 from orepa_mm import expand, reparameterize
+from orepa_mm.backbones.resnet import _rebuilt
 from orepa_mm.checkpoints.architecture import recognise
 from orepa_mm.deploy.batches import random_batch
 from orepa_mm.deploy.loading import build_model
 from orepa_mm.deploy.stock_model import to_stock_model
 from orepa_mm.errors import ExpandError
 from orepa_mm.layers import METHODS, SqueezedConv2d
+from orepa_mm.layers.base import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NARROW = dict(stem_channels=32, base_channels=8)
@@ -51,6 +53,26 @@ def test_resnet(scope, method):
     reparameterize(net)
     assert not [layer for layer in net.modules() if isinstance(layer, METHODS[method])]
     assert relative(net(x)[-1], expected) < 1e-10
+
+
+@pytest.mark.parametrize('method', [method for method in METHODS if METHODS[method].brings_norm])
+@pytest.mark.parametrize('kind', ['BN', 'SyncBN'])
+def test_settings_of_norms_hold_for_those_in_the_branches(method, kind):
+    registry = importlib.import_module('mmdet.registry').MODELS
+    norm_cfg = dict(type=kind, requires_grad=False, eps=1e-3, momentum=0.03)
+    net = registry.build(dict(type='OREPAResNet', depth=18, method=method, norm_cfg=norm_cfg, norm_eval=True, **NARROW))
+    net.train()  # returns nothing
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 40 and {(norm.eps, norm.momentum, norm.training) for norm in norms} == {(1e-3, 0.03, False)}
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+    layer, x = METHODS[method](4, 6, 3, padding=1, norm_cfg=dict(affine=False, eps=0.1)).eval(), torch.randn(1, 4, 9, 8)
+    assert layer.origin_norm.weight is None and relative(reparameterize(layer)(x), layer(x)) < 1e-5
+
+
+def test_a_rebuilt_convolution_keeps_its_settings():
+    options = dict(stride=2, padding=2, dilation=2, groups=2, bias=False, padding_mode='reflect')
+    rebuilt = _rebuilt(nn.Conv2d(4, 6, 3, **options), dict(type='OREPAConv2d'))
+    assert shape_of(rebuilt) == shape_of(nn.Conv2d(4, 6, 3, **options))
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
 from ..layers import METHODS, ReparameterizableConv2d
+from ..layers.base import shape_of
 from .initial_weights import BalancedStart
 
 
@@ -35,7 +36,7 @@ def conv_cfg_of(
     projection = (1,) if depth in (18, 34) else ()
     cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
     if layer.brings_norm:
-        cfg['norm_cfg'] = dict(type=(norm_cfg or {}).get('type', 'BN'))
+        cfg['norm_cfg'] = dict(norm_cfg or {})
     return cfg | chosen
 
 
@@ -132,17 +133,7 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
 
 def _rebuilt(conv: nn.Conv2d, conv_cfg: dict[str, Any]) -> nn.Module:
     """The layer that ``conv_cfg`` makes of a stock convolution's arguments."""
-    return build_conv_layer(
-        conv_cfg,
-        conv.in_channels,
-        conv.out_channels,
-        kernel_size=conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-    )
+    return build_conv_layer(conv_cfg, **shape_of(conv))
 
 
 class OREPAResNeXtMixin(OREPAResNetMixin):

@@ -1,5 +1,6 @@
 """The Asymmetric Convolution Block."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ class ACNetConv2d(NormedConv2d):
 
     key_mark = '.vertical_norm.'
 
-    def build(self, norm: type[_BatchNorm], options: dict[str, Any]) -> None:
+    def build(self, norm: Callable[..., _BatchNorm], options: dict[str, Any]) -> None:
         k, channels = self.kernel_size[0], (self.in_channels, self.out_channels)
         self.origin, self.origin_norm = self._conv(*channels, k, options), norm(self.out_channels, **options)
         if k > 1:

@@ -1,5 +1,6 @@
 """The Diverse Branch Block, the baseline OREPA is measured against."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,23 +10,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..functional import add_identity, average, merge_1x1_kxk
 from .methods import register_method
-from .normed_conv import NormedConv2d, fold, statistics_of
+from .normed_conv import NormedConv2d, fold
 
 
-def _at_zero(norm: _BatchNorm) -> Tensor:
-    """What the norm with its running statistics makes of zero, [C]."""
-    mean, variance = statistics_of(norm)
-    return norm.bias - mean * norm.weight / (variance + norm.eps).sqrt()
-
-
-def _pad(x: Tensor, norm: _BatchNorm, padding: tuple[int, int]) -> Tensor:
-    """Pad normed maps with what zero padding before the norm would have become."""
+def _pad(x: Tensor, norm: Any, padding: tuple[int, int]) -> Tensor:
+    """Pad normed maps with what the norm with its running statistics makes of zero, a constant as in the published block."""
     if padding == (0, 0):
         return x
     height, width = padding
-    value = _at_zero(norm).to(x.dtype).view(1, -1, 1, 1)
-    # Relative to that value the border is zero.
-    return F.pad(x - value, [width, width, height, height]) + value
+    border = F.pad(torch.zeros_like(x[:1, :1]), [width, width, height, height], value=1) > 0
+    value = fold(torch.zeros_like(norm.running_mean), norm)[1].detach().view(1, -1, 1, 1)
+    return torch.where(border, value.to(x.dtype), F.pad(x, [width, width, height, height]))
 
 
 @register_method('DBB')
@@ -49,7 +44,7 @@ class DBBConv2d(NormedConv2d):
 
     key_mark = '.seq_norm1.'
 
-    def build(self, norm: type[_BatchNorm], options: dict[str, Any]) -> None:
+    def build(self, norm: Callable[..., _BatchNorm], options: dict[str, Any]) -> None:
         k, inner, outer = self.kernel_size[0], self.in_channels, self.out_channels
         self.origin, self.origin_norm = self._conv(inner, outer, k, options), norm(outer, **options)
         if k > 1:
