@@ -8,7 +8,9 @@ import pytest
 import torch
 from mmcv.cnn import build_conv_layer
 from mmengine.config import Config
+from mmengine.model import normal_init
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from orepa_mm import expand, reparameterize
 from orepa_mm.backbones.resnet import _rebuilt
@@ -16,7 +18,7 @@ from orepa_mm.checkpoints.architecture import recognise
 from orepa_mm.deploy.batches import random_batch
 from orepa_mm.deploy.loading import build_model
 from orepa_mm.deploy.stock_model import to_stock_model
-from orepa_mm.errors import ExpandError
+from orepa_mm.errors import ExpandError, LayerError
 from orepa_mm.layers import METHODS, SqueezedConv2d
 from orepa_mm.layers.base import shape_of
 
@@ -67,6 +69,62 @@ def test_settings_of_norms_hold_for_those_in_the_branches(method, kind):
     assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
     layer, x = METHODS[method](4, 6, 3, padding=1, norm_cfg=dict(affine=False, eps=0.1)).eval(), torch.randn(1, 4, 9, 8)
     assert layer.origin_norm.weight is None and relative(reparameterize(layer)(x), layer(x)) < 1e-5
+
+
+WRITES = {
+    'data': lambda layer, value: layer.weight.data.copy_(value),  # as mmaction2's loader does
+    'new data': lambda layer, value: setattr(layer.weight, 'data', value),
+    'parameter': lambda layer, value: setattr(layer, 'weight', nn.Parameter(value)),
+    'index': lambda layer, value: layer.weight.detach().__setitem__(slice(None), value),
+    'view': lambda layer, value: layer.weight.data.flatten().copy_(value.flatten()),
+    'rows': lambda layer, value: [row.copy_(new) for row, new in zip(layer.weight.data, value, strict=True)],
+    'out': lambda layer, value: torch.mul(value, 1, out=layer.weight.data),
+    'foreach': lambda layer, value: torch._foreach_copy_([layer.weight.data], [value]),
+    'draw': lambda layer, value: normal_init(layer, mean=3, std=0),
+    'init': lambda layer, value: nn.init.constant_(layer.weight, 3),
+    'in place': lambda layer, value: torch.no_grad()(layer.weight.fill_)(3),
+}
+
+
+@pytest.mark.parametrize('way', WRITES)
+@pytest.mark.parametrize('method', METHODS)
+def test_what_is_written_into_a_weight_takes_effect_or_is_refused(method, way):
+    layer, value = (
+        METHODS[method](4, 6, 3, padding=1),
+        torch.randn(6, 4, 3, 3) if way in list(WRITES)[:-3] else torch.full((6, 4, 3, 3), 3.0),
+    )
+    if issubclass(METHODS[method], SqueezedConv2d):
+        WRITES[way](layer, value)
+        assert relative(layer.weight, value) < 1e-5
+    else:
+        with pytest.raises(LayerError, match=f'the weight of a {method}Conv2d is computed'):
+            WRITES[way](layer, value)
+        with pytest.raises(LayerError, match=f'the bias of a {method}Conv2d is computed'):
+            nn.init.zeros_(layer.bias)
+
+
+def test_a_computed_weight_is_a_tensor_like_others(tmp_path):
+    layer = METHODS['OREPA'](4, 6, 3)
+    torch.save(layer.weight.detach(), tmp_path / 'weight.pth')
+    saved = torch.load(tmp_path / 'weight.pth', weights_only=True)
+    results = [saved, deepcopy(layer.weight.detach()), layer.weight + 0, layer.weight.detach().clone()]
+    assert all(type(value) is torch.Tensor and torch.equal(value, layer.weight) for value in results)
+    scratch = layer.weight + 0
+    scratch.zero_()
+    assert torch.equal(saved, layer.weight)
+    layer.weight.square().sum().backward()
+    assert layer.kernel.origin.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_torch_fuses_a_norm_into_it_or_says_what_to_do(method):
+    layer, norm = settle(nn.Sequential(METHODS[method](4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)))
+    x = torch.randn(2, 4, 9, 8)
+    if issubclass(METHODS[method], SqueezedConv2d):
+        assert relative(fuse_conv_bn_eval(layer, norm)(x), norm(layer(x))) < 1e-5
+    else:
+        with pytest.raises(LayerError, match='reparameterize'):
+            fuse_conv_bn_eval(layer, norm)
 
 
 def test_a_rebuilt_convolution_keeps_its_settings():

@@ -1,5 +1,6 @@
 """What every convolution layer with training-time branches has in common."""
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from ..errors import LayerError, PlainKernelError
 from ..functional import is_plain_eager
+from .computed import computed
 
 PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
 
@@ -45,8 +47,8 @@ class _Parameters(dict[str, nn.Parameter | None]):
 class ReparameterizableConv2d(nn.Module):
     """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
 
-    It is no ``nn.Conv2d`` on purpose: weight initialisers and tools that look for ``nn.Conv2d`` would write into a weight that is
-    computed from the branches. The attributes are those of ``nn.Conv2d``, ``weight`` and ``bias`` included.
+    It is no ``nn.Conv2d`` on purpose: initialisers that look for one would replace the start of the branches by that of a plain kernel.
+    The attributes are those of ``nn.Conv2d``, ``weight`` and ``bias`` included.
 
     A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode, and ``bias``.
 
@@ -110,8 +112,28 @@ class ReparameterizableConv2d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The equivalent kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
-        return self.equivalent_conv()[0]
+        """The equivalent kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them.
+
+        What is written into it goes to :meth:`write`: initialisers and loaders know nothing of branches.
+        """
+        return computed(self.equivalent_conv()[0], partial(self.write, 'weight'))
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Take ``value`` as the weight or bias that is computed.
+
+        Raises:
+            LayerError: Where the branches cannot take it.
+        """
+        raise LayerError(
+            f'the {name} of a {type(self).__name__} is computed from branches and their norms and cannot be written: load a state dict of '
+            "its branches, call orepa_mm.reparameterize(model) first, or use conv_cfg=dict(type='Conv2d')"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ('weight', 'bias') and isinstance(getattr(type(self), name, None), property):
+            self.write(name, value.detach())
+        else:
+            super().__setattr__(name, value)
 
     @property
     def memory_format(self) -> torch.memory_format:

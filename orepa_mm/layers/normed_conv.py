@@ -1,6 +1,7 @@
 """What the layers whose branches run over the feature maps, each with norms of its own, have in common."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import LayerError
 from ..functional import fuse_norm
 from .base import PaddingMode, ReparameterizableConv2d
+from .computed import computed
 
 NORMS: dict[str, type[_BatchNorm]] = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
 
@@ -103,4 +105,4 @@ class NormedConv2d(ReparameterizableConv2d):
         """The equivalent bias in eval mode, [O]."""
         bias = self.equivalent_conv()[1]
         assert bias is not None
-        return bias
+        return computed(bias, partial(self.write, 'bias'))

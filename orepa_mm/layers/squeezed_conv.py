@@ -70,6 +70,14 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
             layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
         return layer.to(memory_format=memory_format_of(conv)).train(conv.training)  # type: ignore[call-overload]  # torch's stub lacks it
 
+    def write(self, name: str, value: Tensor) -> None:
+        """As loading a plain kernel does: branches that add up to it.
+
+        Raises:
+            LayerError: As :meth:`from_conv`.
+        """
+        self.kernel.represent(value)
+
     def reset_parameters(self) -> None:
         self.kernel.reset_parameters()
         if self.bias is not None:
