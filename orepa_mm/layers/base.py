@@ -6,9 +6,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import LayerError, PlainKernelError
-from ..functional import is_plain_eager
+from ..errors import FuseError, LayerError, PlainKernelError
+from ..functional import HOOKS, in_float32, is_plain_eager
 from .computed import computed
 
 PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
@@ -32,6 +33,48 @@ def shape_of(layer: 'nn.Conv2d | ReparameterizableConv2d') -> dict[str, Any]:
     """The arguments, ``bias`` included, that build a convolution of the shape of ``layer``; device and dtype are not among them."""
     names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     return {name: getattr(layer, name) for name in names} | dict(bias=layer.bias is not None)
+
+
+def share_hooks(old: nn.Module, new: nn.Module) -> None:
+    """The same dicts, so that handles which remove hooks go on working, and hooks that are added to one are the other's too."""
+    for name in HOOKS:
+        setattr(new, name, getattr(old, name))
+
+
+def check_norms(module: nn.Module, path: str) -> None:
+    for name, norm in module.named_modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        if norm.running_mean is None:
+            raise FuseError(
+                f'the norm "{path}.{name}" inside a {type(module).__name__} keeps no running statistics (track_running_stats=False), '
+                'so it has no fixed form to merge: give it statistics, or keep the training form.'
+            )
+        if norm.training:
+            raise FuseError(
+                f'the norm "{path}.{name}" inside a {type(module).__name__} is in training mode, where its output depends on the batch: '
+                'call model.eval() first.'
+            )
+
+
+def plain_conv(like: 'nn.Conv2d | ReparameterizableConv2d', weight: Tensor, bias: Tensor | None, source: nn.Module) -> nn.Conv2d:
+    """A stock convolution.
+
+    Args:
+        like: A convolution whose stride, padding, dilation, groups, memory format and mode the new one gets.
+        weight: Kernel, [O, I/g, k, k].
+        bias: [O] or None.
+        source: What the two were made from. The new parameters require grad where the parameters do that they were made from.
+    """
+    conv = nn.Conv2d(**shape_of(like) | dict(bias=bias is not None), device='meta')
+    memory_format = like.memory_format if isinstance(like, ReparameterizableConv2d) else memory_format_of(like)
+    own_bias = dict(source.named_parameters()).get('bias')
+    trainable = any(p.requires_grad for p in source.parameters() if p is not own_bias)
+    # clone: the branchless forms hand out their parameter itself
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=memory_format), requires_grad=trainable)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=trainable if own_bias is None else own_bias.requires_grad)
+    return conv.train(like.training)
 
 
 class _Parameters(dict[str, nn.Parameter | None]):
@@ -109,6 +152,21 @@ class ReparameterizableConv2d(nn.Module):
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         """Kernel [O, I/g, k, k] and bias [O] (or None) of the plain convolution this layer equals in eval mode."""
         raise NotImplementedError
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """The plain convolution it equals in eval mode; timm's ``reparameterize_model`` and others look for this method.
+
+        Raises:
+            FuseError: As :func:`orepa_mm.reparameterize`.
+        """
+        check_norms(self, type(self).__name__)
+        exact: Any = in_float32(self)
+        weight, bias = exact.equivalent_conv()
+        plain = plain_conv(self, weight, bias, self).to(next(self.parameters()).dtype)
+        share_hooks(self, plain)
+        return plain
 
     @property
     def weight(self) -> Tensor:

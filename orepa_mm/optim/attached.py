@@ -13,9 +13,8 @@ from torch.optim import Optimizer
 
 from ..errors import BranchesError
 from ..layers import SqueezedConv2d
-from ..layers.base import shape_of
+from ..layers.base import shape_of, share_hooks
 from ..layers.kernels import branches_in
-from ..reparam.plain import share_hooks
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
 from .prune import drop_branches_of
 from .steps import Steps

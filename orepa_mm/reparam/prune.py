@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import PruneError
 from ..layers.kernels import OREPAKernel
+from .replaced import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def prune_branches(model: nn.Module, threshold: float) -> nn.Module:
     """Move every branch that adds less than ``threshold`` to its kernel into the plain branch, in place; the outputs stay, to rounding.
 
     The parameters that stay are the same objects, but for the scales, which lose rows. An optimizer built before still holds what is
-    dropped: :class:`.PruneBranchesHook` mends that in a run.
+    dropped, and is refused: :class:`.PruneBranchesHook` mends that in a run.
 
     Args:
         model: Any module with :class:`.OREPAConv2d` layers.
@@ -90,7 +91,9 @@ def drop_branches(model: nn.Module, names: dict[str, list[str]]) -> None:
     pending = [f'{path}.{name}' for path, name, parameter in parameters if parameter.grad is not None]
     if pending:
         raise PruneError(f'gradients are pending ({pending[0]}): prune between optimizer steps, after zero_grad()')
+    before = list(model.parameters())
     for path, dropped in chosen.items():
         if dropped:
             kernels[path].drop_branches(dropped)
             logger.info('Pruned "%s": %s moved into origin.', path, ', '.join(dropped))
+    replaced(before, model, 'prune_branches')
