@@ -208,3 +208,20 @@ def test_from_plain_weights(method):
         with pytest.raises(ExpandError, match=f"method='{method}': its branches have norms"):
             expand(model, method=method)
         assert torch.equal(model(x), reference(x))
+
+
+@pytest.mark.parametrize('change', ['keep', 'there and back', 'half', 'to_empty'])
+@pytest.mark.parametrize(
+    'options', [dict(branches=('origin',)), dict(branches='light', groups=8), dict(groups=8), dict(method='ExpandNet')]
+)
+def test_the_memory_format_stays(options, change):
+    options, last = dict(options), torch.channels_last
+    groups = options.pop('groups', 1)
+    reference = nn.Conv2d(8, 8, 3, groups=groups).to(memory_format=last).weight.stride()
+    model = expand(nn.Sequential(nn.Conv2d(8, 8, 3, groups=groups).to(memory_format=last)), **options)
+    if change == 'there and back':
+        model.to(memory_format=torch.contiguous_format)
+        assert deepcopy(reparameterize(deepcopy(model)))[0].weight.stride() == nn.Conv2d(8, 8, 3, groups=groups).weight.stride()
+        model.to(memory_format=last)
+    model = dict(half=model.half, to_empty=lambda: model.to_empty(device='cpu')).get(change, lambda: model)()
+    assert model[0].weight.stride() == reparameterize(model)[0].weight.stride() == reference

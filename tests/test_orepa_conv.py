@@ -60,6 +60,7 @@ def test_plain_sizes_of_a_conv_cfg():
     conv = build(4, 8, kernel_size=1, stride=2, bias=False)
     assert type(conv) is nn.Conv2d and conv.stride == (2, 2) and conv.bias is None
     assert type(build(4, 8, (1, 1), 2)) is nn.Conv2d and type(build(4, 8, 3)) is OREPAConv2d
+    assert type(build(4, 8, [1, 1])) is type(build(4, 8, kernel_size=torch.Size([1, 1]))) is nn.Conv2d
     with pytest.raises(LayerError, match='square kernel'):
         build(4, 8, (1, 3))
     with pytest.raises(TypeError):  # by position it would be taken for something else

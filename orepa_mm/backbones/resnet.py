@@ -24,7 +24,8 @@ def conv_cfg_of(
     Raises:
         ValueError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
-    chosen = {key: value for key, value in dict(branches=branches, init=init).items() if value is not None}
+    names = branches if branches is None or isinstance(branches, str) else tuple(branches)
+    chosen = {key: value for key, value in dict(branches=names, init=init).items() if value is not None}
     if chosen and method != 'OREPA':
         key, value = next(iter(chosen.items()))
         raise ValueError(f"{key}={value!r} is for method='OREPA', not {method!r}")

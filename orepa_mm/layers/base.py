@@ -18,9 +18,9 @@ PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
 def memory_format_of(module: nn.Module) -> torch.memory_format:
     """``channels_last`` where a parameter of ``module`` is in that format and in no other."""
     last = torch.channels_last
+    # Those of depthwise convolutions are contiguous in both formats, and their strides are of one.
     kernels = [p for p in module.parameters() if p.dim() == 4 and p.shape[-1] > 1]
-    found = any(p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in kernels)
-    return last if found else torch.contiguous_format
+    return last if any(p.is_contiguous(memory_format=last) and p.stride(1) == 1 for p in kernels) else torch.contiguous_format
 
 
 def memory_format_of_input(x: Tensor) -> torch.memory_format:

@@ -155,6 +155,7 @@ class OREPAKernel(nn.Module):
 
     # False computes by the plain formula everywhere, with the same result.
     closed_form = True
+    channels_last = False
 
     shape: tuple[int, int, int, int]
     origin: nn.Parameter | None
@@ -251,7 +252,7 @@ class OREPAKernel(nn.Module):
     @property
     def prior(self) -> Tensor | None:
         """:func:`.frequency_prior` in the dtype and on the device of the weights; None without that branch."""
-        like = next(self.parameters())  # itself, where torch.fx puts a stand-in in the place of the attribute
+        like = next(self.parameters(), self.scale)  # torch.fx puts a stand-in in the place of the attribute, and replicas have no others
         return None if self.freq is None else frequency_prior(self.shape[0], self.kernel_size, like.device, like.dtype)
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
@@ -380,7 +381,8 @@ class OREPAKernel(nn.Module):
         Raises:
             LayerError: Without a plain branch, and for the plain branch itself.
         """
-        names = [name for name in self.branches if name in names]
+        chosen = set(names)
+        names = [name for name in self.branches if name in chosen]
         if self.origin is None or 'origin' in names:
             raise LayerError('branches are moved into origin, which stays')
         state = {name: parameter.detach() for name, parameter in self.named_parameters()}
@@ -417,10 +419,15 @@ class OREPAKernel(nn.Module):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The format asked for with ``.to(memory_format=...)``, of which kernels in rows know nothing."""
-        weights = (self.pointwise, self.avg, self.freq, self.point, self.seq_1x1)
-        weight = next((weight for weight in weights if weight is not None), None)
-        return torch.contiguous_format if weight is None or weight.stride(2) == 1 else torch.channels_last
+        """The format asked for with ``.to(memory_format=...)``."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> 'OREPAKernel':
+        super()._apply(fn, *args, **kwargs)
+        # Kernels in rows do not show what was asked for, and a tensor of four dimensions does.
+        shown = torch.empty(1, 2, 2, 2).contiguous(memory_format=self.memory_format)
+        self.channels_last = fn(shown).is_contiguous(memory_format=torch.channels_last)
+        return self
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         with without_autocast(self.scale):
@@ -466,7 +473,9 @@ class DeepLinearKernel(nn.Module):
         super().__init__()
         self.groups = groups
         self.stages: Any  # whose items torch knows as nn.Module only
-        options: dict[str, Any] = dict(device=device, dtype=dtype) if plain_stages else dict(branches=branches, device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
+        if not plain_stages:
+            options['branches'] = branch_names(branches)
         stage = PlainKernel if plain_stages else OREPAKernel
         self.stages = nn.ModuleList(
             stage(in_channels if i == 0 else out_channels, out_channels, 3, groups, **options) for i in range((kernel_size - 1) // 2)

@@ -14,7 +14,9 @@ from ..layers import SqueezedConv2d
 from ..reparam.convert import check_whole
 from ..reparam.expand import plan_expansion
 from ..reparam.plain import plain_form
+from ..reparam.prune import COMPUTED, computed_parameters, kernels_with_branches
 from .attached import AttachedBranches, attached_to
+from .groups import exchange
 from .updates import BranchUpdate, MatrixUpdate, is_linear, is_sgd
 
 logger = logging.getLogger(__name__)
@@ -165,10 +167,13 @@ def _moved_out(model: nn.Module, optimizer: Optimizer, scales: str) -> dict[str,
         if isinstance(layer, SqueezedConv2d):
             layers.setdefault(id(layer), (path, layer))
             paths.append((path, layer))
-    weights: dict[int, nn.Parameter] = {}  # for the first branch of each
+    weights: dict[int, list[tuple[str, nn.Parameter]]] = {}  # for the first branch of each
     branches: set[int] = set()
     convs: dict[int, Any] = {}
     for path, layer in layers.values():
+        for inner, kernel in kernels_with_branches(layer):
+            for name in computed_parameters(kernel):
+                raise BranchesError(f'"{path}.{inner}.{name}" {COMPUTED}')
         trained = [p for p in layer.kernel.parameters() if p.requires_grad]
         ids = {id(p) for p in trained}
         groups = [group for group in optimizer.param_groups if any(id(p) in ids for p in group['params'])]
@@ -189,12 +194,11 @@ def _moved_out(model: nn.Module, optimizer: Optimizer, scales: str) -> dict[str,
         convs[id(layer)] = conv
         if there:
             first = next(id(p) for group in optimizer.param_groups for p in group['params'] if id(p) in ids)
-            weights[first] = conv.weight
+            weights[first] = [(f'{path}.weight', conv.weight)]
         branches |= {id(p) for p in layer.kernel.parameters()}
     if not weights:
         raise NotHeldError(NOT_HELD)
-    for group in optimizer.param_groups:
-        group['params'] = [weights.get(id(p), p) for p in group['params'] if id(p) in weights or id(p) not in branches]
+    exchange(optimizer, {branch: [] for branch in branches} | weights)
     for path, layer in paths:
         if id(layer) in convs:
             model.set_submodule(path, convs[id(layer)])

@@ -35,10 +35,13 @@ class BranchUpdate:
         self.steps = False  # in this step, as the weight has a gradient
         self._seen: tuple[int, int] | None = None
 
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """What the optimizer holds in the weight's place while it steps, and in its state dict."""
+        return [(f'{self.path}.kernel.{name}', parameter) for name, parameter in self.kernel.named_parameters() if parameter.requires_grad]
+
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer holds in the weight's place while it steps, and in its state dict."""
-        return [parameter for parameter in self.kernel.parameters() if parameter.requires_grad]
+        return [parameter for _, parameter in self.named()]
 
     def values(self) -> dict[str, Tensor]:
         """What a state dict holds of the branches."""
@@ -140,9 +143,8 @@ class MatrixUpdate(BranchUpdate):
             self._matrix = exact.to(self.weight.device, self.kernel.scale.dtype)
         return self._matrix
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [self.weight, self.kernel.scale]
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(f'{self.path}.weight', self.weight), (f'{self.path}.kernel.scale', self.kernel.scale)]
 
     def values(self) -> dict[str, Tensor]:
         return dict(scale=self.kernel.scale.detach())
