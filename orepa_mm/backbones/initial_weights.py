@@ -9,6 +9,13 @@ from torch import nn
 from ..layers import OREPAConv2d
 
 
+def check_given(conv_cfg: dict[str, Any] | None, **options: Any) -> None:
+    """Raise ``ValueError`` for options of the method's convolution layer beside another layer."""
+    for name, value in options.items():
+        if value is not None and conv_cfg is not None:
+            raise ValueError(f'{name} and conv_cfg: give the {name} in the conv_cfg')
+
+
 class BalancedStart:
     """Put before a backbone's class: with ``init='balanced'`` its OREPA layers start as the stock backbone's convolutions do.
 

@@ -10,7 +10,7 @@ from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
 from ..layers import METHODS, ReparameterizableConv2d
 from ..layers.base import shape_of
-from .initial_weights import BalancedStart
+from .initial_weights import BalancedStart, check_given
 
 
 def conv_cfg_of(
@@ -95,10 +95,7 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         plain_stem: bool = False,
         **kwargs: Any,
     ) -> None:
-        if branches is not None and conv_cfg is not None:
-            raise ValueError('branches and conv_cfg: give the branches in the conv_cfg')
-        if init is not None and conv_cfg is not None:
-            raise ValueError('init and conv_cfg: give the init in the conv_cfg')
+        check_given(conv_cfg, branches=branches, init=init)
         if plain_stem and kwargs.get('deep_stem'):
             raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
@@ -138,21 +135,12 @@ def _rebuilt(conv: nn.Conv2d, conv_cfg: dict[str, Any]) -> nn.Module:
 
 
 class OREPAResNeXtMixin(OREPAResNetMixin):
-    """Builds a toolbox's own ResNeXt with OREPA convolutions, or with a baseline's.
-
-    Put before the stock class.
+    """Builds a toolbox's own ResNeXt with OREPA convolutions, or with a baseline's; put before the stock class.
 
     Args:
         depth: 50, 101 or 152.
         groups: Groups of the 3x3 convolutions; with the stock width of 4 channels a group the net is a 32x4d.
-        method: A name in :data:`.METHODS`, such as ``'OREPA'`` or ``'DBB'`` (Diverse Branch Block), or ``'none'`` (stock convolutions).
-        branches, init: As in ``OREPAResNet``.
-        conv_cfg: Another convolution layer than the method's.
-        plain_stem: As in ``OREPAResNet``.
-        kwargs: All arguments of the toolbox's ResNeXt.
-
-    Raises:
-        ValueError: As ``OREPAResNet``.
+        kwargs: As in ``OREPAResNet``, and all arguments of the toolbox's ResNeXt.
     """
 
     def __init__(self, depth: int, *, groups: int = 32, **kwargs: Any) -> None:

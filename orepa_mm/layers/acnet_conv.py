@@ -17,16 +17,7 @@ class ACNetConv2d(NormedConv2d):
 
     Three branches run over the feature maps, each with a norm of its own: k x k, 1 x k and k x 1; their outputs are summed. A 1x1 layer
     keeps the first only.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype, norm_cfg: As in
-            :class:`.NormedConv2d`.
-
-    Shape:
-        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
-
-    Raises:
-        LayerError: As :class:`.NormedConv2d`.
+    The arguments are those of :class:`.NormedConv2d`.
     """
 
     key_mark = '.vertical_norm.'

@@ -58,14 +58,7 @@ def check_norms(module: nn.Module, path: str) -> None:
 
 
 def plain_conv(like: 'nn.Conv2d | ReparameterizableConv2d', weight: Tensor, bias: Tensor | None, source: nn.Module) -> nn.Conv2d:
-    """A stock convolution.
-
-    Args:
-        like: A convolution whose stride, padding, dilation, groups, memory format and mode the new one gets.
-        weight: Kernel, [O, I/g, k, k].
-        bias: [O] or None.
-        source: What the two were made from. The new parameters require grad where the parameters do that they were made from.
-    """
+    """A stock convolution like ``like`` with this kernel, which requires grad where any parameter of ``source`` does, and bias."""
     conv = nn.Conv2d(**shape_of(like) | dict(bias=bias is not None), device='meta')
     memory_format = like.memory_format if isinstance(like, ReparameterizableConv2d) else memory_format_of(like)
     own_bias = dict(source.named_parameters()).get('bias')
@@ -107,6 +100,7 @@ class ReparameterizableConv2d(nn.Module):
     key_mark: ClassVar[str]
     kernel_keys: ClassVar[tuple[tuple[str, str], ...]] = (('origin.weight', 'origin.weight'),)
 
+    channels_last = False
     transposed = False
     output_padding = (0, 0)
 
@@ -156,11 +150,7 @@ class ReparameterizableConv2d(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """The plain convolution it equals in eval mode; timm's ``reparameterize_model`` and others look for this method.
-
-        Raises:
-            FuseError: As :func:`orepa_mm.reparameterize`.
-        """
+        """The plain convolution it equals in eval mode; timm's ``reparameterize_model`` and others look for this method."""
         check_norms(self, type(self).__name__)
         exact: Any = in_float32(self)
         weight, bias = exact.equivalent_conv()
@@ -177,11 +167,7 @@ class ReparameterizableConv2d(nn.Module):
         return computed(self.equivalent_conv()[0], partial(self.write, 'weight'))
 
     def write(self, name: str, value: Tensor) -> None:
-        """Take ``value`` as the weight or bias that is computed.
-
-        Raises:
-            LayerError: Where the branches cannot take it.
-        """
+        """Take ``value`` as the weight or bias that is computed, or raise :class:`.LayerError`."""
         raise LayerError(
             f'the {name} of a {type(self).__name__} is computed from branches and their norms and cannot be written: load a state dict of '
             "its branches, call orepa_mm.reparameterize(model) first, or use conv_cfg=dict(type='Conv2d')"
@@ -195,8 +181,15 @@ class ReparameterizableConv2d(nn.Module):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Memory format of the kernels, that of the plain convolution too."""
-        return memory_format_of(self)
+        """The format asked for with ``.to(memory_format=...)``, that of the plain convolution too."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> 'ReparameterizableConv2d':
+        super()._apply(fn, *args, **kwargs)
+        # Branches need not show what was asked for, and a tensor of this shape does.
+        shown = torch.empty(1, 2, 2, 2).contiguous(memory_format=self.memory_format)
+        self.channels_last = fn(shown).is_contiguous(memory_format=torch.channels_last)
+        return self
 
     def init_weights(self) -> None:
         """Draw new weights; mmcv's ``ConvModule`` leaves layers alone that have this method."""
@@ -220,8 +213,4 @@ class ReparameterizableConv2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        text = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}'
-        for name, default in dict(padding=(0, 0), dilation=(1, 1), groups=1, padding_mode='zeros').items():
-            if getattr(self, name) != default:
-                text += f', {name}={getattr(self, name)!r}'
-        return text
+        return nn.Conv2d.extra_repr(self)  # type: ignore[arg-type]  # it asks for attributes only

@@ -30,16 +30,7 @@ class DBBConv2d(NormedConv2d):
     Four branches run over the feature maps, each with norms of its own: k x k; 1x1 then average pooling; 1x1; 1x1 then k x k. A 1x1
     layer keeps the first only. The layer brings its norms along, so none should follow it. It equals a plain convolution in eval
     mode only.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype, norm_cfg: As in
-            :class:`.NormedConv2d`.
-
-    Shape:
-        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
-
-    Raises:
-        LayerError: As :class:`.NormedConv2d`.
+    The arguments are those of :class:`.NormedConv2d`.
     """
 
     key_mark = '.seq_norm1.'

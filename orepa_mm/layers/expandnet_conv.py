@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from ..functional import without_autocast
-from .base import PaddingMode
 from .methods import register_method
 from .squeezed_conv import SqueezedConv2d
 
@@ -35,18 +34,7 @@ def squeeze_expanded(first: Tensor, middle: Tensor, last: Tensor, groups: int = 
 
 
 class ExpandedKernel(nn.Module):
-    """The three kernels of an expanded convolution.
-
-    Args:
-        in_channels: I.
-        out_channels: O.
-        kernel_size: k.
-        groups: g.
-        expansion: r, by which channels between the convolutions are more.
-
-    Shape:
-        The call returns [O, I/g, k, k].
-    """
+    """The three kernels of an expanded convolution; the call returns [O, I/g, k, k]."""
 
     def __init__(
         self,
@@ -109,12 +97,8 @@ class ExpandNetConv2d(SqueezedConv2d):
     go through one convolution.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
-            ``nn.Conv2d``; the kernel must be square and odd.
-        expansion: The expansion rate r, by which channels between the convolutions are more than before and behind them.
-
-    Shape:
-        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
+        expansion: The expansion rate r, by which channels between the convolutions are more than before and behind them. The other
+            arguments are those of ``nn.Conv2d``.
 
     Raises:
         LayerError: For an even or rectangular kernel, an expansion below 1, and where ``nn.Conv2d`` raises ``ValueError``.
@@ -123,24 +107,7 @@ class ExpandNetConv2d(SqueezedConv2d):
     key_mark = '.kernel.middle'
     kernel_keys = (('kernel.last', 'kernel.first'),)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = 'zeros',
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        expansion: int = 4,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+    def build(self, shape: dict[str, Any], *, expansion: int = 4) -> None:
         if expansion < 1:
             raise LayerError(f'ExpandNetConv2d: expansion={expansion!r} must be at least 1')
-        options: dict[str, Any] = dict(expansion=expansion, device=device, dtype=dtype)
-        self.kernel = ExpandedKernel(in_channels, out_channels, self.kernel_size[0], groups, **options)
+        self.kernel = ExpandedKernel(expansion=expansion, **shape)

@@ -135,19 +135,13 @@ class OREPAKernel(nn.Module):
     A 1x1 kernel has two: a plain one and two stacked ones, of which the square one starts as the identity.
 
     Args:
-        in_channels: I.
-        out_channels: O.
-        kernel_size: k, odd.
-        groups: g.
         branches: As for :func:`branch_names`; of a 1x1 kernel all but ``'sequence'`` are the plain branch. Without ``'point'`` smaller
             weights are drawn, as in the published OREPA-RepVGG, whose blocks have a 1x1 branch of their own.
         expansion: Depthwise channels per input channel in the separable branch.
 
     Kernels larger than 1x1 are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k]
     load too, and those of a layer with more branches, which are added to the plain one, or with fewer, where the others start at zero.
-
-    Shape:
-        The call returns [O, I/g, k, k].
+    The call returns [O, I/g, k, k].
 
     Raises:
         LayerError: As :func:`branch_names`; and for the frequency prior alone where its pattern is zero for an output channel.
@@ -155,8 +149,6 @@ class OREPAKernel(nn.Module):
 
     # False computes by the plain formula everywhere, with the same result.
     closed_form = True
-    channels_last = False
-
     shape: tuple[int, int, int, int]
     origin: nn.Parameter | None
     avg: nn.Parameter | None
@@ -256,13 +248,7 @@ class OREPAKernel(nn.Module):
         return None if self.freq is None else frequency_prior(self.shape[0], self.kernel_size, like.device, like.dtype)
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
-        """Turn what else may be loaded into this module's own keys, in place.
-
-        Args:
-            state: A state dict.
-            prefix: Of the keys that belong to this module.
-            assign: What is put into it has the device and dtype of what is there, not the module's.
-        """
+        """Turn what else may be loaded into this module's own keys, in place; with ``assign`` on the device and in the dtype of that."""
         plain = state.get(f'{prefix}weight')
         if self.origin is not None and plain is not None and tuple(plain.shape) == self.shape:  # a plain stage
             copy = drawn_like(self, plain) if assign else deepcopy(self)
@@ -417,18 +403,6 @@ class OREPAKernel(nn.Module):
         )
         return weights if dtype is None else Branches._make(None if weight is None else weight.to(dtype) for weight in weights)
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The format asked for with ``.to(memory_format=...)``."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> 'OREPAKernel':
-        super()._apply(fn, *args, **kwargs)
-        # Kernels in rows do not show what was asked for, and a tensor of four dimensions does.
-        shown = torch.empty(1, 2, 2, 2).contiguous(memory_format=self.memory_format)
-        self.channels_last = fn(shown).is_contiguous(memory_format=torch.channels_last)
-        return self
-
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         with without_autocast(self.scale):
             branches = self._branches()
@@ -447,16 +421,11 @@ class OREPAKernel(nn.Module):
 class DeepLinearKernel(nn.Module):
     """A k x k kernel as (k - 1) / 2 stacked 3x3 kernels, the paper's deep linear stem (section 3.2).
 
+    The call returns [O, I/g, k, k]; k is at least 5.
+
     Args:
-        in_channels: I.
-        out_channels: O.
-        kernel_size: k, odd, at least 5.
-        groups: g.
         plain_stages: Plain 3x3 stages in place of OREPA ones.
         branches: Of the OREPA stages, as for :func:`branch_names`.
-
-    Shape:
-        The call returns [O, I/g, k, k].
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,4 @@ class NormedConv2d(ReparameterizableConv2d):
     @property
     def bias(self) -> Tensor:
         """The equivalent bias in eval mode, [O]."""
-        bias = self.equivalent_conv()[1]
-        assert bias is not None
-        return computed(bias, partial(self.write, 'bias'))
+        return computed(cast(Tensor, self.equivalent_conv()[1]), partial(self.write, 'bias'))

@@ -1,6 +1,7 @@
 """What the layers whose branches are squeezed into one kernel before every forward pass have in common."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,17 +16,13 @@ from .squeeze_graph import Squeezes
 class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
     """Base of layers whose branches are linear: feature maps go through one convolution with the kernel that they add up to.
 
-    A subclass sets ``kernel``, a module that returns [O, I/g, k, k] when it is called with a memory format, and has
-    ``reset_parameters()`` and ``represent(weight, start)``, which sets its branches so that they add up to a given kernel.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
-            ``nn.Conv2d``; the kernel must be square and odd.
-
-    Raises:
-        LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``.
+    The method ``build(shape, **options)`` of a subclass sets ``kernel``, a module that returns [O, I/g, k, k] when it is called with a
+    memory format, and has ``reset_parameters()`` and ``represent(weight, start)``, which sets its branches so that they add up to a given
+    kernel.
+    The arguments are those of ``nn.Conv2d``; the kernel must be square and odd.
     """
 
+    build: Callable[..., None]
     kernel: Any
     bias: nn.Parameter | None
 
@@ -42,9 +39,12 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         padding_mode: PaddingMode = 'zeros',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
+        shape = dict(in_channels=in_channels, out_channels=out_channels, kernel_size=self.kernel_size[0], groups=groups)
+        self.build(shape | dict(device=device, dtype=dtype), **options)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', dtype: torch.dtype | None = None, **options: Any) -> 'SqueezedConv2d':
@@ -71,11 +71,7 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         return layer.to(memory_format=memory_format_of(conv)).train(conv.training)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def write(self, name: str, value: Tensor) -> None:
-        """As loading a plain kernel does: branches that add up to it.
-
-        Raises:
-            LayerError: As :meth:`from_conv`.
-        """
+        """As loading a plain kernel does: branches that add up to it."""
         self.kernel.represent(value)
 
     def reset_parameters(self) -> None:
@@ -94,6 +90,7 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         """
         if not self.holds_plain_kernel(state, prefix):
             return
+        state.pop(f'{prefix}gradient_matrix', None)  # of a run that kept it in the model
         weight = state[f'{prefix}weight']
         expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if tuple(weight.shape) != expected:
@@ -118,10 +115,6 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         self.adapt_state_dict(state_dict, prefix, local_metadata.get('assign_to_params_buffers', False))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return memory_format_of(self.kernel)
-
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         return self.kernel(self.memory_format), self.bias
 
@@ -132,6 +125,3 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
     def forward(self, input: Tensor) -> Tensor:
         kernel = self.squeezed if self.squeezed is not None else self.squeeze(memory_format_of_input(input))
         return self._conv_forward(input, kernel, self.bias)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (', bias=False' if self.bias is None else '')

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..errors import BranchesError
 from ..layers import SqueezedConv2d
-from ..layers.base import shape_of, share_hooks
+from ..layers.base import memory_format_of, shape_of, share_hooks
 from ..layers.kernels import branches_in
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
 from .groups import exchange
@@ -307,6 +307,6 @@ def _layer(update: BranchUpdate, conv: nn.Conv2d, kernel: nn.Module) -> Squeezed
         raise BranchesError(f'"{update.path}" is a {type(conv).__name__}, for which there is no layer with branches')
     if next(kernel.parameters()).dtype != conv.weight.dtype:
         raise BranchesError(f'"{update.path}" is in half precision and its branches are not: a layer has one dtype')
-    layer: Any = update.layer(**shape_of(conv), device='meta')
+    layer: Any = update.layer(**shape_of(conv), device='meta').to(memory_format=memory_format_of(conv))  # type: ignore[call-overload]
     layer.kernel, layer.bias = kernel, conv.bias
     return cast(SqueezedConv2d, layer.train(conv.training))
