@@ -25,16 +25,7 @@ def merge_1x1_kxk(first: Tensor, first_bias: Tensor, second: Tensor, second_bias
 
 
 def average(first: Tensor, first_bias: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """One convolution for a 1x1 and a k x k average pooling after it, whose input is padded with ``first_bias``.
-
-    Args:
-        first: [O, I/g, 1, 1].
-        first_bias: [O].
-        kernel_size: k.
-
-    Returns:
-        Kernel [O, I/g, k, k] and bias [O].
-    """
+    """As :func:`merge_1x1_kxk` for a k x k average pooling after a 1x1 convolution."""
     return first.expand(-1, -1, kernel_size, kernel_size) / kernel_size**2, first_bias
 
 

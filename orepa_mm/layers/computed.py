@@ -1,7 +1,6 @@
 """A weight or bias that a layer computes from its branches: what is written into it reaches the layer."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -45,15 +44,11 @@ class _Computed(Tensor):
                 result = cls.of(result, value.whole, value.write)
         return result
 
-    def _plain(self) -> Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(Tensor)
-
     def __deepcopy__(self, memo: Any) -> Tensor:
-        return deepcopy(self._plain(), memo)
+        return self.detach().clone()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._plain().__reduce_ex__(protocol)
+        return self.detach().clone().__reduce_ex__(protocol)
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

@@ -66,14 +66,10 @@ class ExpandedKernel(nn.Module):
 
     @torch.no_grad()
     def represent(self, weight: Tensor, start: str = 'balanced') -> None:
-        """Set the kernels so that they multiply to ``weight``, to rounding.
+        """Set the kernels so that they multiply to ``weight``, [O, I/g, k, k], to rounding; there is one ``start`` only.
 
         The 1x1 kernels are drawn with orthonormal columns and rows, so that a step of the k x k kernel moves the product as a plain
         kernel's step would.
-
-        Args:
-            weight: [O, I/g, k, k].
-            start: There is one way only.
         """
         exact = weight.double().unflatten(0, (self.groups, -1))
         for kernel, inverse in ((self.first, 'goikl,gib->gobkl'), (self.last, 'goikl,gao->gaikl')):

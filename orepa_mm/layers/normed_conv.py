@@ -49,8 +49,6 @@ class NormedConv2d(ReparameterizableConv2d):
         padding_mode: ``'zeros'`` only.
         norm_cfg: Norm of the branches, ``dict(type='BN')`` or ``dict(type='SyncBN')``, with ``requires_grad`` and settings of its class.
 
-    A subclass builds its branches in :meth:`build`.
-
     Raises:
         LayerError: For arguments other than these.
     """

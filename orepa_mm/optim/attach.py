@@ -17,7 +17,7 @@ from ..reparam.plain import plain_form
 from ..reparam.prune import COMPUTED, computed_parameters, kernels_with_branches
 from .attached import AttachedBranches, attached_to
 from .groups import exchange
-from .updates import BranchUpdate, MatrixUpdate, is_linear, is_sgd
+from .updates import BranchUpdate, MatrixUpdate, is_linear
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,8 @@ def _update(path: str, conv: Any, layer: SqueezedConv2d, start: str, scales: str
     if scales == 'fixed':
         for parameter in _scales(layer):
             parameter.requires_grad_(False)
-        kind = MatrixUpdate if is_linear(kernel) and is_sgd(optimizer) else BranchUpdate
+        # A subclass of SGD may do what does not commute with a matrix.
+        kind = MatrixUpdate if is_linear(kernel) and type(optimizer) is torch.optim.SGD else BranchUpdate
     # Wrappers change the path: a state dict is to fit with them and without.
     update = kind(re.sub(r'^((module|_orig_mod)\.)+', '', path), conv, type(layer), kernel, start)
     if isinstance(update, MatrixUpdate):

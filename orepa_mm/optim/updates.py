@@ -189,8 +189,3 @@ class MatrixUpdate(BranchUpdate):
 def is_linear(kernel: nn.Module) -> bool:
     """Whether all branches of a kernel have one weight each, in which they are linear."""
     return isinstance(kernel, OREPAKernel) and not {'sequence', 'separable'} & set(kernel.branches)
-
-
-def is_sgd(optimizer: Optimizer) -> bool:
-    """Whether it is torch's SGD itself: a subclass may do what does not commute with a matrix."""
-    return type(optimizer) is torch.optim.SGD

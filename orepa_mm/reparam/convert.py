@@ -121,14 +121,8 @@ def reparameterized(model: nn.Module) -> Iterator[nn.Module]:
 
     The way to evaluate: inside the block a forward pass costs what the plain network's does. Weights are those at the start of the block.
 
-    Args:
-        model: As for :func:`reparameterize`; not a bare layer or block, which cannot be replaced from outside.
-
-    Yields:
-        ``model``.
-
     Raises:
-        FuseError: As :func:`reparameterize`.
+        FuseError: As :func:`reparameterize`, and for a bare layer or block, which cannot be replaced from outside.
 
     Example:
         >>> with orepa_mm.reparameterized(model.eval()), torch.no_grad():

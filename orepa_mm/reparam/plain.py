@@ -91,18 +91,15 @@ def _merged_repvgg_block(block: Any, exact: Any) -> nn.Module:
 
 
 def blocks_with_branches(model: nn.Module) -> dict[str, nn.Module]:
-    """Blocks inside a model that have branches and a method to merge them, as timm calls it, or its own; the innermost, by path."""
+    """Blocks inside a model with convolutions that a method of theirs merges, by the names that timm calls; the innermost, by path."""
     found: dict[str, nn.Module] = {}
-    for path, module in reversed(list(model.named_modules())):
-        convs = sum(isinstance(part, nn.Conv2d | ReparameterizableConv2d) for part in module.modules())
-        if convs > 1 and _merges_itself(module) and not any(inner.startswith(f'{path}.' if path else '') for inner in found):
+    for path, module in reversed([named for named in model.named_modules() if named[0]]):
+        methods = [each for name in ('fuse', 'reparameterize') if callable(each := getattr(module, name, None))]
+        merges = any(all(p.default is not p.empty for p in signature(each).parameters.values()) for each in methods)
+        convs = [part for part in module.modules() if isinstance(part, nn.Conv2d | ReparameterizableConv2d)] if merges else []
+        if len(convs) > 1 and not any(inner.startswith(f'{path}.') for inner in found):
             found[path] = module
     return found
-
-
-def _merges_itself(module: nn.Module) -> bool:
-    methods = [getattr(module, name, None) for name in ('switch_to_deploy', 'reparameterize', 'fuse')]
-    return any(callable(each) and not any(p.default is p.empty for p in signature(each).parameters.values()) for each in methods)
 
 
 def _deploys_itself(module: nn.Module) -> bool:

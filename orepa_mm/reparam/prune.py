@@ -87,10 +87,6 @@ def branches_below(model: nn.Module, threshold: float) -> dict[str, list[str]]:
 def drop_branches(model: nn.Module, names: dict[str, list[str]]) -> None:
     """Move the named branches into the plain one, in place; ``'origin'`` and kernels without it are left alone.
 
-    Args:
-        model: Any module with branches.
-        names: Branches by the path of their kernel.
-
     Raises:
         PruneError: As :func:`prune_branches`.
     """
