@@ -6,7 +6,7 @@ DATA ?=
 WEIGHTS ?=
 EPOCHS ?=
 SIZE ?=
-STUDY ?= tools/analysis/studies/cifar10_scratch.py
+STUDY ?= .dev_scripts/studies/files/cifar10_scratch.py
 OUT ?=
 PYTEST = $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
@@ -24,7 +24,7 @@ help:
 	@echo "make test-openmmlab   the test suite with the official OpenMMLab packages, in .venv-openmmlab"
 	@echo "make bench            step, forward and memory ratios of none, DBB and OREPA: in the model, beside the optimizer, light, fixed scales"
 	@echo "make docs             the documentation as a site, in site/"
-	@echo "make study            compare methods over seeds, each at its own learning rate (STUDY=a file as in tools/analysis/studies/, DATA=, OUT=)"
+	@echo "make study            compare methods over seeds, each at its own learning rate (STUDY=a file as in .dev_scripts/studies/files/, DATA=, OUT=)"
 	@echo "make lint             ruff, codespell, import-linter (the layers in pyproject.toml) and mypy"
 
 setup:
@@ -53,7 +53,7 @@ docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict --site-dir site
 
 study: setup
-	@$(RUN) tools/analysis/compare_methods.py '$(STUDY)' $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)')
+	@$(RUN) .dev_scripts/studies/compare_methods.py '$(STUDY)' $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)')
 
 # Types are checked with the torch they were written for: what others call a mistake differs.
 lint: setup

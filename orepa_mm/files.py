@@ -1,5 +1,6 @@
 """Writing files so that a run that stops half-way leaves what was there before."""
 
+import errno
 import io
 import itertools
 import os
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 from .errors import UsageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # writing into an open file names none
 
 
 def check_writable(path: str | Path, *, folder: bool = False, force: bool = True) -> None:
@@ -56,9 +59,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
+        concerned = [*path.parents, path, partial] if error.filename else []
+        if error.errno not in FULL and not any(str(error.filename) == str(each) for each in concerned):
+            raise  # of something else that the block does
         raise UsageError(f'{path}: cannot be written: {error.strerror or error}.') from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where there is none, or cannot be
+            partial.unlink()
 
 
 def save(value: Any, path: str | Path) -> None:

@@ -253,7 +253,7 @@ def test_branches_are_drawn_and_written_from_the_checkpoint(tools, mini_data, tm
     status, error = tools.run('tools/train', config, '--work-dir', tmp_path / 'run', options=tools.options('imagenet'))
     assert status == 0, error
     path, out = tmp_path / 'run' / 'last.pth', tmp_path / 'branches.png'
-    status, error = tools.run('tools/analysis/plot_branches', config, path, out)
+    status, error = tools.run('tools/analysis_tools/plot_branches', config, path, out)
     assert status == 0, error
     assert out.stat().st_size > 10_000
     checkpoint = read_checkpoint(path)

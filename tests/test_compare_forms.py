@@ -1,4 +1,4 @@
-"""Predictions of both forms beside each other: tools/analysis/compare_forms.py."""
+"""Predictions of both forms beside each other: tools/analysis_tools/compare_forms.py."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ from conftest import ROOT, few
 from mmengine.structures import InstanceData, PixelData
 from small_models import config, path_of, pictures, save_weights
 
-spec = importlib.util.spec_from_file_location('compare_forms', ROOT / 'tools/analysis/compare_forms.py')
+spec = importlib.util.spec_from_file_location('compare_forms', ROOT / 'tools/analysis_tools/compare_forms.py')
 forms = importlib.util.module_from_spec(spec)
 sys.modules['compare_forms'] = forms  # where its dataclass looks for its types
 spec.loader.exec_module(forms)
@@ -84,10 +84,10 @@ def test_the_tool(tools, mini_data, tmp_path):
     checkpoint = save_weights(config('classifier'), tmp_path / 'weights.pth')
     files = sorted(pictures('classifier', mini_data).rglob('*.jpg'))[:2]
     out = tmp_path / 'forms.png'
-    status, error = tools.run('tools/analysis/compare_forms', path_of('classifier'), checkpoint, *files, out)
+    status, error = tools.run('tools/analysis_tools/compare_forms', path_of('classifier'), checkpoint, *files, out)
     assert status == 0 and out.is_file(), error
     out.unlink()
-    status, error = tools.run('tools/analysis/compare_forms', path_of('classifier'), checkpoint, tmp_path / 'none.jpg', out)
+    status, error = tools.run('tools/analysis_tools/compare_forms', path_of('classifier'), checkpoint, tmp_path / 'none.jpg', out)
     assert status == 2 and 'none.jpg: cannot be read as a picture' in error.splitlines()[-1] and not out.exists()
 
 

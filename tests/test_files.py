@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from orepa_mm.errors import UsageError
-from orepa_mm.files import check_writable
+from orepa_mm.files import check_writable, replacing
 
 
 def test_nothing_is_left(tmp_path):
@@ -49,3 +49,31 @@ def test_a_disk_that_is_full_or_read_only(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match='x.json: cannot be written: No space left on device'):
         check_writable(tmp_path / 'a' / 'x.json')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        FileNotFoundError(errno.ENOENT, 'No such file or directory', 'input.json'),
+        ConnectionRefusedError(errno.ECONNREFUSED, 'Connection refused'),
+        PermissionError(errno.EACCES, 'Permission denied', '/etc/shadow'),
+        OSError('image file is truncated'),
+    ],
+)
+def test_errors_of_something_else_are_not_those_of_writing(error, tmp_path):
+    with pytest.raises(OSError) as raised, replacing(tmp_path / 'x.json'):
+        raise error
+    assert raised.value is error and not list(tmp_path.iterdir())
+
+
+def test_errors_of_writing_name_the_file(tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(UsageError, match='x.json: cannot be written: No space'), replacing(tmp_path / 'x.json') as partial:
+        partial.write_text('half')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    with pytest.raises(UsageError, match='file/x.json: cannot be written'), replacing(tmp_path / 'file' / 'x.json'):
+        pass
+    with pytest.raises(UsageError, match='folder: cannot be written'), replacing(tmp_path / 'folder') as partial:
+        (tmp_path / 'folder').mkdir()
+        partial.write_text('x')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder']

@@ -1,4 +1,4 @@
-"""What the branches of a deep linear stem add to its kernel, and its picture: tools/analysis/plot_stem.py."""
+"""What the branches of a deep linear stem add to its kernel, and its picture: tools/analysis_tools/plot_stem.py."""
 
 import functools
 import runpy
@@ -44,16 +44,16 @@ def test_a_branch_that_is_switched_off_adds_nothing():
 def test_the_tool(tools, tmp_path):
     conv, out = stem(), tmp_path / 'stem.png'
     torch.save({f'backbone.conv1.{key}': value for key, value in conv.state_dict().items()}, tmp_path / 'stem.pth')
-    status, error = tools.run('tools/analysis/plot_stem', tmp_path / 'stem.pth', out)
+    status, error = tools.run('tools/analysis_tools/plot_stem', tmp_path / 'stem.pth', out)
     assert status == 0 and out.read_bytes().startswith(b'\x89PNG'), error
     out.unlink()
     torch.save({'backbone.conv1.weight': conv.weight.detach()}, tmp_path / 'plain.pth')
-    status, error = tools.run('tools/analysis/plot_stem', tmp_path / 'plain.pth', out)
+    status, error = tools.run('tools/analysis_tools/plot_stem', tmp_path / 'plain.pth', out)
     assert status == 2 and 'plain.pth: holds no deep linear stem' in error and not out.exists()
 
 
 def test_tiles_have_the_weights_in_their_colours():
-    tiles = runpy.run_path(str(ROOT / 'tools/analysis/plot_stem.py'))['tiles']
+    tiles = runpy.run_path(str(ROOT / 'tools/analysis_tools/plot_stem.py'))['tiles']
     kernel = torch.zeros(5, 3, 7, 7)
     kernel[4, 1, 2, 3] = -2.0
     picture = tiles(kernel)

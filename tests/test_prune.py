@@ -273,7 +273,7 @@ def test_momentum_of_the_scales_that_stay(tmp_path):
 
 def test_the_plot_of_what_branches_do(tools, tmp_path):
     checkpoint, out = save_weights(config('classifier'), tmp_path / 'weights.pth'), tmp_path / 'branches.png'
-    status, error = tools.run('tools/analysis/plot_branches', path_of('classifier'), checkpoint, out)
+    status, error = tools.run('tools/analysis_tools/plot_branches', path_of('classifier'), checkpoint, out)
     assert status == 0, error
     with Image.open(out) as picture:
         assert picture.size[0] > 1000 and len(picture.convert('RGB').getcolors(1 << 20)) > 50

@@ -1,4 +1,4 @@
-"""Logs of runs read, joined and compared: tools/run_logs.py, tools/analysis/compare_runs.py."""
+"""Logs of runs read, joined and compared: tools/run_logs.py, tools/analysis_tools/compare_runs.py."""
 
 import json
 import math
@@ -70,10 +70,10 @@ def test_the_tool(tools, tmp_path):
         log(tmp_path / name, 'x', *(step(i, 1 / i + shift) for i in range(1, 9)), dict(mIoU=60 + shift, aAcc=80.0, step=1))
     out = tmp_path / 'runs.png'
     folders = (tmp_path / 'one', tmp_path / 'two')
-    status, error = tools.run('tools/analysis/compare_runs', *folders, '--out', out)
+    status, error = tools.run('tools/analysis_tools/compare_runs', *folders, '--out', out)
     assert status == 0 and out.read_bytes().startswith(b'\x89PNG'), error
     out.unlink()
-    status, error = tools.run('tools/analysis/compare_runs', *folders, '--out', out, '--metrics', 'mAP')
+    status, error = tools.run('tools/analysis_tools/compare_runs', *folders, '--out', out, '--metrics', 'mAP')
     assert status == 2 and 'error: --metrics mAP: no run has it; there are mIoU, aAcc.' in error and not out.exists()
 
 
@@ -84,7 +84,7 @@ def test_the_table_has_a_column_for_each_run(tmp_path):
 
     log(tmp_path / 'one', 'x', step(2, 0.25), dict(mIoU=60.5, step=1), dict(mIoU=60.25, step=2))
     log(tmp_path / 'two', 'x', step(4, 0.5, memory=512))
-    table = runpy.run_path(str(ROOT / 'tools/analysis/compare_runs.py'))['table']
+    table = runpy.run_path(str(ROOT / 'tools/analysis_tools/compare_runs.py'))['table']
     cells = {line[:22].strip(): line[22:].split() for line in table(read_runs([tmp_path / 'one', tmp_path / 'two']), ['mIoU']).splitlines()}
     assert cells == {
         '': ['one', 'two'],

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,28 +11,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from failures import report
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
 from orepa_mm.engine.distributed import adapt_to_cpus
-from orepa_mm.errors import UsageError
+from orepa_mm.errors import OREPAError, UsageError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run ``main``; what it raises becomes one line and an exit status by :func:`failures.report`."""
+    """Run ``main``. What the user can mend ends in one line and exit status 2; everything else keeps its traceback, and status 1.
+
+    The log of the work dir, where there is one, has the traceback of both.
+    """
     try:
         main()
         sys.stdout.flush()  # a full disk or a closed pipe shows here
-    except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report(error))
+    except KeyboardInterrupt:
+        print('error: interrupted', file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        _write_into_log(error)
+        message = _users_fault(error)
+        if message is None:
+            raise
+        print('error: ' + ''.join(c if c.isprintable() else '?' for c in ' '.join(message.split())), file=sys.stderr)
+        sys.exit(2)
     finally:
         if torch.distributed.is_initialized():
             gc.collect()  # a wrapper that outlives its process group can abort the interpreter at exit
             torch.distributed.destroy_process_group()
+
+
+def _users_fault(error: Exception) -> str | None:
+    """What to say of an error of this package, or of the system about a file that it names."""
+    if isinstance(error, OREPAError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f'{error.filename}: {error.strerror}'
+    return None
+
+
+def _write_into_log(error: Exception) -> None:
+    logger = MMLogger.get_current_instance()
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, 'ended by an error', (), (type(error), error, error.__traceback__))
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def keep_freed_memory() -> None:
@@ -123,6 +153,8 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UsageError(
             f'{args.config}: has no end: a file in its _base_ has it, or itself, as a base, or a list in it is too deep.'
         ) from None
+    except (OSError, SyntaxError, UnicodeDecodeError, ConfigParsingError) as error:
+        raise UsageError(f'{args.config}: {error}') from error
     try:
         merge_options(cfg, args.cfg_options or {})
     except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:

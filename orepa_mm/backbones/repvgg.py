@@ -9,6 +9,7 @@ from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from torch import nn
 
 from ..checkpoints.checks_weights import ChecksWeights
+from ..errors import LayerError
 from ..layers.kernels import branch_names
 from ..reparam import reparameterize
 from .initial_weights import BalancedStart, check_given
@@ -20,17 +21,17 @@ def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None, init: 
     """The convolution layer of a method.
 
     Raises:
-        ValueError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
+        LayerError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
     if method not in METHODS:
-        raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
+        raise LayerError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
     if method == 'OREPA':
         # The 1x1 branch of the block takes the place of the layer's own.
         names = tuple(name for name in branch_names('full' if branches is None else branches) if name != 'point')
         return dict(type='OREPAConv2d', plain_sizes=(1,), branches=names, **({} if init is None else dict(init=init)))
     for name, value in dict(branches=branches, init=init).items():
         if value is not None:
-            raise ValueError(f"{name}={value!r} is for method='OREPA', not {method!r}")
+            raise LayerError(f"{name}={value!r} is for method='OREPA', not {method!r}")
     return dict(type='Conv2d')
 
 
@@ -48,7 +49,7 @@ class OREPARepVGG(BalancedStart, ChecksWeights, RepVGG):
             re-parameterized network.
 
     Raises:
-        ValueError: For an unknown method or architecture, and for ``branches`` or ``init`` beside another method or a ``conv_cfg``.
+        LayerError: For an unknown method or architecture, and for ``branches`` or ``init`` beside another method or a ``conv_cfg``.
 
     Example:
         >>> backbone = dict(type='OREPARepVGG', arch='A0', out_indices=(0, 1, 2, 3))
@@ -70,7 +71,7 @@ class OREPARepVGG(BalancedStart, ChecksWeights, RepVGG):
         check_given(conv_cfg, branches=branches, init=init)
         method_cfg = conv_cfg_of(method, branches, init)
         if isinstance(arch, str) and arch not in self.arch_settings:
-            raise ValueError(f'arch={arch!r} is unknown; choose from {", ".join(self.arch_settings)}, or give a dict')
+            raise LayerError(f'arch={arch!r} is unknown; choose from {", ".join(self.arch_settings)}, or give a dict')
         if conv_cfg is None:
             conv_cfg = method_cfg
         start = conv_cfg.get('init', 'published')

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
+from ..errors import LayerError
 from ..layers import METHODS, ReparameterizableConv2d
 from ..layers.base import shape_of
 from .initial_weights import BalancedStart, check_given
@@ -22,17 +23,17 @@ def conv_cfg_of(
     the convolutions between 1x1 and the 7x7 stem.
 
     Raises:
-        ValueError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
+        LayerError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
     names = branches if branches is None or isinstance(branches, str) else tuple(branches)
     chosen = {key: value for key, value in dict(branches=names, init=init).items() if value is not None}
     if chosen and method != 'OREPA':
         key, value = next(iter(chosen.items()))
-        raise ValueError(f"{key}={value!r} is for method='OREPA', not {method!r}")
+        raise LayerError(f"{key}={value!r} is for method='OREPA', not {method!r}")
     if method == 'none':
         return dict(type='Conv2d')
     if method not in METHODS:
-        raise ValueError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}, none')
+        raise LayerError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}, none')
     layer = METHODS[method]
     projection = (1,) if depth in (18, 34) else ()
     cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
@@ -80,7 +81,7 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         kwargs: All arguments of the toolbox's ResNet.
 
     Raises:
-        ValueError: For an unknown method, for ``branches`` or ``init`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
+        LayerError: For an unknown method, for ``branches`` or ``init`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
             ``deep_stem``, which has no 7x7 convolution.
     """
 
@@ -97,7 +98,7 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
     ) -> None:
         check_given(conv_cfg, branches=branches, init=init)
         if plain_stem and kwargs.get('deep_stem'):
-            raise ValueError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
+            raise LayerError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
             conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches, init)
         if plain_stem and conv_cfg['type'] in [layer.__name__ for layer in METHODS.values()]:

@@ -1,8 +1,11 @@
 """Telling before a run whether a checkpoint fits the model."""
 
+import warnings
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, PlainKernelError
@@ -21,7 +24,8 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
         model: The model the weights are meant for.
         state: Its state dict from the checkpoint.
         path: Where it is from, for the message.
-        partial: Accept keys that are missing or of another shape (fine-tuning) as long as half of the model's weights fit.
+        partial: Accept keys that are missing or of another shape (fine-tuning) as long as half of the model's weights fit, or the
+            checkpoint has nothing of the parts they belong to, as that of a backbone alone.
         strict: Refuse weights as well that the model has no place for.
 
     Raises:
@@ -59,28 +63,55 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
             'sparse or of something else. Give the checkpoint of the training.'
         )
     missing = [key for key in expected if key not in state]
-    reshaped = [f'{key} {tuple(state[key].shape)} for {tuple(v.shape)}' for key, v in expected.items()
-                if key in state and state[key].shape != v.shape]  # fmt: skip
+    reshaped = {key: f'{key} {tuple(state[key].shape)} for {tuple(v.shape)}' for key, v in expected.items()
+                if key in state and state[key].shape != v.shape}  # fmt: skip
+    left = [key for key in state if key not in expected and not _is_no_weight(key)]
+    if missing and left:
+        missing, left = _reported(model, {key: value for key, value in given.items() if key not in reshaped}, path)
+        missing = [key for key in missing if key in expected and key not in reshaped]
+        left = [key for key in left if not _is_no_weight(key)]
     folded = [key for key in state if key.endswith('.bias') and key not in expected and _lacks_norm(key, given, missing)]
     if folded:
         raise CheckpointError(
             f'{path}: its norms are folded into the convolutions, which have biases ({_some(folded)}) that those of the config have not. '
             'Give the checkpoint from before the folding; exporters and inference compilers fold norms by themselves.'
         )
-    wrong = len(missing) + len(reshaped)
-    if wrong and not (partial and wrong <= len(expected) / 2):
+    wrong = [*missing, *reshaped]
+    absent = {_part(key) for key in expected} - {_part(key) for key in state}
+    enough = len(wrong) <= len(expected) / 2 or (len(wrong) < len(expected) and {_part(key) for key in wrong} <= absent)
+    if wrong and not (partial and enough):
         details = [f'{len(missing)} of {len(expected)} keys missing ({_some(missing)})'] if missing else []
-        details += [f'{len(reshaped)} of another shape ({_some(reshaped)})'] if reshaped else []
+        details += [f'{len(reshaped)} of another shape ({_some(list(reshaped.values()))})'] if reshaped else []
         raise CheckpointError(
             f'{path}: does not fit the model of the config: {"; ".join(details)}. It is of another architecture, width or '
             'number of classes: change the config or the checkpoint.'
         )
-    left = [key for key in state if key not in expected and not _is_no_weight(key)]
     if strict and left:
         raise CheckpointError(
             f'{path}: holds {len(left)} weights that the model of the config has no place for ({_some(left)}): it is of another model, '
             'give the config it was trained with.'
         )
+
+
+def _part(key: str) -> str:
+    """Backbone, neck or head."""
+    return key.split('.')[0]
+
+
+def _reported(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> tuple[list[str], list[str]]:
+    """The missing and the unexpected keys as the model itself reports them: many rename keys as they load.
+
+    A copy on the meta device is asked, which has no values that loading could change.
+    """
+    memo: dict[int, Tensor] = {id(p): nn.Parameter(torch.empty_like(p, device='meta'), p.requires_grad) for p in model.parameters()}
+    memo |= {id(buffer): torch.empty_like(buffer, device='meta') for buffer in model.buffers()}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that copying to the meta device does nothing
+        try:
+            missing, unexpected = deepcopy(model, memo).load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise CheckpointError(f'{path}: does not fit the model of the config: {" ".join(str(error).split())}') from None
+    return missing, unexpected
 
 
 def _is_no_weight(key: str) -> bool:

@@ -16,11 +16,11 @@ class ChecksWeights(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        if weights:
+        if weights and not any(parameter.is_meta for parameter in self.parameters()):  # there, loading only tells which keys fit
             check_state_dict(self, weights, 'the checkpoint', partial=True)
-        count = len(plain_kernels(self, state_dict, prefix))
-        if count:
-            from mmengine.logging import print_log
+            count = len(plain_kernels(self, state_dict, prefix))
+            if count:
+                from mmengine.logging import print_log
 
-            print_log(f'{type(self).__name__}: {count} plain convolutions of the checkpoint are expanded into branches.', logger='current')
+                print_log(f'{type(self).__name__}: {count} plain convolutions of the file are expanded into branches.', logger='current')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

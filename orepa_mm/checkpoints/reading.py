@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+
+TORCH, SAFETENSORS = 'torch', 'safetensors'
+PLACES = ('state_dict', 'model', 'model_state_dict')
 
 
 def is_local(path: str) -> bool:
@@ -32,8 +36,8 @@ def _allowed_globals() -> list[Any]:
     from mmengine.logging import HistoryBuffer
 
     multiarray: Any = importlib.import_module(f'numpy.{"_core" if hasattr(np, "_core") else "core"}.multiarray')
-    numbers = (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)
-    constructors = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *(type(np.dtype(n)) for n in numbers)]
+    numbers = {type(np.dtype(code)) for code in np.typecodes['All'] if np.dtype(code).kind in 'biufc'}
+    constructors = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *numbers]
     # numpy 1 and 2 write the same two functions under different names.
     renamed = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
                for name in ('_reconstruct', 'scalar')]  # fmt: skip
@@ -51,45 +55,73 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     """Load a checkpoint without running code from it.
 
     Args:
-        path: A local file.
+        path: A local file, of torch or of safetensors.
         map_location: As for ``torch.load``.
         file: What ``path`` holds, where it is no local file.
+
+    Returns:
+        What the file holds. Weights that stand elsewhere than mmengine's loaders look for them are in its ``state_dict``:
+        see :func:`state_dict_of`.
 
     Raises:
         CheckpointError: When the file does not exist, is cut short, is no checkpoint, or holds more than weights and log numbers.
     """
     if file is None and not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
-    _check_kind(path if file is None else file, path)
-    _check_sums(path if file is None else file, path)
+    if _check_kind(path if file is None else file, path) == SAFETENSORS:
+        checkpoint = _read_safetensors(path, file)
+    else:
+        _check_sums(path if file is None else file, path)
+        checkpoint = _read(path, map_location, file)
+    state = _weights_in(checkpoint) if isinstance(checkpoint, dict) else None
+    unnamed = [key for key in state if not isinstance(key, str)] if isinstance(state, dict) else []
+    if unnamed:
+        raise CheckpointError(f'{path}: holds keys that are no names of weights ({unnamed[0]!r}); give the state dict of a model.')
+    weights = state_dict_of(checkpoint) if isinstance(checkpoint, dict) else {}
+    if not weights:
+        held = f' ({", ".join(map(str, list(checkpoint)[:5]))})' if isinstance(checkpoint, dict) else ''
+        raise CheckpointError(f'{path}: holds no weights{held}; a checkpoint is a dict with a "state_dict", or a state dict itself.')
+    empty = [key for key, value in weights.items() if value.is_meta]
+    if empty:
+        raise CheckpointError(f'{path}: holds names without numbers ({empty[0]} is on the meta device); save it from a model with weights.')
+    renamed = weights.keys() - {key.removeprefix('module.') for key in state}  # mmengine takes that away by itself
+    if renamed or state is not checkpoint.get('state_dict', checkpoint):
+        return dict({} if state is checkpoint else checkpoint, state_dict=weights)
+    return checkpoint
+
+
+def _read(path: str | Path, map_location: str | torch.device | None, file: BinaryIO | None) -> Any:
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
-            checkpoint = torch.load(path if file is None else file, map_location=map_location, weights_only=True)
+            return torch.load(path if file is None else file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split('GLOBAL ')[-1].split(' was not')[0].split('\n')[0]
-        if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
+        held = re.search(r"GLOBAL (\S+)|<class '([^']+)'>", str(error))
+        if held:
             raise CheckpointError(
-                f'{path}: refused, because it would run code when loaded ({reason}). '
+                f'{path}: refused, because it holds more than weights ({held[1] or held[2]}), and would run code when loaded. '
                 'Save it again as a plain dict of tensors, from a source you trust.'
             ) from None
+        reason = str(error).rpartition('WeightsUnpickler error:')[2].split('\n')[0].strip()
         raise CheckpointError(f'{path}: not a PyTorch checkpoint, or damaged ({reason}); download or copy it again.') from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f'{path}: cut short or damaged ({first}); download or copy it again.') from None
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
-    unnamed = [key for key in state if not isinstance(key, str)] if isinstance(state, dict) else []
-    if unnamed:
-        raise CheckpointError(f'{path}: holds keys that are no names of weights ({unnamed[0]!r}); give the state dict of a model.')
-    if not isinstance(checkpoint, dict) or not state_dict_of(checkpoint):
-        raise CheckpointError(f'{path}: holds no weights; a checkpoint is a dict with a "state_dict", or a state dict itself.')
-    empty = [key for key, value in state_dict_of(checkpoint).items() if value.is_meta]
-    if empty:
-        raise CheckpointError(f'{path}: holds names without numbers ({empty[0]} is on the meta device); save it from a model with weights.')
-    return checkpoint
 
 
-def _check_kind(file: str | Path | BinaryIO, path: str | Path) -> None:
-    """Tell what often lies where a checkpoint should from files that are damaged or hostile."""
+def _read_safetensors(path: str | Path, file: BinaryIO | None) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError:
+        raise CheckpointError(f'{path}: is of safetensors; reading it takes `pip install safetensors`.') from None
+    try:
+        return load(Path(path).read_bytes() if file is None else file.read())
+    except SafetensorError as error:
+        raise CheckpointError(f'{path}: cut short or damaged ({error}); download or copy it again.') from None
+
+
+def _check_kind(file: str | Path | BinaryIO, path: str | Path) -> str:
+    """Which of the formats that can be read; tell what often lies in their place from files that are damaged or hostile."""
     if isinstance(file, str | Path):
         with open(file, 'rb') as opened:
             start = opened.read(64)
@@ -102,15 +134,19 @@ def _check_kind(file: str | Path | BinaryIO, path: str | Path) -> None:
         raise CheckpointError(
             f'{path}: is a web page and no checkpoint: what was downloaded is a notice or asks to log in. Download the file itself.'
         )
+    if start[8:10] == b'{"' and int.from_bytes(start[:8], 'little') < 2**32:  # the length of a header in JSON
+        return SAFETENSORS
     if start and not start.startswith((b'PK', b'\x80')):  # a zip archive, or the pickle that torch wrote before 1.6
         raise CheckpointError(f'{path}: not a PyTorch checkpoint, it begins with {start[:12]!r}; download or copy it again.')
+    return TORCH
 
 
 def _check_sums(file: str | Path | BinaryIO, path: str | Path) -> None:
     """Compare the checksums in the file, which torch writes and does not look at."""
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
+            # Without set_crc32_options torch writes zeros in their place.
+            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     except zipfile.BadZipFile as error:
         if zipfile.is_zipfile(file):
             raise CheckpointError(f'{path}: cut short or damaged ({error}); download or copy it again.') from None
@@ -122,9 +158,21 @@ def _check_sums(file: str | Path | BinaryIO, path: str | Path) -> None:
         raise CheckpointError(f'{path}: damaged, the checksum of {damaged} is wrong; download or copy it again.')
 
 
+def _weights_in(checkpoint: dict[str, Any]) -> Any:
+    return next((checkpoint[key] for key in PLACES if isinstance(checkpoint.get(key), dict)), checkpoint.get('state_dict', checkpoint))
+
+
 def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint, without the ``module.`` prefix of distributed wrappers."""
-    state = checkpoint.get('state_dict', checkpoint)
+    """The weights in a checkpoint, by the names that the model itself has for them.
+
+    They are its ``state_dict`` (mmengine, Lightning), its ``model`` (torchvision's reference scripts, timm, DETR), or all of it. Names
+    lose what wrappers put before them: ``module.`` where all have it (DDP, ``AveragedModel``), ``_orig_mod.`` (``torch.compile``).
+    """
+    state = _weights_in(checkpoint)
     if not isinstance(state, dict):
         return {}
-    return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    state = {k.replace('_orig_mod.', ''): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    averaged = {key: value for key, value in state.items() if key != 'n_averaged'}
+    while averaged and all(key.startswith('module.') for key in averaged):
+        state = averaged = {key.removeprefix('module.'): value for key, value in averaged.items()}
+    return state

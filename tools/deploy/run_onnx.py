@@ -10,8 +10,6 @@ Needs onnxruntime, numpy and Pillow, and nothing else: copy this file to where t
 import argparse
 import json
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -204,9 +202,6 @@ if __name__ == '__main__':
     try:
         main()
     except OSError as error:
-        refuse(f'{error.filename}: {error.strerror}' if error.filename else str(error))
-    except Exception as error:
-        with tempfile.NamedTemporaryFile('w', prefix='run_onnx-', suffix='.log', delete=False) as log:
-            traceback.print_exc(file=log)
-        print(f'error: {sys.argv[1]}: {type(error).__name__}: {" ".join(str(error).split())} (traceback in {log.name})', file=sys.stderr)
-        sys.exit(1)
+        if error.filename is None:
+            raise
+        refuse(f'{error.filename}: {error.strerror}')

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw several runs side by side: loss, learning rate and every metric of their validations; print a table of them.
 
-    python tools/analysis/compare_runs.py work_dirs/plain work_dirs/orepa --out runs.png
+    python tools/analysis_tools/compare_runs.py work_dirs/plain work_dirs/orepa --out runs.png
 
 Each run is a work dir, and is called by its folder. A run that was resumed is drawn as one.
 """

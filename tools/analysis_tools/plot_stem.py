@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw the kernel of a deep linear stem and what each branch of each of its stages adds to it.
 
-    python tools/analysis/plot_stem.py work_dirs/orepa-resnet18-w16_imagenet-mini/last.pth stem.png
+    python tools/analysis_tools/plot_stem.py work_dirs/orepa-resnet18-w16_imagenet-mini/last.pth stem.png
 
 Reads the checkpoint alone, in training form. The kernel is linear in each of its stages: the branches of a row add up to the kernel on the
 left. Each field has a tile for every output channel, in the colours of the three input channels, grey for zero, each field to its own

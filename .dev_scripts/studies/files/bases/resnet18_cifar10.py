@@ -1,4 +1,4 @@
-# A quarter-width ResNet-18 on pictures of 10 classes, as tools/analysis/prepare_classes.py lays them out: minutes on one core.
+# A quarter-width ResNet-18 on pictures of 10 classes, as .dev_scripts/studies/prepare_classes.py lays them out: minutes on one core.
 _base_ = [
     '../../../../configs/_base_/orepa_mm.py',
     'mmpretrain::_base_/models/resnet18.py',

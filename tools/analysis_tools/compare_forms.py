@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw what a model predicts in training form and re-parameterized, and the difference between them, magnified.
 
-    python tools/analysis/compare_forms.py CONFIG CHECKPOINT pictures/*.jpg forms.png
+    python tools/analysis_tools/compare_forms.py CONFIG CHECKPOINT pictures/*.jpg forms.png
 
 A row for each picture: the five best classes of a classifier, the boxes and masks of a detector, the label map of a segmentor. The last
 column is what the predictions are made of, not the drawing: the probabilities of classes, or for each pixel the scores of what was found

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw what the branches of a network do, before and after its training: their shares of the kernels, how alike they are, their scales.
 
-    python tools/analysis/plot_branches.py configs/imagenet/orepa-resnet18-w16_imagenet-mini.py \\
+    python tools/analysis_tools/plot_branches.py configs/imagenet/orepa-resnet18-w16_imagenet-mini.py \\
         work_dirs/orepa-resnet18-w16_imagenet-mini/last.pth branches.png
 
 Before: the network as the config initialises it, pretrained weights included. Branches beside the optimizer are read from its state, of
