@@ -40,15 +40,7 @@ def gradient_matrix(scale: dict[str, Tensor], kernel_size: int) -> Tensor:
 
 
 def multiply_taps(kernel: Tensor, matrix: Tensor) -> Tensor:
-    """``M`` times a kernel or its gradient, over the taps of each output and input channel.
-
-    Args:
-        kernel: [O, I/g, k, k].
-        matrix: M, symmetric, [O, k*k, k*k].
-
-    Returns:
-        [O, I/g, k, k], in the memory format of ``kernel``.
-    """
+    """``M``, [O, k*k, k*k], times a kernel [O, I/g, k, k] or its gradient, over the taps of each channel; in its memory format."""
     with without_autocast(kernel):
         if kernel.shape[-1] == 1:
             return kernel * matrix[..., None]

@@ -122,14 +122,7 @@ def branch_kernels(branches: Branches, shape: tuple[int, int, int, int], groups:
 
 
 def squeeze_kxk(branches: Branches, shape: tuple[int, int, int, int], groups: int = 1) -> Tensor:
-    """Squeeze the branches of a k x k layer: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel.
-
-    Args:
-        branches, shape, groups: As for :func:`branch_kernels`.
-
-    Returns:
-        Kernel [O, I/g, k, k].
-    """
+    """The squeezed kernel of a k x k layer, [O, I/g, k, k]: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel."""
     return kernel_of(reduce(torch.add, branch_kernels(branches, shape, groups).values()), shape[-1])
 
 

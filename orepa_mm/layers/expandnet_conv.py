@@ -12,17 +12,7 @@ from .squeezed_conv import SqueezedConv2d
 
 
 def squeeze_expanded(first: Tensor, middle: Tensor, last: Tensor, groups: int = 1) -> Tensor:
-    """One kernel for a 1x1, a k x k and a 1x1 convolution in sequence.
-
-    Args:
-        first: [r I, I/g, 1, 1].
-        middle: [r O, r I/g, k, k].
-        last: [O, r O/g, 1, 1].
-        groups: g.
-
-    Returns:
-        Kernel [O, I/g, k, k].
-    """
+    """One kernel [O, I/g, k, k] for convolutions in sequence with [r I, I/g, 1, 1], [r O, r I/g, k, k] and [O, r O/g, 1, 1]."""
     inputs, k = first.shape[1], middle.shape[2]
     a = first.reshape(groups, -1, inputs)
     # In rows, [g, rO/g, k*k, rI/g]: both products are then plain matrix products.
