@@ -55,7 +55,7 @@ def test_a_method_and_a_backbone(copy):
     chosen = 'DOConv and not stock or formula or plain_kernels or deployed'
     tests = ('tests/test_do_conv.py', 'tests/test_cifar_backbone.py', 'tests/test_methods.py')
     output = run(copy, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', *tests, '-k', chosen)
-    assert '9 passed' in output  # three of the method, one of the backbone, five of tests/test_methods.py
+    assert '35 passed' in output  # three of the method, one of the backbone, 31 of tests/test_methods.py
 
 
 def test_a_recipe(copy):

@@ -28,8 +28,8 @@ def conv_builder(layer: type[ReparameterizableConv2d]) -> Callable[..., nn.Modul
         plain_sizes: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> nn.Module:
-        size = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        if any(size == (plain, plain) for plain in plain_sizes):
+        sizes = {kernel_size} if isinstance(kernel_size, int) else set(kernel_size)
+        if any(sizes == {plain} for plain in plain_sizes):
             plain_kwargs = {key: value for key, value in kwargs.items() if key in PLAIN_ARGUMENTS}
             return nn.Conv2d(in_channels, out_channels, kernel_size, *args, **plain_kwargs)
         return layer(in_channels, out_channels, kernel_size, *args, **kwargs)
