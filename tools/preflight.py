@@ -293,20 +293,21 @@ def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sam
     key = 'coco_url' if reader == 'LVISV1Dataset' else 'file_name'
     masks = bool((_step(dataset, 'LoadAnnotations') or {}).get('with_mask'))
     content = read_coco(path, key, annotated=not built.test_mode, panoptic=reader == 'CocoPanopticDataset', masks=masks)
-    names, categories = _as_list(built.metainfo.get('classes')), {item['id']: item['name'] for item in content['categories']}
-    absent = [] if 'LVIS' in reader else [name for name in names if name not in categories.values()]
+    names, lvis = _as_list(built.metainfo.get('classes')), 'LVIS' in reader
+    categories = {item['id']: item['name'] for item in content['categories'] if lvis or item['name'] in names}
+    absent = [] if lvis else [name for name in names if name not in categories.values()]
     if absent:
-        found = f'has no category {_listed(absent)}, of the {len(names)} classes of the config; it has {_listed(categories.values())}'
+        listed = _listed(item['name'] for item in content['categories'])
+        found = f'{path}: has no category {_listed(absent)}, of the {len(names)} classes of the config; it has {listed}'
         remedy = "set metainfo=dict(classes=(...)) of the datasets, and num_classes of the model's heads, to the categories of the file."
-        _require(len(absent) < len(names), f'{path}: {found}: {remedy}')
-        _warn(f'{path}: {found}: {remedy}')
+        _require(len(absent) < len(names), f'{found}: {remedy}')
+        _warn(f'{found}: {remedy}')
     objects = [
-        (annotation['image_id'], categories.get(item['category_id']))
+        (annotation['image_id'], categories[item['category_id']])
         for annotation in content.get('annotations', ())
         for item in annotation.get('segments_info', [annotation])
-        if not item.get('ignore')
+        if item['category_id'] in categories and not item.get('ignore')
     ]
-    objects = [(image, name) for image, name in objects if name in names or ('LVIS' in reader and name)]
     images = content['images']
     if not built.test_mode and built.filter_cfg:
         used, least = {image for image, _ in objects}, built.filter_cfg.get('min_size', 0)
@@ -316,8 +317,7 @@ def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sam
     check_picture = _picture_check(dataset, cfg)
 
     def check(image: dict) -> None:
-        name = image[key].replace('http://images.cocodataset.org/', '')
-        file = Path(built.data_prefix['img'], name[-16:] if reader == 'LVISV05Dataset' and name.startswith('COCO') else name)
+        file = Path(built.data_prefix['img'], image[key].replace('http://images.cocodataset.org/', ''))
         _need(file, 'picture', f', though {path} lists it')
         size, said = check_picture(file), (image['width'], image['height'])
         turned = " The picture says that it is to be turned; color_type='color_ignore_orientation' would not." * (said[::-1] == size)
@@ -336,7 +336,7 @@ def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sam
         return Contents(path, text)
     if names:
         _warn_of_heads(cfg, path, len(names), things)
-    if 'LVIS' in reader:
+    if lvis:
         return Contents(path, text, names)
     tested = _images(content) if reader == 'CocoDataset' else {}  # metrics of panoptic sets have files of things alone beside
     return Contents(path, text, names, _labels(content, names), tested)
@@ -419,7 +419,7 @@ def _check_folders(built: BaseDataset, reader: str, dataset: dict, cfg: Config, 
     return Contents(folder, f'{_count(len(pictures), "image")} of {_count(len(classes), "class")}', names, labels)
 
 
-READERS = dict.fromkeys(('CocoDataset', 'CocoPanopticDataset', 'LVISV05Dataset', 'LVISV1Dataset'), _check_coco)
+READERS = dict.fromkeys(('CocoDataset', 'CocoPanopticDataset', 'LVISV1Dataset'), _check_coco)
 READERS |= dict(BaseSegDataset=_check_segmentation, CustomDataset=_check_folders)
 
 

@@ -1,22 +1,20 @@
 """From a config and a checkpoint to a file that runs anywhere, compared with the training form before it is kept."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from mmengine.config import Config
-from torch.export import ExportedProgram
 
 from ..errors import ExportError, UsageError
 from . import formats
 from .agreement import TOLERANCE, Agreement, compare, median_ms, stock_predictions
 from .loading import load_model
 from .metadata import fixed_preparation, metadata, preparation, usual_size
-from .networks import DeployNetwork, deploy_network
+from .networks import deploy_network
 from .pictures import find_pictures, read_picture
 
 SCALES = ((1, 1), (0.7, 0.9), (1.25, 1.5), (1.6, 1.15))  # of the size that is asked for: what a dynamic graph is tried at
@@ -76,11 +74,10 @@ def export(
         facts['sides'] = f'[{lowest}, {formats.LARGEST}]'
     if file_format == 'onnx':
         formats.write_onnx(program, network, facts, path, opset)
-        runners = {'onnxruntime': formats.load_onnx(path)}
+        runtime, run = 'onnxruntime', formats.load_onnx(path)
     else:
         formats.write_package(program, facts, path)
-        runners = {'AOTInductor': formats.load_package(path)} | _onnx_beside(program, network)
-    run = next(iter(runners.values()))
+        runtime, run = 'AOTInductor', formats.load_package(path)
     for index, scales in enumerate(SCALES):
         height, width = (min(max(int(side * scale), lowest), formats.LARGEST) for side, scale in zip(size, scales, strict=True))
         here = (height, width) if dynamic else size
@@ -91,23 +88,13 @@ def export(
             where = f'{here[0]} x {here[1]}, {", ".join(name.name for name in names)}'
             raise ExportError(f'what was written does not predict what the training form does ({where}): {agreement.problem}.')
         with torch.no_grad():
-            times = {'training form': median_ms(partial(stock_predictions, reference, picture), calls)}
-            times['eager'] = median_ms(partial(network, picture), calls)
-            for name, runner in runners.items():
-                times[name] = median_ms(partial(runner, picture), calls)
+            callers: dict[str, Callable[[torch.Tensor], object]] = {
+                'training form': partial(stock_predictions, reference),
+                'eager': network,
+                runtime: run,
+            }
+            times = {name: median_ms(partial(caller, picture), calls) for name, caller in callers.items()}
         yield Row(here, [name.name for name in names], agreement, times)
-
-
-def _onnx_beside(program: ExportedProgram, network: DeployNetwork) -> dict[str, formats.Run]:
-    """onnxruntime to time beside a compiled package, where it is installed."""
-    try:
-        formats.require_packages()
-    except UsageError:
-        return {}
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / 'model.onnx'
-        formats.write_onnx(program, network, {}, path)
-        return {'onnxruntime': formats.load_onnx(path)}
 
 
 def table(rows: list[Row]) -> str:

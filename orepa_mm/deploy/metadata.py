@@ -15,12 +15,11 @@ Step = dict[str, Any]
 QUIET = ('Load', 'Pack', 'Collect', 'ToTensor', 'ImageToTensor')  # transforms that leave the picture as it is
 
 
-def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The transforms of the config's test dataset, without wrappers such as augmentation in testing; empty where there is none."""
+def _test_dataset(cfg: Config) -> dict[str, Any]:
     dataset: Any = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:
         dataset = dataset['dataset']
-    return dataset.get('pipeline') or cfg.get('test_pipeline') or []
+    return dataset
 
 
 def _name(transform: dict[str, Any]) -> str:
@@ -47,7 +46,7 @@ def preparation(cfg: Config, channels: int = 3) -> tuple[list[Step], list[str]]:
         the bottom; and the names of the transforms that are none of these.
     """
     steps, others = [], []
-    for transform in test_pipeline(cfg):
+    for transform in _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline') or []:
         name = _name(transform)
         if name in ('Resize', 'ResizeEdge') and 'scale' in transform:
             steps.append(_resize(transform))
@@ -89,10 +88,7 @@ def fixed_preparation(steps: list[Step], size: tuple[int, int], network: DeployN
 
 def dataset_names(cfg: Config, model: BaseModel) -> tuple[list[Any], list[Any]]:
     """Classes and palette of the checkpoint, else of the config; empty where neither names them."""
-    dataset: Any = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    metas = [getattr(model, 'dataset_meta', {}), dataset.get('metainfo') or {}]
+    metas = [getattr(model, 'dataset_meta', {}), _test_dataset(cfg).get('metainfo') or {}]
     metas = [{key.lower(): value for key, value in meta.items()} for meta in metas]
     classes, palette = (next((list(meta[key]) for meta in metas if meta.get(key)), []) for key in ('classes', 'palette'))
     return classes, [list(colour) for colour in palette]

@@ -23,13 +23,8 @@ class PartComparison:
     float32, and in float64 with plain kernels made anew from the same weights, so that an error in the arithmetic cannot hide behind
     rounding. Where its code cannot be run like this, the parts inside it are compared, down to a layer and its plain form.
 
-    Args:
-        model: With branches, in evaluation mode; not changed.
-        stock: The stock model with its weights.
-
-    Attributes:
-        differences: Dtype -> the largest so far, relative to the scale of an output.
-        unreached: Paths of the layers with branches that no part which was compared has in it.
+    ``differences``: dtype -> the largest so far, relative to the scale of an output. ``unreached``: paths of the layers with branches that
+    no part which was compared has in it.
     """
 
     def __init__(self, model: BaseModel, stock: BaseModel) -> None:

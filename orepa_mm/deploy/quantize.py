@@ -91,19 +91,10 @@ def check_correlations(correlations: list[float], source: Path) -> None:
 
 
 def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True, full_range: bool = False) -> bytes:
-    """An int8 network from a float one: onnxruntime's static quantization, weights int8, activations uint8.
+    """The content of an int8 network from a float one: onnxruntime's static quantization, weights int8, activations uint8.
 
-    Args:
-        model: ONNX file of a float network.
-        pictures: What its activations' ranges are measured on, each uint8 [1, C, H, W] as the network takes it.
-        per_channel: A scale for each output channel of a kernel instead of one for the kernel.
-        full_range: Weights of eight bits instead of seven. Processors without VNNI add two products in 16 bits, which overflow then.
-
-    Returns:
-        The content of the ONNX file, metadata as in ``model``.
-
-    Raises:
-        UsageError: When ``model`` is quantized already.
+    The activations' ranges are measured on ``pictures``, uint8 [1, C, H, W]. ``per_channel``: a scale for each output channel of a kernel.
+    ``full_range``: weights of eight bits instead of seven; processors without VNNI add two products in 16 bits, which overflow then.
     """
     require_packages(PACKAGES)
     import onnx

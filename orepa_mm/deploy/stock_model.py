@@ -20,14 +20,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 class StockModel(NamedTuple):
-    """What :func:`to_stock_model` gives.
-
-    Attributes:
-        cfg: Config of the stock model, without anything of this package.
-        model: The stock model with its weights, in evaluation mode.
-        differences: Dtype -> largest difference of a part's outputs from the training form's, relative to their scale.
-        unreached: Paths of the layers that were not called, so that only their shapes were compared.
-    """
+    """Stock config and model, in evaluation mode; dtype -> largest difference of a part's outputs; paths of layers that were not called."""
 
     cfg: Config
     model: BaseModel
