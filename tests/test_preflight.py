@@ -240,7 +240,7 @@ def test_cityscapes_metric_without_its_package(mini_data, tools, tmp_path, monke
     options = {'train_dataloader.dataset.dataset.data_root': str(root), 'val_dataloader.dataset.data_root': str(root), 'load_from': None}
     options |= {'val_evaluator.0.ann_file': str(root / 'annotations/instancesonly_filtered_gtFine_val.json')}
     config = 'configs/cityscapes/mask-rcnn_orepa-r50_fpn_1x_cityscapes.py'
-    with pytest.raises(ImportError, match='pip install cityscapesscripts'):
+    with pytest.raises(RuntimeError, match='pip install cityscapesscripts'):
         tools.run('tools/train', config, '--work-dir', tmp_path, options=options)
 
 
