@@ -12,8 +12,9 @@ from mmengine.registry import MODELS
 from small_runs import built
 from torch import nn
 
-from orepa_mm import OREPAConv2d
+from orepa_mm import OREPAConv2d, reparameterize
 from orepa_mm.engine.check_hook import CheckHook
+from orepa_mm.errors import CheckpointError
 
 
 def network(scale: float = 0.13, **options) -> nn.Module:
@@ -91,3 +92,15 @@ def test_several_optimizers(rates, warned):
     runner = SimpleNamespace(model=model, optim_wrapper=OptimWrapperDict(stem=wrappers[0], rest=wrappers[1]), logger=Mock())
     CheckHook().before_train(runner)
     assert runner.logger.warning.called == warned
+
+
+def test_a_runner_without_a_config_refuses_what_cannot_be_resumed(tmp_path):
+    checkpoint = built(dict(type='WithAStem'), {}, tmp_path / 'first', 1, custom_hooks=[dict(type='CheckHook')])
+    checkpoint.train()
+    plain = reparameterize(checkpoint.model.eval()).state_dict()
+    whole = torch.load(tmp_path / 'first/epoch_1.pth', weights_only=False)
+    for name, content in dict(plain=whole | dict(state_dict=plain), weights=dict(state_dict=whole['state_dict'])).items():
+        torch.save(content, tmp_path / f'{name}.pth')
+        changes = dict(custom_hooks=[dict(type='CheckHook')], load_from=str(tmp_path / f'{name}.pth'), resume=True)
+        with pytest.raises(CheckpointError, match=rf'{name}\.pth: cannot be resumed'):
+            built(WithAStem(), {}, tmp_path / name, 2, **changes).train()

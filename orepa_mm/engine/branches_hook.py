@@ -79,8 +79,7 @@ class BranchesHook(Hook):
         optimizers = optimizers_of(runner)
         if self.attached and all(attached_to(optimizer) for optimizer in optimizers):
             return
-        paramwise = (runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
-        if paramwise.get('custom_l2'):
+        if any(getattr(optimizer, 'decays_kernels', False) for optimizer in optimizers):
             raise BranchesError(
                 'BranchesHook: paramwise_cfg.custom_l2=True decays the kernels of layers with branches in the model, and these are beside '
                 'it: take one of the two out'

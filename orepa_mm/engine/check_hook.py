@@ -65,8 +65,8 @@ class CheckHook(Hook):
             self._check(runner, checkpoint)
 
     def _check(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        path = runner.cfg.get('load_from') or 'the checkpoint to resume from'
-        resuming = _is_training(runner) and runner.cfg.get('resume')
+        path = runner._load_from or 'the checkpoint to resume from'
+        resuming = _is_training(runner) and runner._resume  # the config is empty where a Runner was built from objects
         if resuming and isinstance(runner.model, FullyShardedDataParallel):
             raise CheckpointError(
                 f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "

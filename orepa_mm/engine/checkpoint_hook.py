@@ -42,15 +42,14 @@ class AtomicCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend=BACKEND)
 
     def before_run(self, runner: Runner) -> None:
-        if runner.cfg.get('resume') and not runner.cfg.get('load_from') and self.backend_args == dict(backend=BACKEND):
+        if runner._resume and not runner._load_from and self.backend_args == dict(backend=BACKEND):
             if is_main_process():
                 repair_last_checkpoint(Path(runner.work_dir), self.out_dir, runner.logger)
             barrier()
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        if isinstance(self.file_backend, AtomicBackend):
-            self.file_backend.flush()
+        self._flush()
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         super().after_train_iter(runner, *args, **kwargs)
@@ -61,8 +60,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self._flush()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        super().after_val_epoch(runner, metrics)
-        self._flush()
+        if hasattr(self, 'file_backend'):  # not in a validation without training
+            super().after_val_epoch(runner, metrics)
+            self._flush()
 
     def _flush(self) -> None:
         if isinstance(self.file_backend, AtomicBackend):

@@ -97,6 +97,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             strengths = [next((self.decays[id(p)] for p in each.kernels if id(p) in self.decays), 0.0) for each in decayed]
             # At the step rather than in the loss, as all weight decay: after accumulation, unscaling and clipping of gradients.
             optim_wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: _add_gradients(decayed, strengths, optimizer))
+            optim_wrapper.optimizer.decays_kernels = True  # asked by who takes them out of the model
         return optim_wrapper
 
 
