@@ -6,15 +6,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from small_runs import built
 from torch import nn
 
-from orepa_mm import OREPAConv2d, reparameterize
+from orepa_mm import OREPAConv2d, expand, reparameterize
 from orepa_mm.engine.check_hook import CheckHook
-from orepa_mm.errors import CheckpointError
+from orepa_mm.errors import CheckpointError, UsageError
 
 
 def network(scale: float = 0.13, **options) -> nn.Module:
@@ -104,3 +105,43 @@ def test_a_runner_without_a_config_refuses_what_cannot_be_resumed(tmp_path):
         changes = dict(custom_hooks=[dict(type='CheckHook')], load_from=str(tmp_path / f'{name}.pth'), resume=True)
         with pytest.raises(CheckpointError, match=rf'{name}\.pth: cannot be resumed'):
             built(WithAStem(), {}, tmp_path / name, 2, **changes).train()
+
+
+@HOOKS.register_module()
+class ChangesTheModel(Hook):
+    def __init__(self, when: str) -> None:
+        setattr(self, when, self.change)
+
+    def change(self, runner) -> None:
+        expand(runner.model)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ByName:
+    """As YOLO trainers do: weights of plain layers and norms, and all biases."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        pass
+
+    def __call__(self, model):
+        plain = [p for module in model.modules() for p in vars(module)['_parameters'].values() if isinstance(module, nn.Conv2d)]
+        return OptimWrapper(torch.optim.SGD(plain, lr=0.01))
+
+
+@pytest.mark.parametrize('how', ['before_train', 'before_train_epoch', 'ByName', 'frozen'])
+def test_every_trainable_parameter_is_held_or_the_run_stops(how, tmp_path):
+    options = dict(custom_hooks=[dict(type='CheckHook')])
+    if how.startswith('before'):
+        options['custom_hooks'].append(dict(type='ChangesTheModel', when=how))
+    else:
+        options['optim_wrapper'] = dict(constructor='ByName')
+    runner = built(WithAStem(), {}, tmp_path / 'run', 1, **options)
+    before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+    if how == 'frozen':  # of what is not to train, nothing is asked
+        runner.model.conv1.requires_grad_(False)
+        runner.train()
+        assert not torch.equal(before['conv2.weight'], runner.model.conv2.weight)
+        return
+    with pytest.raises(UsageError, match=r'trainable parameters are in no optimizer'):
+        runner.train()
+    assert all(torch.equal(value, before[name]) for name, value in runner.model.named_parameters() if name in before)

@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
 
 from ..checkpoints.beside import has_branches_beside
 from ..checkpoints.checking import check_pretrained, check_state_dict
@@ -17,7 +18,7 @@ from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from ..layers.kernels import DeepLinearKernel
 from ..optim import attached_to
 from ..reparam.convert import is_sharded
@@ -36,6 +37,7 @@ class CheckHook(Hook):
     downloaded ones too, whichever distribution of mmengine runs.
 
     A plain stem that was loaded as a deep linear one moves many times as far in a step, so it is warned of, with the multiplier it takes.
+    A training whose optimizer does not hold every trainable parameter ends before its first step.
 
     Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
 
@@ -43,12 +45,14 @@ class CheckHook(Hook):
 
     Raises:
         CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit the model.
+        UsageError: When a trainable parameter is in no optimizer.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         use_safe_loaders()  # not later: FlexibleRunner loads before before_run
+        self._held = False
 
     def before_run(self, runner: Runner) -> None:
         if _is_training(runner):
@@ -59,6 +63,12 @@ class CheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if not is_sharded(runner.model):
             _check_stems(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx == 0 or not self._held:  # by iterations a resumed training does not begin with 0
+            self._held = True
+            if not is_sharded(runner.model):
+                _check_held(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         with _whole(runner.model):
@@ -103,6 +113,22 @@ def _whole(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, a sharded model has its parameters in their own shapes, for all processes."""
     sharded = isinstance(model, FullyShardedDataParallel)
     return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
+
+
+def _check_held(runner: Runner) -> None:
+    """A parameter that no optimizer has would stay as it is, without a word."""
+    optimizers = optimizers_of(runner)
+    if not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
+        return  # one that has copies of its own, such as DeepSpeed's
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group['params']}
+    trainable = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
+    unheld = [name for name, p in trainable.items() if id(p) not in held]
+    if unheld:
+        raise UsageError(
+            f'{len(unheld)} of {len(trainable)} trainable parameters are in no optimizer and would not train ({", ".join(unheld[:3])}): '
+            'the model was changed after the optimizer was built (expand it before), or the constructor of the optimizer passes over what '
+            "it does not know by name (use constructor='OREPAOptimWrapperConstructor'); freeze what is not to train (requires_grad=False)."
+        )
 
 
 def _check_multipliers(runner: Runner) -> None:

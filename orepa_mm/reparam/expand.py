@@ -32,7 +32,8 @@ def expand(
     """Turn the plain convolutions of ``model`` into layers with branches, in place: the inverse of :func:`.reparameterize`.
 
     The outputs stay what they were up to rounding, in train and eval mode, as do device, dtype, memory format, ``requires_grad``, mode,
-    biases and hooks. Norms are untouched; shared layers stay shared. What stays plain, and why, is logged.
+    biases and hooks. Norms are untouched; shared layers stay shared. What stays plain, and why, is logged. Call it before the optimizer is
+    built: one that was built before holds the replaced weights.
 
     Args:
         model: Any module.
@@ -70,7 +71,9 @@ def expand(
         share_hooks(model.get_submodule(path), new)
     for path, new in planned.items():
         model.set_submodule(path, new)
-    logger.info('Expanded %d convolutions into %s layers.', len(set(planned.values())), method)
+    logger.info(
+        'Expanded %d convolutions into %s layers; an optimizer built before does not hold them.', len(set(planned.values())), method
+    )
     return model
 
 
