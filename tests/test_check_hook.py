@@ -145,3 +145,67 @@ def test_every_trainable_parameter_is_held_or_the_run_stops(how, tmp_path):
     with pytest.raises(UsageError, match=r'trainable parameters are in no optimizer'):
         runner.train()
     assert all(torch.equal(value, before[name]) for name, value in runner.model.named_parameters() if name in before)
+
+
+@MODELS.register_module()
+class Twins(BaseModel):
+    def __init__(self, branches=('origin', 'avg', 'point')):
+        super().__init__()
+        self.conv1, self.conv2 = (OREPAConv2d(3, 3, 3, padding=1, branches=branches) for _ in range(2))
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.conv2(self.conv1(inputs)).square().mean())
+
+
+def twins(work_dir, epochs, keys=('conv1',), branches=('origin', 'avg', 'point'), hooks=({},), milestones=(2,), **optimizer):
+    """A run, or the rest of one; the parameters of ``keys`` are a group of their own."""
+    wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-3) | optimizer,
+        constructor='OREPAOptimWrapperConstructor',
+        paramwise_cfg=dict(custom_keys={key: dict(lr_mult=0.5) for key in keys}),
+    )
+    changes = dict(optim_wrapper=wrapper, param_scheduler=dict(type='MultiStepLR', milestones=list(milestones)), log_level='WARNING')
+    hooks = [hook or dict(type='CheckHook') for hook in hooks]
+    model = dict(type='Twins', branches=branches)
+    runner = built(model, {}, work_dir, epochs, resume=epochs > 1, custom_hooks=hooks, **changes)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('named', [True, False])
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ({}, dict(branches=('origin', 'avg', 'freq'))),  # as many, and as large
+        ({}, dict(branches=('origin', 'avg'))),
+        (dict(hooks=({}, dict(type='PruneBranchesHook', threshold=0.9, iteration=1))), {}),
+        ({}, dict(keys=('conv2',))),  # as large a group
+        ({}, dict(keys=('conv',))),
+    ],
+)
+def test_an_optimizers_state_is_not_given_to_other_parameters(before, after, named, tmp_path):
+    twins(tmp_path / 'run', 1, **before)
+    if not named:  # of a run without CheckHook, or of an older one
+        if 'keys' in after:
+            return  # such a file cannot tell
+        checkpoint = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+        del checkpoint['meta']['names_in_optimizers']
+        torch.save(checkpoint, tmp_path / 'run/epoch_1.pth')
+    with pytest.raises(CheckpointError, match="cannot be resumed, because its optimizer's state is of other parameters"):
+        twins(tmp_path / 'run', 2, **after)
+
+
+@pytest.mark.parametrize('change', [dict(lr=0.02), dict(weight_decay=0.1, momentum=0.5), dict(milestones=(1,)), {}])
+def test_settings_that_resuming_overrides_are_named(change, tmp_path):
+    twins(tmp_path / 'run', 1)
+    runner = twins(tmp_path / 'run', 3, **change)
+    log = ''.join(path.read_text() for path in (tmp_path / 'run').glob('*/*.log'))
+    expected = {
+        'lr': 'lr=0.01 and not 0.02',
+        'weight_decay': 'weight_decay=0.001 and not 0.1',
+        'momentum': 'momentum=0.9 and not 0.5',
+        'milestones': 'milestones=[2] and not [1]',
+    }
+    for key, text in expected.items():
+        assert (text in log) == (key in change), log
+    assert runner.optim_wrapper.optimizer.param_groups[0]['momentum'] == 0.9

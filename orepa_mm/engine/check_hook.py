@@ -2,18 +2,19 @@
 
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from ..checkpoints.beside import has_branches_beside
-from ..checkpoints.checking import check_pretrained, check_state_dict
+from ..checkpoints.checking import check_pretrained, check_state_dict, is_no_weight
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
@@ -25,6 +26,8 @@ from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of
 from .distributed import unwrapped
 
+NAMES = 'names_in_optimizers'  # in the meta of a checkpoint
+CHANGING = ('params', 'base_values', 'last_step', 'best', 'num_bad_epochs', 'cooldown_counter')  # of parameter groups and schedulers
 LONGEST_STEP = 3.0  # of a plain kernel's, before it is warned of
 
 
@@ -74,6 +77,10 @@ class CheckHook(Hook):
         with _whole(runner.model):
             self._check(runner, checkpoint)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if 'optimizer' in checkpoint:  # which knows parameters by their number only
+            checkpoint['meta'][NAMES] = _names(runner)
+
     def _check(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         path = runner._load_from or 'the checkpoint to resume from'
         resuming = _is_training(runner) and runner._resume  # the config is empty where a Runner was built from objects
@@ -99,6 +106,8 @@ class CheckHook(Hook):
                 f'{path}: cannot be resumed, because it holds weights only; start a new run from it, with load_from instead of resume.'
             )
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
+        if resuming and all(isinstance(optimizer, Optimizer) for optimizer in optimizers_of(runner)):
+            _check_optimizer(runner, checkpoint, path)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
         others = [name for name in plain if not name.startswith(backbones)]
         if others:
@@ -113,6 +122,57 @@ def _whole(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, a sharded model has its parameters in their own shapes, for all processes."""
     sharded = isinstance(model, FullyShardedDataParallel)
     return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
+
+
+def _names(runner: Runner) -> list[str]:
+    """Of the parameters that optimizers have, in their order."""
+    names = {id(p): name for name, p in unwrapped(runner.model).named_parameters()}
+    return [names.get(id(p), '') for o in optimizers_of(runner) for group in o.param_groups for p in group['params']]
+
+
+def _check_optimizer(runner: Runner, checkpoint: dict[str, Any], path: str) -> None:
+    """Its state must be of the parameters that the optimizer has now; of settings the old ones are taken, which is said."""
+    whole, network = checkpoint['optimizer'], unwrapped(runner.model)
+    states = [each for each in (whole, *whole.values()) if isinstance(each, dict) and 'param_groups' in each]  # several have one each
+    now, before = _names(runner), checkpoint['meta'].get(NAMES)
+    if before is not None:
+        differ = [name for pair in zip_longest(before, now, fillvalue='') if len(set(pair)) > 1 for name in pair]
+    else:  # of a run without this hook
+        differ = [key for key in state_dict_of(checkpoint).keys() ^ network.state_dict().keys() if not is_no_weight(key)]
+    if differ:
+        raise CheckpointError(
+            f"{path}: cannot be resumed, because its optimizer's state is of other parameters, or of the same in another order (see "
+            f'"{next(filter(None, differ))}"): resume with the model and the paramwise_cfg of that run, or start a new run from its '
+            'weights, with load_from instead of resume.'
+        )
+    new: list[dict[str, Any]] = [group for optimizer in optimizers_of(runner) for group in optimizer.param_groups]
+    # In a FlexibleRunner schedulers may be configs yet.
+    new += [each.state_dict() for each in _as_list(runner.param_schedulers) if hasattr(each, 'state_dict')]
+    old: list[dict[str, Any]] = [group for each in states for group in each['param_groups']]
+    old += _as_list(checkpoint.get('param_schedulers'))
+    pairs = [(_settings(a), _settings(b)) for a, b in zip(new, old, strict=False)][::-1]  # last the first, which has the base settings
+    changed = {key: f'{key}={b[key]} and not {a[key]}' for a, b in pairs for key in a.keys() & b.keys() if a[key] != b[key]}
+    if changed:
+        runner.logger.warning(
+            f'{path}: a resumed run goes on with the settings it was written with, and not with those of the config: '
+            f'{", ".join(changed.values())}. For new settings start from its weights, with load_from instead of resume.'
+        )
+
+
+def _as_list(schedulers: Any) -> list[Any]:
+    """Of all optimizers, where several have their own."""
+    return [each for some in schedulers.values() for each in some] if isinstance(schedulers, dict) else list(schedulers or ())
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a parameter group or a scheduler what a config sets: numbers, and lists of them, that do not change in a training."""
+    fixed = {key: value for key, value in values.items() if not key.startswith(('_', 'initial_')) and key not in CHANGING}
+    fixed = {key: values.get(f'initial_{key}', value) for key, value in fixed.items()}
+    return {
+        key: list(value) if isinstance(value, tuple | dict) else value
+        for key, value in fixed.items()
+        if not isinstance(value, Tensor | bool)
+    }
 
 
 def _check_held(runner: Runner) -> None:
