@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -24,6 +25,7 @@ from ..layers.kernels import DeepLinearKernel
 from ..optim import attached_to
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of
+from .checkpoint_hook import nothing_to_resume
 from .distributed import unwrapped
 
 NAMES = 'names_in_optimizers'  # in the meta of a checkpoint
@@ -47,7 +49,8 @@ class CheckHook(Hook):
         custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]
 
     Raises:
-        CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit the model.
+        CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit the model, and when a run is to be
+            resumed whose folder has checkpoints, but none to resume from.
         UsageError: When a trainable parameter is in no optimizer.
     """
 
@@ -64,6 +67,8 @@ class CheckHook(Hook):
             _check_multipliers(runner)
 
     def before_train(self, runner: Runner) -> None:
+        if getattr(runner, '_resume', False) and not runner.iter and any(Path(runner.work_dir).glob('*.pth')):
+            raise nothing_to_resume(runner.work_dir, ['last_checkpoint names none.'])
         if not is_sharded(runner.model):
             _check_stems(runner)
 

@@ -2,10 +2,11 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 from ..checkpoints.reading import read_checkpoint
 from ..errors import CheckpointError
 from ..files import replacing
+from .distributed import check_together
 
 BACKEND = 'atomic'
 
@@ -24,7 +26,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     A checkpoint is written beside its place, flushed to the disk and renamed. Older ones (``max_keep_ckpts``, ``save_best``) are removed
     after the new one is in its place. Before resuming, ``last_checkpoint`` is made to name the newest checkpoint that is whole, and those
-    that are not are named in the log. On remote storage it is the stock hook.
+    that are not are named in the log; where there are only such, the run ends. On remote storage it is the stock hook.
 
     Fires as the stock hook, and before a run::
 
@@ -32,6 +34,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Args:
         kwargs: As for the stock hook.
+
+    Raises:
+        CheckpointError: When a run is to be resumed and its folder has checkpoints, but none that is whole.
     """
 
     backend_args: dict[str, Any] | None
@@ -43,9 +48,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         if runner._resume and not runner._load_from and self.backend_args == dict(backend=BACKEND):
-            if is_main_process():
-                repair_last_checkpoint(Path(runner.work_dir), self.out_dir, runner.logger)
-            barrier()
+            repair = partial(repair_last_checkpoint, Path(runner.work_dir), self.out_dir, runner.logger)
+            check_together(repair if is_main_process() else lambda: None)
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -78,7 +82,7 @@ class AtomicBackend(LocalBackend):
         self._unwanted: dict[str, tuple[int, int]] = {}
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        with replacing(filepath) as partial, open(partial, 'wb') as file:
+        with replacing(filepath) as unfinished, open(unfinished, 'wb') as file:
             file.write(obj)
             file.flush()
             os.fsync(file.fileno())
@@ -100,7 +104,11 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def repair_last_checkpoint(work_dir: Path, out_dir: str | Path | None, logger: logging.Logger) -> None:
-    """Let ``last_checkpoint`` in ``work_dir`` name the newest checkpoint of a training that is whole; no file where there is none."""
+    """Let ``last_checkpoint`` in ``work_dir`` name the newest checkpoint of a training that is whole.
+
+    Raises:
+        CheckpointError: When there are checkpoints, and none is.
+    """
     record = work_dir / 'last_checkpoint'
     named = Path(record.read_text(errors='replace').strip()) if record.is_file() else None
     folder = work_dir if out_dir is None else Path(out_dir) / work_dir.name
@@ -111,18 +119,29 @@ def repair_last_checkpoint(work_dir: Path, out_dir: str | Path | None, logger: l
         found.insert(0, named)
     elif named is not None and str(named) != '.':
         found.insert(0, named)
+    reasons = []
     for path in found:
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint = {} if path.is_dir() else read_checkpoint(path)
         except CheckpointError as error:
             logger.warning(f'Not resumed from: {error}')
+            reasons.append(str(error))
             continue
-        if 'optimizer' in checkpoint:
+        if path.is_dir() or 'optimizer' in checkpoint:  # a folder is a strategy's, which reads it itself
             if path != named:
                 logger.warning(f'Resuming from {path}, the newest checkpoint that is whole.')
-                with replacing(record) as partial:
-                    partial.write_text(str(path))
+                with replacing(record) as unfinished:
+                    unfinished.write_text(str(path))
             return
-    if record.is_file():
-        logger.warning(f'{work_dir} has no whole checkpoint to resume from.')
-        record.rename(record.with_name('last_checkpoint.broken'))
+        reasons.append(f'{path}: holds weights only.')
+    if found:
+        raise nothing_to_resume(work_dir, reasons)
+    record.unlink(missing_ok=True)  # one that names nothing
+
+
+def nothing_to_resume(work_dir: str | Path, reasons: list[str]) -> CheckpointError:
+    """For a folder with checkpoints: a run that started anew would write over them."""
+    return CheckpointError(
+        f'{work_dir}: has checkpoints, and none to resume from: {" ".join(reasons)} Give the one to resume from (--resume PATH), or take '
+        'another work_dir to start anew.'
+    )
