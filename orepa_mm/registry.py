@@ -6,18 +6,63 @@ Nothing here needs more than is installed: without mmengine no registry is touch
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
+BASES = ('mmengine', 'mmcv', 'orepa_mm')  # have registries and are no toolboxes
+
+
+def type_name(kind: Any) -> str:
+    """The bare name of a type as configs have it: a name, one with a scope or modules before it, or a class; '' for None."""
+    return '' if kind is None else getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def scope_of(cfg: Any) -> str:
+    """The toolbox of a config: its ``default_scope``, or where the class of its model is from; '' where neither says so."""
+    scope = cfg.get('default_scope')
+    return scope if scope and scope != 'mmengine' else toolbox_of((cfg.get('model') or {}).get('type'))
+
+
+def toolbox_of(kind: Any, known: tuple[str, ...] = ()) -> str:
+    """The toolbox, one of ``known`` where these are given, that a class is of, or built on, or that is named before a name."""
+    modules = [kind] if isinstance(kind, str) else [each.__module__ for each in getattr(kind, '__mro__', ())]
+    packages = [module.partition('.')[0] for module in modules if '.' in module]
+    return next((name for name in packages if (name in known if known else name not in BASES and _has_registry(name))), '')
+
+
+def _has_registry(package: str) -> bool:
+    try:
+        return find_spec(f'{package}.registry') is not None
+    except ImportError:  # no package
+        return False
+
+
+def class_of(kind: Any, registry: Any, scope: str | None) -> Any:
+    """What a type of a config is, in a registry of mmengine; a name may be of the scope, or have its own before it."""
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(scope or None) as inner:
+        return inner.get(kind)
+
+
+def drop_own_scope(node: Any) -> None:
+    """Take out the scope that mmengine gives what is read from ``orepa_mm::...``; the toolboxes' registries have all of it."""
+    if isinstance(node, dict):
+        if node.get('_scope_') == __package__:
+            del node['_scope_']
+        node = list(node.values())
+    for value in node if isinstance(node, list | tuple) else ():
+        drop_own_scope(value)
 
 
 def register_layers() -> None:
     from mmengine.registry import MODELS
 
-    from .layers import METHODS, conv_builder
+    from .layers import METHODS
 
     # The root registry is where mmcv's build_conv_layer looks, whatever the scope.
     for layer in METHODS.values():
-        MODELS.register_module(name=layer.__name__, module=conv_builder(layer), force=True)
+        MODELS.register_module(name=layer.__name__, module=layer, force=True)
 
 
 def register_backbones(toolbox: str) -> None:

@@ -28,6 +28,8 @@ from picture_files import is_turned, read_picture
 from PIL import Image
 from progress import track
 
+from orepa_mm.registry import class_of, scope_of, type_name
+
 SAMPLE = 200  # files of a dataset that are opened before a run
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
 CONVERT = "The label maps of Cityscapes have to be converted with mmseg's tools/dataset_converters/cityscapes.py. "
@@ -48,7 +50,7 @@ def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE
     Raises:
         UsageError: When a folder or file is missing, empty, damaged, of another format, or of other classes than the model's.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(scope_of(cfg) or 'mmengine')
     Image.MAX_IMAGE_PIXELS = None  # a guard that refuses large aerial pictures: here, and in the training that follows
     seen = []
     for split in splits:
@@ -60,7 +62,7 @@ def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE
             ann_file = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
             if isinstance(ann_file, str) and not _is_remote(evaluator):
                 _need(Path(ann_file), 'annotation file')
-                if getattr(evaluator.get('type'), '__name__', evaluator.get('type')) == 'CocoMetric':
+                if type_name(evaluator.get('type')) == 'CocoMetric':
                     read_coco(Path(ann_file))  # the metric does so after the first epoch
 
 
@@ -96,8 +98,7 @@ def _is_remote(dataset: dict) -> bool:
 
 
 def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> None:
-    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
-        known = registry.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
+    known = class_of(dataset.get('type'), DATASETS, dataset.get('_scope_'))
     # A subclass that reads its files itself may have any layout.
     reader = next((c.__name__ for c in getattr(known, '__mro__', ()) if {'load_data_list', 'parse_data_info'} & vars(c).keys()), None)
     if reader not in READERS or _is_remote(dataset):
@@ -145,7 +146,7 @@ def _spread(items: list, count: int | None) -> list:
 def _step(dataset: dict, name: str) -> dict | None:
     """The step of the pipeline whose type ends in ``name``."""
     steps = [step for step in dataset.get('pipeline') or () if isinstance(step, dict)]
-    return next((step for step in steps if getattr(step.get('type'), '__name__', str(step.get('type'))).endswith(name)), None)
+    return next((step for step in steps if type_name(step.get('type')).endswith(name)), None)
 
 
 def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], tuple[int, int] | None]:

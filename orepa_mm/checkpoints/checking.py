@@ -181,7 +181,7 @@ def check_pretrained(model: nn.Module) -> None:
     for module in model.modules():
         configs = getattr(module, 'init_cfg', None) or []
         for config in [configs] if isinstance(configs, dict) else configs:
-            if config.get('type') == 'Pretrained' and is_local(config['checkpoint']):
+            if 'checkpoint' in config and is_local(config['checkpoint']):
                 state = state_dict_of(read_checkpoint(config['checkpoint']))
                 prefix = config.get('prefix') or ''
                 selected = without_prefix(state, prefix)

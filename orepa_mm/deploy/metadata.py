@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
+from ..registry import type_name
 from ..version import __version__
 from .networks import DeployNetwork
 
@@ -25,7 +26,7 @@ def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
 
 def _resize(transform: dict[str, Any]) -> Step:
     how = dict(interpolation=transform.get('interpolation', 'bilinear'), antialias=transform.get('backend') == 'pillow')
-    if transform['type'].endswith('ResizeEdge'):
+    if type_name(transform['type']) == 'ResizeEdge':
         return dict(step='resize', **{f'{transform.get("edge", "short")}_side': transform['scale']}, **how)
     return dict(step='resize', scale=list(_pair(transform['scale'])), keep_ratio=bool(transform.get('keep_ratio')), **how)
 
@@ -44,7 +45,7 @@ def preparation(cfg: Config) -> tuple[list[Step], list[str]]:
     """
     steps, others = [], []
     for transform in test_pipeline(cfg):
-        name = str(transform['type']).rpartition('.')[2]
+        name = type_name(transform['type'])
         if name in ('Resize', 'ResizeEdge') and 'scale' in transform:
             steps.append(_resize(transform))
         elif name == 'CenterCrop':
