@@ -21,8 +21,10 @@ from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError, UsageError
+from ..layers import ReparameterizableConv2d
 from ..layers.kernels import DeepLinearKernel
 from ..optim import attached_to
+from ..registry import type_name
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of
 from .checkpoint_hook import nothing_to_resume
@@ -198,8 +200,12 @@ def _check_held(runner: Runner) -> None:
 
 def _check_multipliers(runner: Runner) -> None:
     """A learning-rate multiplier on frozen parameters, or on none, does nothing."""
-    keys = ((runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
-    for key, settings in keys.items():
+    wrapper = runner.cfg.get('optim_wrapper') or {}
+    rules = wrapper.get('paramwise_cfg') or {}
+    passed_over = any(isinstance(m, ReparameterizableConv2d) and m.groups == m.in_channels for m in runner.model.modules())
+    if passed_over and 'dwconv_decay_mult' in rules and type_name(wrapper.get('constructor')) != 'OREPAOptimWrapperConstructor':
+        runner.logger.warning("dwconv_decay_mult passes over layers with branches: set constructor='OREPAOptimWrapperConstructor'.")
+    for key, settings in (rules.get('custom_keys') or {}).items():
         if 'lr_mult' not in settings:
             continue
         parameters = [p for name, p in runner.model.named_parameters() if key in name]
