@@ -195,11 +195,33 @@ def test_a_training_compiled_by_mmengine(mini_data, tmp_path):
     assert ((weights[0] - weights[1]).abs().max() / weights[1].abs().max()).item() < 1e-3  # float32 through steps behind batch norms
 
 
-def test_a_model_without_branches_is_in_deployed_form(mini_data, tmp_path):
-    changes = {'model.backbone.conv_cfg': dict(type='Conv2d'), 'model.backbone.init': None}
-    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')], **changes)
+@HOOKS.register_module(force=True)
+class Ending(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize('how', ['method', 'conv_cfg'])
+def test_a_model_without_branches_is_in_deployed_form(how, mini_data, tmp_path):
+    changes = {'model.backbone.method': 'none'} if how == 'method' else {'model.backbone.conv_cfg': dict(type='Conv2d')}
+    hooks = [dict(type='ReparameterizeHook'), dict(type='Ending')]
+    runner = build_runner(mini_data, tmp_path / 'run', hooks, **changes, **{'model.backbone.init': None})
     assert runner.test()
-    assert 'in deployed form already' in next((tmp_path / 'run').glob('*/*.log')).read_text()
+    log = next((tmp_path / 'run').glob('*/*.log'))
+    assert log.read_text().count('in deployed form already') == 1
+    with pytest.raises(ZeroDivisionError):
+        runner.train()
+    assert log.read_text().count('in deployed form already') == 2  # and not after the first epoch
+
+
+@pytest.mark.parametrize('names', ['backbone', ['backbone.layer1', 'head']])
+def test_efficient_norms_pass_over_layers_with_branches(names, mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='CheckHook')])
+    runner.cfg.efficient_conv_bn_eval = names
+    runner.cfg.train_cfg.max_epochs = 1
+    runner.train()
+    assert 'efficient_conv_bn_eval passes over' in next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert runner.cfg.efficient_conv_bn_eval == ([] if names == 'backbone' else ['head'])
 
 
 def test_with_ema_the_averaged_weights_are_tested_and_training_weights_kept(mini_data, tmp_path):

@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class CheckHook(Hook):
             with _whole(runner.model):
                 check_pretrained(unwrapped(runner.model))
             _check_multipliers(runner)
+            _pass_over_branches(runner)
 
     def before_train(self, runner: Runner) -> None:
         if getattr(runner, '_resume', False) and not runner.iter and any(Path(runner.work_dir).glob('*.pth')):
@@ -196,6 +198,17 @@ def _check_held(runner: Runner) -> None:
             'the model was changed after the optimizer was built (expand it before), or the constructor of the optimizer passes over what '
             "it does not know by name (use constructor='OREPAOptimWrapperConstructor'); freeze what is not to train (requires_grad=False)."
         )
+
+
+def _pass_over_branches(runner: Runner) -> None:
+    """mmengine's transformation of graphs takes every input of a norm for a layer of torch, and ends with an error where it is none."""
+    given = runner.cfg.get('efficient_conv_bn_eval') or []
+    names = [given] if isinstance(given, str) else given
+    modules = {name: attrgetter(name)(unwrapped(runner.model)) for name in names}
+    able = [name for name, module in modules.items() if not any(isinstance(m, ReparameterizableConv2d) for m in module.modules())]
+    if len(able) < len(names):
+        runner.logger.warning('efficient_conv_bn_eval passes over modules with layers that have training-time branches.')
+        runner.cfg.efficient_conv_bn_eval = able
 
 
 def _check_multipliers(runner: Runner) -> None:

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import FuseError, ReparameterizeError
+from ..layers import ReparameterizableConv2d
 from ..reparam import Swap, plan_swaps
 from ..reparam.comparison import LayerComparison
 from ..reparam.convert import check_whole
@@ -58,6 +59,13 @@ class ReparameterizeHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         self._undo()  # of a validation that was interrupted
+        model = unwrapped(runner.model)
+        try:
+            branches = any(isinstance(m, ReparameterizableConv2d) for m in model.modules()) or plan_swaps(model)
+        except FuseError:  # of blocks whose norms are in training mode
+            return
+        if not branches:
+            runner.logger.info('ReparameterizeHook: the model has no layers with branches, so it is in deployed form already.')
 
     def before_train(self, runner: Runner) -> None:
         self._undo()
@@ -90,10 +98,7 @@ class ReparameterizeHook(Hook):
         _check_whole(runner.model)
         model = unwrapped(runner.model)
         self._planned = plan_swaps(model)
-        if not self._planned:
-            runner.logger.info('ReparameterizeHook: the model has no layers with branches, so it is in deployed form already.')
-            return
-        self._comparison = LayerComparison(self._planned)
+        self._comparison = LayerComparison(self._planned) if self._planned else None
 
     def _apply(self, runner: Runner) -> None:
         if self._comparison is None:
