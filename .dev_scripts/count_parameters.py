@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Count the parameters of the published architectures with 1000 classes, in training form and re-parameterized.
 
-python .dev_scripts/count_parameters.py                            # a table in the terminal
-python .dev_scripts/count_parameters.py --write docs/architectures.md
+python .dev_scripts/count_parameters.py                                  # a table in the terminal
+python .dev_scripts/count_parameters.py --write docs/architectures.md    # those whose weights the authors published
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ RESNETS = {
     **{f'ResNeXt-{depth} 32x4d': dict(type='OREPAResNeXt', depth=depth) for depth in (50, 101)},
 }
 REPVGGS = ('A0', 'A1', 'A2', 'B0', 'B1', 'B1g2', 'B1g4', 'B2', 'B2g2', 'B2g4', 'B3', 'B3g2', 'B3g4', 'D2se')
+ALL = (*RESNETS, *(f'RepVGG-{arch}' for arch in REPVGGS))
+COLUMNS = ('none', 'RepVGG', *METHODS)
 # Networks whose weights the authors published.
 PUBLISHED = (
     *('ResNet-18', 'ResNet-34', 'ResNet-50', 'ResNet-101', 'WideResNet-18 x2', 'ResNeXt-50 32x4d'),
@@ -61,19 +64,13 @@ def count(config: dict) -> tuple[int, int]:
     return training, sum(p.numel() for p in model.parameters())
 
 
-def rows() -> list[tuple[str, str, int, int]]:
+def rows(names: Sequence[str] = ALL) -> list[list[str]]:
+    """Of each architecture: millions of parameters by method, in training form, and of the network that is deployed."""
     configs, table = backbones(), []
-    for (name, method), config in track(list(configs.items()), 'counting'):
-        table.append((name, method, *count(config)))
+    for name in track(names, 'counting'):
+        counts = {method: count(config) for (other, method), config in configs.items() if other == name}
+        table.append([name, *(f'{counts[m][0] / 1e6:.2f}' if m in counts else '' for m in COLUMNS), f'{counts["OREPA"][1] / 1e6:.2f}'])
     return table
-
-
-def markdown(table: list[tuple[str, str, int, int]]) -> str:
-    lines = ['| architecture | method | training form | re-parameterized |', '|---|---|---:|---:|']
-    for name, method, training, deployed in table:
-        mark = ' *' if name in PUBLISHED and method == 'OREPA' else ''
-        lines.append(f'| {name} | {method}{mark} | {training:,} | {deployed:,} |')
-    return '\n'.join(lines)
 
 
 def main() -> None:
@@ -82,12 +79,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.write:
         doc_tables.check(args.write, 'parameters')
-    table = rows()
-    print(f'{"architecture":<20}{"method":<10}{"training form":>15}{"re-parameterized":>18}')
-    for name, method, training, deployed in table:
-        print(f'{name:<20}{method:<10}{training:>15,}{deployed:>18,}')
+    table = [['', *COLUMNS, 're-parameterized'], *rows(PUBLISHED if args.write else ALL)]
+    for row in table:
+        print(f'{row[0]:<20}' + ''.join(f'{cell:>18}' for cell in row[1:]))
     if args.write:
-        doc_tables.write(args.write, 'parameters', markdown(table))
+        doc_tables.write(args.write, 'parameters', doc_tables.markdown(table))
 
 
 if __name__ == '__main__':

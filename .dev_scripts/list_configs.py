@@ -32,30 +32,52 @@ from orepa_mm.layers import METHODS, SqueezedConv2d  # noqa: E402
 
 DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
-HEADER = ('model', 'method', 'data', 'schedule', 'input', 'params, M', 'FLOPs, G', 'command')
+HEADER = ('config', 'params, M', 'FLOPs, G', 'paper')
+# Tables 2, 4 and 5 of the paper: the metric and the training memory in GB.
+CLASSIFIERS = {
+    'resnet18': dict(none=(71.21, 4.2), dbb=(71.77, 7.5), orepa=(72.13, 5.2)),
+    'resnet34': dict(none=(74.13, 5.2), dbb=(74.83, 11.1), orepa=(75.04, 6.7)),
+    'resnet50': dict(none=(76.70, 10.3), dbb=(76.89, 13.7), orepa=(77.31, 11.2)),
+    'resnet101': dict(none=(77.71, 14.5), dbb=(78.02, 19.7), orepa=(78.29, 16.1)),
+    'resnext50-32x4d': dict(none=(77.14, 12.4), orepa=(77.66, 13.0)),
+    'wideresnet18-x1.5': dict(none=(73.69, 6.0), orepa=(74.51, 7.4)),
+    'wideresnet18-x2': dict(none=(74.74, 7.4), orepa=(75.61, 10.4)),
+}
+REPVGGS = {
+    'A0': dict(repvgg=(72.41, 3.8), orepa=(73.04, 4.2)),
+    'A1': dict(repvgg=(74.46, 4.8), orepa=(74.85, 5.5)),
+    'A2': dict(repvgg=(76.48, 5.8), orepa=(76.72, 7.4)),
+}
+TRANSFERS = {
+    'faster-rcnn_{}-r50_fpn_1x_coco': dict(none=(36.5, 5.0), dbb=(36.5, 6.5), orepa=(37.0, 5.7)),
+    'retinanet_{}-r50_fpn_1x_coco': dict(none=(36.2, 5.0), dbb=(36.6, 6.5), orepa=(36.9, 5.9)),
+    # Listed with the toolbox's 40k schedule, the shortest.
+    'pspnet_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(74.47, 11.5), dbb=(74.50, 13.0), orepa=(75.47, 12.3)),
+    'deeplabv3plus_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(76.63, 13.1), dbb=(77.15, 14.6), orepa=(77.59, 13.8)),
+}
 INTRODUCTION = """# Model zoo
 
 <!-- Written by: python .dev_scripts/list_configs.py --write docs/configs.md -->
 
-Each command trains one row, on as many GPUs as the recipe is written for; on another number add `--auto-scale-lr` where the config has an
-`auto_scale_lr`. Run ImageNet configs first: a transfer config starts from the last checkpoint its backbone's ImageNet config leaves in
-`work_dirs/`, or from the one you give, as one converted with `tools/model_converters/convert_checkpoint.py`:
+Names say network, method, GPUs x batch, schedule and data, as in the toolboxes. `none` is the stock network;
+[architectures](architectures.md) says what the other methods build. The methods of a transfer row share everything else,
+[the stem's learning rate](stem.md) included. `stock-init` and `from-stock` train stock weights with branches
+[beside the optimizer](beside.md); a `light` in the name means [light branches](branches.md). `mini` configs train on the sets that
+`demo/make_mini_data.py` draws, in minutes on a CPU.
 
 <!-- needs: data -->
 ```shell
+tools/dist_train.sh CONFIG GPUS [--auto-scale-lr]     # on another number of GPUs than the name says
 tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint=checkpoints/orepa-resnet50_in1k.pth
 ```
 
-`none` is the stock network; what the other methods build, [architectures.md](architectures.md) says. The three methods of a transfer row
-share everything else, the stem's learning rate ([stem.md](stem.md)) included. Parameters and FLOPs are those of the whole model in training
-form → re-parameterized, norms included; FLOPs by mmengine's analysis, a multiply-add counted as one, for one picture of the input size. The
-squeezing of kernels (OREPA, ExpandNet) is not in them, as it costs the same however many pictures there are: what it adds to a training
-step, `make bench` measures.
-Two-stage detectors are counted with 1000 proposals and 100 masks. Rows with `full branches` or `fixed scales`
-have them [beside the optimizer](beside.md): the model is the stock network throughout.
+Run ImageNet configs first: a transfer config starts from what its backbone's ImageNet config leaves in `work_dirs/`, or from the
+checkpoint you give, such as [a published one](architectures.md#published-checkpoints). Mask R-CNN on Cityscapes needs the annotation files
+of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts`.
 
-`mini` configs train on the sets `demo/make_mini_data.py` draws, in minutes on a CPU. Mask R-CNN on Cityscapes needs the annotation files
-of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts` for its own metric.
+The last column is the paper's figure: top-1, box AP or mIoU. Parameters and FLOPs are of the whole model, in training form →
+re-parameterized; a multiply-add counts as one, for one image of the test size, two-stage detectors with 1000 proposals and 100 masks.
+Squeezing is not in the FLOPs: [speed](speed.md) has what it costs.
 """
 
 
@@ -150,6 +172,15 @@ def method_of(cfg: Config) -> str:
     return backbone.get('method', 'OREPA') if backbone.type.startswith('OREPA') else 'none'
 
 
+def paper_figures() -> dict[str, tuple[float, float]]:
+    """Config name -> metric and memory."""
+    figures = {f'{method}-{net}_4xb64-120e_in1k': pair for net, row in CLASSIFIERS.items() for method, pair in row.items()}
+    for arch, row in REPVGGS.items():
+        figures[f'repvgg-{arch}_4xb64-120e_in1k'] = row['repvgg']
+        figures[f'orepa-repvgg-{arch}_4xb64-120e_in1k'] = row['orepa']
+    return figures | {pattern.format(method): pair for pattern, row in TRANSFERS.items() for method, pair in row.items()}
+
+
 def schedule(cfg: Config, name: str) -> str:
     length = f'{cfg.train_cfg.max_epochs} epochs' if cfg.train_cfg.get('max_epochs') else f'{cfg.train_cfg.max_iters} iterations'
     return f'{length}, {gpus(cfg, name)} x {cfg.train_dataloader.batch_size}'
@@ -164,14 +195,10 @@ def gpus(cfg: Config, name: str) -> int:
 
 
 def description(name: str) -> tuple[str, ...]:
-    """The columns that need no model."""
+    """Network, method, data and schedule."""
     cfg = read(name)
     dataset = cfg.train_dataloader.dataset.get('dataset', cfg.train_dataloader.dataset)
-    data = 'drawn, as ' * ('mini' in name) + DATA[dataset.type]
-    count = gpus(cfg, name)
-    command = f'tools/dist_train.sh {name} {count}' if count > 1 else f'python tools/train.py {name}'
-    height, width = input_size(cfg)
-    return network_name(cfg), method_of(cfg), data, schedule(cfg, name), f'{height} x {width}', f'`{command}`'
+    return network_name(cfg), method_of(cfg), 'drawn, as ' * ('mini' in name) + DATA[dataset.type], schedule(cfg, name)
 
 
 def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -200,8 +227,9 @@ def cost(name: str) -> tuple[str, str]:
 
 
 def row(name: str, costs: tuple[str, str]) -> str:
-    *first, command = description(name)
-    return f'| {" | ".join((*first, *costs, command))} |'
+    figure = paper_figures().get(Path(name).stem)
+    shown = '' if figure is None else f'{figure[0]:.{1 if "/coco/" in name else 2}f}'
+    return f'| [{Path(name).stem}](../{name}) | {" | ".join(costs)} | {shown} |'
 
 
 def document(rows: dict[str, str]) -> str:
@@ -209,7 +237,7 @@ def document(rows: dict[str, str]) -> str:
     parts = [INTRODUCTION]
     for family, title in FAMILIES.items():
         lines = [line for name, line in rows.items() if name.startswith(f'configs/{family}/')]
-        parts.append(f'## {title}\n\n| {" | ".join(HEADER)} |\n|---|---|---|---|---|---|---|---|\n' + '\n'.join(lines) + '\n')
+        parts.append(f'## {title}\n\n| {" | ".join(HEADER)} |\n|---|---:|---:|---:|\n' + '\n'.join(lines) + '\n')
     return '\n'.join(parts)
 
 

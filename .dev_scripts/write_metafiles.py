@@ -15,43 +15,12 @@ import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 from common import UsageError, run  # noqa: E402
-from list_configs import FAMILIES, ROOT, configs, description, read  # noqa: E402
+from list_configs import FAMILIES, ROOT, configs, description, paper_figures, read  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
 from orepa_mm.files import replacing  # noqa: E402
 
 PAPER = dict(Title='Online Convolutional Re-parameterization', URL='https://arxiv.org/abs/2204.00826')
-# Tables 2, 4 and 5 of the paper: the metric and the training memory in GB.
-CLASSIFIERS = {
-    'resnet18': dict(none=(71.21, 4.2), dbb=(71.77, 7.5), orepa=(72.13, 5.2)),
-    'resnet34': dict(none=(74.13, 5.2), dbb=(74.83, 11.1), orepa=(75.04, 6.7)),
-    'resnet50': dict(none=(76.70, 10.3), dbb=(76.89, 13.7), orepa=(77.31, 11.2)),
-    'resnet101': dict(none=(77.71, 14.5), dbb=(78.02, 19.7), orepa=(78.29, 16.1)),
-    'resnext50-32x4d': dict(none=(77.14, 12.4), orepa=(77.66, 13.0)),
-    'wideresnet18-x1.5': dict(none=(73.69, 6.0), orepa=(74.51, 7.4)),
-    'wideresnet18-x2': dict(none=(74.74, 7.4), orepa=(75.61, 10.4)),
-}
-REPVGGS = {
-    'A0': dict(repvgg=(72.41, 3.8), orepa=(73.04, 4.2)),
-    'A1': dict(repvgg=(74.46, 4.8), orepa=(74.85, 5.5)),
-    'A2': dict(repvgg=(76.48, 5.8), orepa=(76.72, 7.4)),
-}
-TRANSFERS = {
-    'faster-rcnn_{}-r50_fpn_1x_coco': dict(none=(36.5, 5.0), dbb=(36.5, 6.5), orepa=(37.0, 5.7)),
-    'retinanet_{}-r50_fpn_1x_coco': dict(none=(36.2, 5.0), dbb=(36.6, 6.5), orepa=(36.9, 5.9)),
-    # Listed with the toolbox's 40k schedule, the shortest.
-    'pspnet_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(74.47, 11.5), dbb=(74.50, 13.0), orepa=(75.47, 12.3)),
-    'deeplabv3plus_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(76.63, 13.1), dbb=(77.15, 14.6), orepa=(77.59, 13.8)),
-}
-
-
-def paper_figures() -> dict[str, tuple[float, float]]:
-    """Config name -> metric and memory."""
-    figures = {f'{method}-{net}_4xb64-120e_in1k': pair for net, row in CLASSIFIERS.items() for method, pair in row.items()}
-    for arch, row in REPVGGS.items():
-        figures[f'repvgg-{arch}_4xb64-120e_in1k'] = row['repvgg']
-        figures[f'orepa-repvgg-{arch}_4xb64-120e_in1k'] = row['orepa']
-    return figures | {pattern.format(method): pair for pattern, row in TRANSFERS.items() for method, pair in row.items()}
 
 
 def costs(page: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -59,9 +28,9 @@ def costs(page: str) -> dict[str, tuple[list[float], list[float]]]:
     found = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
-        name = re.search(r'configs/\S+\.py', cells[-1])
-        if name and len(cells) == 8:
-            found[name[0]] = tuple([float(value) for value in cell.split('→')] for cell in cells[5:7])
+        name = re.search(r'configs/\S+\.py', cells[0])
+        if name and len(cells) == 4:
+            found[name[0]] = tuple([float(value) for value in cell.split('→')] for cell in cells[1:3])
     return found
 
 
@@ -76,7 +45,7 @@ def result(name: str, metric: float) -> dict:
 def entry(path: str, family: str, cost: tuple[list[float], list[float]]) -> dict:
     """A model of a metafile."""
     cfg, name = read(path), Path(path).stem
-    architecture, method, data, schedule, *_ = description(path)
+    architecture, method, data, schedule = description(path)
     length, per_gpu = schedule.split(', ')
     number, unit = length.split()
     gpus, batch = (int(value) for value in per_gpu.split(' x '))

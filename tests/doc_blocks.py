@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-LANGUAGES = {'shell', 'python', 'diff', 'text'}
+LANGUAGES = {'shell', 'python', 'diff', 'text', 'bibtex'}
 # What a block may need that a test has not; "minutes" are run by a slow test.
 NEEDS = {'data', 'gpu', 'network', 'cluster', 'minutes', 'hours'}
 OTHERS = {'pip', 'source', 'mim', 'mutmut', 'tensorboard', 'trtexec', 'docker'}  # programs that are not of this project

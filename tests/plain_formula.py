@@ -65,7 +65,7 @@ def stage_output(kernel: nn.Module, x: Tensor, groups: int, flip: bool, stride, 
     if kernel.freq is not None:
         branches.append(spatial(F.conv2d(x, kernel.freq, groups=groups), kernel.prior.unsqueeze(1), channels))
     if kernel.seq_kxk is not None:
-        branches.append(spatial(F.conv2d(x, kernel.seq_1x1 + kernel.identity, groups=groups), kernel_of(kernel.seq_kxk, k), groups))
+        branches.append(spatial(F.conv2d(x, with_identity(kernel.seq_1x1), groups=groups), kernel_of(kernel.seq_kxk, k), groups))
     if kernel.point is not None:
         branches.append(spatial(x, F.pad(kernel.point, [k // 2] * 4), groups))
     if kernel.pointwise is not None:
@@ -73,6 +73,10 @@ def stage_output(kernel: nn.Module, x: Tensor, groups: int, flip: bool, stride, 
         expanded = x.unflatten(1, (groups, 1, -1)).expand(-1, -1, expansion, -1, -1, -1).flatten(1, 3)  # every input channel, over and over
         branches.append(F.conv2d(spatial(expanded, kernel.depthwise, expanded.shape[1]), kernel.pointwise, groups=groups))
     return sum(scale.view(-1, 1, 1) * branch for scale, branch in zip(kernel.scale, branches, strict=True))
+
+
+def with_identity(weight: Tensor) -> Tensor:
+    return weight + nn.init.dirac_(torch.empty_like(weight), len(weight) // weight.shape[1])
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
@@ -88,11 +92,12 @@ def affine(norm: nn.Module, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
 
 
 def bordered(norm: nn.Module, x: Tensor, padding) -> Tensor:
-    """Normed maps, around them what the norm with its running statistics makes of zero."""
+    """Normed maps, around them what the norm with its running statistics makes of zero, which as published is a constant."""
     height, width = padding
-    inside = F.pad(torch.ones_like(x[:1, :1]), (width, width, height, height)) > 0
-    border = affine(norm, torch.zeros_like(x[:1, :, :1, :1]), norm.running_mean, norm.running_var)
-    return torch.where(inside, F.pad(normed(norm, x), (width, width, height, height)), border)
+    border = affine(norm, torch.zeros_like(x[:1, :, :1, :1]), norm.running_mean, norm.running_var).detach()
+    y = border.expand(len(x), -1, x.shape[2] + 2 * height, x.shape[3] + 2 * width).clone()
+    y[:, :, height : height + x.shape[2], width : width + x.shape[3]] = normed(norm, x)
+    return y
 
 
 def diverse_branch_block(block: DBBConv2d, x: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ def diverse_branch_block(block: DBBConv2d, x: Tensor) -> Tensor:
     y = y + normed(block.avg_norm2, F.conv2d(averaged, mean, groups=len(mean), **geometry))
     centre = F.pad(block.point.weight, [k // 2] * 4)
     y = y + normed(block.point_norm, F.conv2d(padded(block, x), centre, groups=groups, **geometry))
-    first = bordered(block.seq_norm1, F.conv2d(x, block.seq_1x1.weight + block.identity, groups=groups), block.padding)
+    first = bordered(block.seq_norm1, F.conv2d(x, with_identity(block.seq_1x1.weight), groups=groups), block.padding)
     return y + normed(block.seq_norm2, F.conv2d(first, block.seq_kxk.weight, groups=groups, **geometry))
 
 

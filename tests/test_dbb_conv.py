@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer
+from plain_formula import written_out
 from torch import nn
 
 from orepa_mm import DBBConv2d, reparameterize
 from orepa_mm.errors import FuseError, LayerError
+from orepa_mm.layers.dbb_conv import _pad
 
 FORMS = {
     '3x3': dict(kernel_size=3, padding=1),
@@ -41,6 +43,25 @@ def test_one_convolution_equals_the_branches(form):
     plain = reparameterize(block)
     assert type(plain) is nn.Conv2d
     assert ((plain(x) - expected).abs().max() / expected.abs().max()).item() < 1e-10
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('form', FORMS)
+def test_gradients_are_those_of_the_published_formula(form, training):
+    block, x = settled(form).train(training), torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    for norm in block.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.0
+    found, expected = (torch.autograd.grad(y.sin().sum(), list(block.parameters())) for y in (block(x), written_out(block, x)))
+    for (name, _), a, b in zip(block.named_parameters(), found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-9 * max(g.abs().max() for g in expected), name
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_padding_leaves_the_inside_as_it_is(dtype):
+    norm, x = settled('3x3').avg_norm1.to(dtype), torch.randn(2, 6, 9, 8, dtype=dtype)
+    nn.init.constant_(norm.bias, 100)
+    assert torch.equal(_pad(x, norm, (2, 1))[:, :, 2:-2, 1:-1], x)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -81,6 +102,7 @@ def test_weight_and_bias_describe_the_layer_in_eval_mode():
 def test_registered_as_a_convolution_layer():
     conv = build_conv_layer(dict(type='DBBConv2d', norm_cfg=dict(type='SyncBN')), 4, 6, 3, padding=1, bias=False)
     assert type(conv) is DBBConv2d and type(conv.origin_norm) is nn.SyncBatchNorm
+    assert type(DBBConv2d(4, 6, 1, norm_cfg=dict(type=nn.SyncBatchNorm)).origin_norm) is nn.SyncBatchNorm
     plain = build_conv_layer(dict(type='DBBConv2d', plain_sizes=(1, 7), norm_cfg=dict(type='BN')), 4, 6, kernel_size=7, bias=False)
     assert type(plain) is nn.Conv2d and plain.bias is None
 
@@ -93,6 +115,7 @@ def test_registered_as_a_convolution_layer():
         (dict(kernel_size=3, padding=1, dilation=2), r'padding of at least \(2, 2\)'),
         (dict(kernel_size=3, padding=1, padding_mode='reflect'), 'reflect'),
         (dict(kernel_size=3, padding=1, norm_cfg=dict(type='GN')), "'GN'"),
+        (dict(kernel_size=3, padding=1, norm_cfg=dict(type='BN', track_running_stats=False)), 'running statistics'),
         (dict(kernel_size=3, padding=1, groups=4), 'divisible by groups'),
     ],
 )

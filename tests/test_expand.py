@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import few
 from mmengine.config import Config
@@ -16,9 +17,9 @@ from test_reparameterize import settle
 from torch import nn
 
 import orepa_mm
-from orepa_mm import OREPAConv2d, expand, reparameterize
-from orepa_mm.errors import ExpandError, PlainKernelError
-from orepa_mm.layers import METHODS
+from orepa_mm import DBBConv2d, OREPAConv2d, expand, prune_branches, reparameterize
+from orepa_mm.errors import BranchesError, ExpandError, FuseError, PlainKernelError
+from orepa_mm.layers import METHODS, ReparameterizableConv2d
 from orepa_mm.reparam.comparison import largest_difference
 
 STARTS = ('balanced', 'zeros', 'shared')
@@ -142,7 +143,7 @@ def test_layers_that_stay_plain_are_listed(caplog):
     with caplog.at_level(logging.INFO, logger='orepa_mm'):
         expand(model)
     assert branches(model) == 1 and isinstance(model[9], OREPAConv2d)
-    assert 'Expanded 1 convolutions' in caplog.text
+    assert 'Expanded 1 convolutions into OREPA layers: build the optimizer now, not before' in caplog.text
     for path, reason in {
         '0': '2 x 2', '1': '1 x 3', '2': 'transposed', '3': 'is a Samepad', '4': 'computed', '5': 'computed', '6': 'shares its weight',
         '7': 'shares its weight', '8': 'at least 36 output channels', '10': 'as a product of 3 kernels',
@@ -436,3 +437,70 @@ def test_methods_that_cannot_be_expanded_to(options, message):
     with pytest.raises(ExpandError, match=message):
         expand(model, **options)
     assert not branches(model)
+
+
+BLOCKS = {  # of timm, which merge their own branches
+    'MobileOneBlock': lambda: timm.models.byobnet.MobileOneBlock(8, 8),
+    'RepVggBlock': lambda: timm.models.byobnet.RepVggBlock(8, 8),
+    'RepVggDw': lambda: timm.models.repvit.RepVggDw(8, 3),
+    'ReparamLargeKernelConv': lambda: timm.models.fastvit.ReparamLargeKernelConv(8, 8, 7, 1, 8, 3),
+}
+
+
+@pytest.mark.parametrize('block', BLOCKS)
+def test_blocks_that_have_branches_are_named_and_timm_merges_all(block, caplog):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), BLOCKS[block](), DBBConv2d(8, 8, 3, padding=1)).eval()
+    x = torch.randn(2, 3, 9, 9)
+    expected = model(x)
+    expand(model, where=lambda path, conv: not path.startswith('2'))
+    assert f'1 blocks have branches already ({block})' in caplog.text and relative(model(x), expected) < 1e-5
+    merged = timm.utils.model.reparameterize_model(model)
+    assert not any(isinstance(module, ReparameterizableConv2d) for module in merged.modules())
+    assert relative(merged(x), expected) < 1e-5
+    reparameterize(model)
+    assert f"{{'{block}': 1}}" in caplog.text and relative(model(x), expected) < 1e-5
+    with pytest.raises(FuseError, match=r'model\.eval\(\)'):
+        timm.utils.model.reparameterize_model(nn.Sequential(DBBConv2d(8, 8, 1)))
+
+
+class Tied(nn.Module):
+    """One weight under two names, another one that a part without a ``weight`` has, and a bias of two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.again = self.first.weight
+        self.part = nn.ParameterList([self.second.weight])
+        self.free = nn.Conv2d(4, 4, 3, padding=1)
+        self.free.bias = self.third.bias
+
+
+def test_what_is_tied_stays_tied(caplog):
+    model = Tied()
+    with caplog.at_level(logging.INFO, logger='orepa_mm'):
+        expand(model)
+    assert branches(model) == 2 and model.again is model.first.weight and model.part[0] is model.second.weight
+    assert caplog.text.count('shares its weight') == 2 and model.free.bias is model.third.bias
+    computed = nn.Conv2d(4, 4, 3)
+    nn.utils.parametrize.register_parametrization(computed, 'bias', nn.Tanh())
+    with pytest.raises(ExpandError, match='bias that is computed'):
+        expand(nn.Sequential(computed))
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+@pytest.mark.parametrize('change', [expand, reparameterize, lambda model: prune_branches(model, 1)], ids=['expand', 'back', 'prune'])
+def test_an_optimizer_that_holds_what_was_replaced_is_refused(change, optimizer):
+    """Not one whose parameters still get gradients, elsewhere."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3) if change is expand else OREPAConv2d(4, 4, 3), nn.BatchNorm2d(4)).eval()
+    other = nn.Sequential(model[0])
+    before, elsewhere = (getattr(torch.optim, optimizer)(each.parameters(), lr=0.1) for each in (model, other))
+    x = torch.randn(2, 4, 9, 9)
+    change(model)
+    if not isinstance(other[0], OREPAConv2d) or change is reparameterize:
+        other(x).sum().backward()
+        elsewhere.step()
+        elsewhere.zero_grad()
+    model(x).sum().backward()
+    with pytest.raises(BranchesError, match=r'that (expand|reparameterize|prune_branches) has replaced in the model'):
+        before.step()
+    getattr(torch.optim, optimizer)(model.parameters(), lr=0.1).step()

@@ -215,7 +215,7 @@ def test_the_matrix_is_that_of_the_branches(kernel_size):
     derivatives = torch.cat([each.reshape(3, 2, kernel_size**2, -1) for each in found.values()], -1)
     expected = derivatives @ derivatives.mT
     rows = dict(zip(kernel.branches, kernel.scale, strict=True))
-    matrix = gradient_matrix(rows, kernel_size, getattr(kernel, 'prior', None))
+    matrix = gradient_matrix(rows, kernel_size)
     for channel in range(2):
         assert (matrix - expected[:, channel]).abs().max() < EXACT
 

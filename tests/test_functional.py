@@ -4,17 +4,18 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from orepa_mm.errors import LayerError
 from orepa_mm.functional import (
     Branches,
+    add_identity,
     average,
     closed_form_kxk,
     compose,
     frequency_prior,
     fuse_norm,
-    identity_kernel,
     kernel_of,
     merge_1x1_kxk,
     repvgg_l2,
@@ -90,9 +91,9 @@ def test_merging_stacked_convolutions(groups):
     assert close(F.conv2d(x, kernel, bias, groups=groups), F.conv2d(inner, second, second_bias, groups=groups))
     kernel, bias = average(first, first_bias, 3)
     assert close(F.conv2d(x, kernel, bias, groups=groups), F.avg_pool2d(inner, 3, 1))
-    identity = identity_kernel(4, 5, **({'groups': groups} if groups > 1 else {}), dtype=torch.float64)
-    assert torch.equal(F.conv2d(x, identity, padding=2, groups=groups), x)
-    assert identity_kernel(4, 3, device='meta').device.type == 'meta'
+    for copies in (1, 2):
+        point = draw(copies * 4, 4 // groups, 1, 1)
+        assert torch.equal(add_identity(point), point + nn.init.dirac_(torch.empty_like(point), copies * groups))
 
 
 @pytest.mark.parametrize('bias', [None, 'drawn'])

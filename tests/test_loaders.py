@@ -94,3 +94,16 @@ def test_other_stores(files, monkeypatch):
     refuses('cluster:s3://bucket/evil.pth', files)
     with pytest.raises(CheckpointError, match='cannot be read from there'):
         loads('pavi://model/1')
+
+
+@pytest.mark.parametrize('name', ['open-mmlab://resnet50_v1c', 'mmcls://resnet18', f'https://{loaders.GONE}/mmdetection/v3.0/x.pth'])
+def test_the_host_that_is_gone(name, files, monkeypatch):
+    """Nothing is asked of whoever has its name; what lies in the cache is read as any file."""
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *args: pytest.fail('asked'))
+    for function in ('get_external_models', 'get_mmcls_models'):  # as in the official packages; OneDL's have a host of theirs
+        monkeypatch.setattr(loaders, function, lambda: {n: f'https://{loaders.GONE}/{n}.pth' for n in ('resnet50_v1c', 'resnet18')})
+    with pytest.raises(CheckpointError, match='is no longer OpenMMLab.*path of a file of your own') as error:
+        loads(name)
+    (files / 'hub' / 'hub' / 'checkpoints').mkdir(parents=True)
+    (files / 'evil.pth').rename(files / 'hub' / 'hub' / 'checkpoints' / Path(str(error.value).split(': ')[0]).name)
+    refuses(name, files)

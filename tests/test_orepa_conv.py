@@ -60,6 +60,7 @@ def test_plain_sizes_of_a_conv_cfg():
     conv = build(4, 8, kernel_size=1, stride=2, bias=False)
     assert type(conv) is nn.Conv2d and conv.stride == (2, 2) and conv.bias is None
     assert type(build(4, 8, (1, 1), 2)) is nn.Conv2d and type(build(4, 8, 3)) is OREPAConv2d
+    assert type(build(4, 8, [1, 1])) is type(build(4, 8, kernel_size=torch.Size([1, 1]))) is nn.Conv2d
     with pytest.raises(LayerError, match='square kernel'):
         build(4, 8, (1, 3))
     with pytest.raises(TypeError):  # by position it would be taken for something else
@@ -272,7 +273,8 @@ def test_squeezing_keeps_hardly_more_than_the_parameters(form):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         weight = conv.weight
     others = [t for t in kept if t.untyped_storage().data_ptr() not in own]
-    assert kept and len(others) <= 1 and all(t.shape == conv.kernel.seq_1x1.shape for t in others)  # the one with its identity
+    # Of a k x k kernel the sequence's 1x1 kernel with its identity, and the frequency prior.
+    assert kept and (not others or {t.shape for t in others} == {conv.kernel.seq_1x1.shape, conv.kernel.prior.shape})
     weight.sum().backward()
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 from PIL import Image
 from small_models import config, path_of, save_weights
 from small_runs import built, check_resuming, last_checkpoint, run
@@ -17,8 +19,9 @@ import orepa_mm
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine import prune_branches_hook
 from orepa_mm.engine.prune_branches_hook import PruneBranchesHook
-from orepa_mm.errors import LayerError, PruneError
+from orepa_mm.errors import BranchesError, LayerError, PruneError
 from orepa_mm.optim import attached_to
+from orepa_mm.optim.prune import drop_branches_of
 from orepa_mm.reparam.prune import branch_shares, drop_branches, kernels_with_branches
 
 
@@ -75,6 +78,66 @@ def test_only_the_branches_that_are_named_go():
     drop_branches(model, {'2.kernel': ['avg', 'point'], 'somewhere.else': ['avg']})
     after = {path: kernel.branches for path, kernel in kernels_with_branches(model)}
     assert after == before | {'2.kernel': tuple(name for name in before['2.kernel'] if name not in ('avg', 'point'))}
+
+
+def test_names_may_come_from_an_iterator():
+    kernel = OREPAConv2d(4, 4, 3).kernel
+    kernel.drop_branches(iter(['avg', 'freq']))
+    assert kernel.branches == ('origin', 'sequence', 'point', 'separable')
+    stem = OREPAConv2d(3, 8, 7, branches=iter(['origin', 'avg']))
+    assert [stage.branches for stage in stem.kernel.stages] == 3 * [('origin', 'avg')]
+    convs = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3))
+    assert [type(layer) for layer in orepa_mm.expand(convs, kernel_sizes=iter([3]))] == [OREPAConv2d, nn.Conv2d, OREPAConv2d]
+
+
+COMPUTING = {
+    'pruning': lambda kernel: torch.nn.utils.prune.random_unstructured(kernel, 'origin', 0.5),
+    'parametrization': lambda kernel: torch.nn.utils.parametrize.register_parametrization(kernel, 'avg', nn.Tanh()),
+    'weight norm': lambda kernel: torch.nn.utils.parametrizations.weight_norm(kernel, 'point'),
+}
+
+
+@pytest.mark.parametrize('computing', COMPUTING)
+def test_branches_that_are_computed_are_not_moved(computing):
+    model = nn.Sequential(OREPAConv2d(4, 4, 3), OREPAConv2d(4, 4, 1))
+    COMPUTING[computing](model[0].kernel)
+    before = model(x := torch.randn(1, 4, 9, 9))
+    with pytest.raises(PruneError, match=r'0\.kernel\.(origin|avg|point).*prune\.remove'):
+        orepa_mm.prune_branches(model, 1)
+    with pytest.raises(BranchesError, match=r'0\.kernel\.(origin|avg|point)" is computed'):
+        orepa_mm.attach_branches(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_names_in_an_optimizer_are_those_of_its_parameters(named):
+    if named and digit_version(torch.__version__) < digit_version('2.6'):
+        pytest.skip('torch 2.6 gave them names')
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    optimizer = torch.optim.SGD(model.named_parameters() if named else model.parameters(), lr=0.1, momentum=0.9)
+
+    def check():
+        parameters = dict(model.named_parameters())
+        for group in optimizer.param_groups:
+            assert len(group['params']) == len(parameters) and ('param_names' in group) is named
+            assert all(parameters[name] is p for name, p in zip(group.get('param_names', ()), group['params'], strict=False))
+
+    handle = orepa_mm.attach_branches(model, optimizer)
+    model(torch.randn(1, 4, 9, 9)).sum().backward()
+    optimizer.step()
+    check()
+    saved = optimizer.state_dict()
+    (group,) = saved['param_groups']
+    assert not named or set(group['param_names']) == set(dict(handle.training_form().named_parameters()))
+    optimizer.load_state_dict(saved)
+    check()
+    handle.move_into_model()
+    check()
+    drop_branches_of(model, {'0.kernel': ['avg', 'point']}, [optimizer])
+    check()
+    optimizer.zero_grad()
+    orepa_mm.attach_branches(model, optimizer)
+    check()
 
 
 class TestBadInput:

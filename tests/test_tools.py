@@ -369,32 +369,3 @@ def test_pipeline_from_pretraining_to_reparameterized_transfer(tmp_path):
         assert (tmp_path / 'out' / f'loss_{name}.png').is_file()
     again = subprocess.run([*command, str(tmp_path / 'out')], capture_output=True, text=True, cwd=tmp_path)
     assert again.returncode == 2 and 'is not empty' in again.stderr
-
-
-@pytest.mark.slow
-def test_stem_sweep(tools, mini_data, tmp_path):
-    """Two multipliers on a run of seconds; what is done is not done again."""
-    pairs = [f'{key}={value}' for key, value in tools.options('cityscapes', iterations=1).items()]
-    arguments = ('.dev_scripts/studies/sweep_stem_lr', tools.CONFIGS['cityscapes'], '--multipliers', '0', '1', '--out', tmp_path)
-    times = []
-    for _ in range(2):
-        status, error = tools.run(*arguments, '--cfg-options', *pairs)
-        assert status == 0, error
-        times.append([path.stat().st_mtime_ns for path in sorted(tmp_path.rglob('scalars.json'))])
-    assert times[0] == times[1] and len(times[0]) == 2
-    sweep = json.loads((tmp_path / 'sweep.json').read_text())
-    assert sweep['metric'] == 'mIoU' and set(sweep['values']) == {'0', '1'} and all(len(runs) == 1 for runs in sweep['values'].values())
-    assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
-    stems = [torch.load(tmp_path / f'runs/lr_mult_{m}/seed_0/last.pth', weights_only=False)['state_dict'] for m in (0, 1)]
-    assert not torch.equal(*(stem['backbone.bn1.weight'] for stem in stems))
-    assert torch.equal(stems[0]['backbone.bn1.weight'], torch.ones(16))
-
-
-def test_stem_sweep_needs_a_multiplier_in_the_config(tools, tmp_path):
-    refused(
-        tools.run('.dev_scripts/studies/sweep_stem_lr', tools.CONFIGS['imagenet'], '--out', tmp_path / 'x'),
-        'no multiplier to sweep',
-        'backbone.conv1',
-    )
-    refused(tools.run('.dev_scripts/studies/sweep_stem_lr', tools.CONFIGS['coco'], '--multipliers', '-1'), 'not negative')
-    assert not (tmp_path / 'x').exists()

@@ -1,12 +1,11 @@
 """A study: methods compared on one config, each with a learning rate of its own, over several seeds."""
 
-import json
 import re
 import shutil
 import statistics
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,16 @@ import torch
 from common import merge_options
 from mmengine.config import Config
 from preflight import check_data
-from runs import Run, Runs, metric_of, run_of
+from runs import Run, Runs, run_of
 
 import orepa_mm
 from orepa_mm.deploy.loading import build_model, load_model
-from orepa_mm.errors import OREPAError, UsageError
+from orepa_mm.errors import UsageError
 from orepa_mm.files import replacing, save
 
 MARK = 'pretrained:'
 RATE, SEED = 'optim_wrapper.optimizer.lr', 'randomness.seed'
 FIRST_RATE_SEED = 1000  # seeds that choose a learning rate are none of those that compare
-SETTINGS = ('config', 'data_root', 'metric', 'baseline', 'methods', 'learning_rates', 'lr_seeds', 'seeds', 'pretrained')
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Study:
 
     Args:
         name: The file's, without its ending.
-        config: What all methods share. Its validation part chooses learning rates, its test part compares.
+        config: What all methods share, in a file beside. Its validation part chooses learning rates, its test part compares.
         metric: By which methods are compared, as the toolbox names it; more is better.
         baseline: The method the others are compared with.
         methods: The settings each overrides, by their dotted paths.
@@ -42,8 +40,8 @@ class Study:
         seeds: Runs for each method at its learning rate.
         pretrained: Networks to train first, whose checkpoints a setting ``'pretrained:NAME'`` stands for: a config, and the settings that
             are overridden in it; or with ``expand`` another of them given branches by :func:`orepa_mm.expand` with these arguments.
-        data: What takes the place of ``data_root`` at the beginning of every setting; None: nothing does.
-        data_root: See ``data``.
+        data_root: What ``data`` takes the place of, at the beginning of every setting.
+        data: None: nothing does.
     """
 
     name: str
@@ -52,11 +50,11 @@ class Study:
     baseline: str
     methods: dict[str, dict[str, Any]]
     learning_rates: tuple[float, ...]
-    lr_seeds: int
-    seeds: int
-    pretrained: dict[str, dict[str, Any]]
-    data: str | None = None
+    lr_seeds: int = 2
+    seeds: int = 5
+    pretrained: dict[str, dict[str, Any]] = field(default_factory=dict)
     data_root: str | None = None
+    data: str | None = None
 
     @property
     def total(self) -> int:
@@ -66,98 +64,37 @@ class Study:
 
 
 def read_study(path: Path, data: Path | None = None, seeds: int | None = None) -> Study:
-    """The study in a Python file of the form of a config.
-
-    Args:
-        path: The file.
-        data: A folder to take the place of the file's ``data_root``.
-        seeds: Another number of seeds than the file's.
+    """The study in a Python file of the form of a config, with ``data`` for its ``data_root`` and another number of seeds, if given.
 
     Raises:
         UsageError: When something in the file is missing, unknown or contradicts the rest.
     """
-
-    def wrong(text: str) -> UsageError:
-        return UsageError(f'{path}: {text}')
-
     if not path.is_file():
         raise UsageError(f'{path}: no such study file.')
-    file = Config.fromfile(path).to_dict()
-    unknown = [name for name in file if name not in SETTINGS and not name.startswith('_')]
-    if unknown:
-        raise wrong(f'{unknown[0]} is no setting of a study ({", ".join(SETTINGS)}); names of your own begin with _.')
-    for name in ('config', 'metric', 'baseline', 'methods', 'learning_rates'):
-        if not file.get(name):
-            raise wrong(f'does not say its {name}; a study file has {", ".join(SETTINGS)}.')
-    methods = {str(name): dict(options) for name, options in _mapping(file, 'methods', wrong).items()}
-    seeds = file.get('seeds', 5) if seeds is None else seeds
-    lr_seeds, rates = file.get('lr_seeds', 2), tuple(file['learning_rates'])
-    if file['baseline'] not in methods:
-        raise wrong(f'baseline {file["baseline"]!r} is not among the methods ({", ".join(methods)}).')
-    if not isinstance(seeds, int) or seeds < 2:
-        raise wrong(f'seeds={seeds}: an interval takes at least 2.')
-    if not isinstance(lr_seeds, int) or lr_seeds < 1:
-        raise wrong(f'lr_seeds={lr_seeds}: a learning rate is chosen by at least 1.')
-    if not all(isinstance(rate, int | float) and rate > 0 for rate in rates) or len(set(rates)) < len(rates):
-        raise wrong(f'learning_rates={rates}: give positive numbers, each once.')
-    slugs = [slug(name) for name in methods]
-    if len(set(slugs)) < len(slugs):
-        raise wrong(f'methods: two have the same letters and digits in their names ({", ".join(methods)}).')
-    if data is not None and not data.is_dir():
-        raise UsageError(f'{data}: no such folder of data.')
-    if data is not None and not file.get('data_root'):
-        raise wrong(f'has no data_root that {data} could take the place of.')
-    pretrained = _mapping(file, 'pretrained', wrong)
-    study = Study(
-        path.stem,
-        _config(path, file['config'], wrong),
-        file['metric'],
-        file['baseline'],
-        methods,
-        rates,
-        lr_seeds,
-        seeds,
-        {name: _pretraining(path, name, each, pretrained, wrong) for name, each in pretrained.items()},
-        None if data is None else f'{data.resolve()}/',
-        f'{file["data_root"].rstrip("/")}/' if file.get('data_root') else None,
-    )
-    for name, options in methods.items():
-        for text in _texts(options):
-            if text.startswith(MARK) and text.removeprefix(MARK) not in pretrained:
-                raise wrong(f'method {name!r}: {text} is not among the pretrained ({", ".join(pretrained) or "none"}).')
+    given = {name: value for name, value in Config.fromfile(path).to_dict().items() if not name.startswith('_')}
+    given |= dict(seeds=seeds) if seeds is not None else {}
+    given |= dict(data=f'{data.resolve()}/') if data is not None else {}
+    try:
+        given['config'] = Config.fromfile(path.parent / given['config'])
+        for each in given.get('pretrained', {}).values():
+            if 'expand' not in each:
+                each['config'] = Config.fromfile(path.parent / each['config'])
+        study = Study(path.stem, **given)
+    except (TypeError, KeyError, FileNotFoundError) as error:
+        raise UsageError(f'{path}: {type(error).__name__}: {error}; Study in {__file__} says what a study file has.') from None
+    asked = {text.removeprefix(MARK) for text in re.findall(rf'{MARK}[^\'"]+', repr(study.methods))}
+    asked |= {each['of'] for each in study.pretrained.values() if 'expand' in each}
+    wrong = {
+        f'baseline {study.baseline!r} is not among the methods': study.baseline not in study.methods,
+        f'seeds={study.seeds}: an interval takes at least 2': study.seeds < 2,
+        'methods: two have the same letters and digits in their names': len({slug(name) for name in study.methods}) < len(study.methods),
+        f'{MARK}{", ".join(asked - study.pretrained.keys())} is not among the pretrained': asked - study.pretrained.keys(),
+        f'{data}: no such folder of data, or no data_root it could take the place of': data and not (data.is_dir() and study.data_root),
+    }
+    for message, is_so in wrong.items():
+        if is_so:
+            raise UsageError(f'{path}: {message}.')
     return study
-
-
-def _mapping(file: dict[str, Any], name: str, wrong: Callable[[str], UsageError]) -> dict[str, Any]:
-    value = file.get(name) or {}
-    if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
-        raise wrong(f'{name}: give a dictionary of dictionaries, such as {name}=dict(NAME={{"model.backbone.method": "DBB"}}).')
-    return value
-
-
-def _config(path: Path, name: str, wrong: Callable[[str], UsageError]) -> Config:
-    found = path.parent / name
-    if not found.is_file():
-        raise wrong(f'config {name}: no such file beside it.')
-    return Config.fromfile(found)
-
-
-def _pretraining(path: Path, name: str, each: dict[str, Any], all_: dict[str, Any], wrong: Callable[[str], UsageError]) -> dict[str, Any]:
-    if 'expand' in each:
-        if 'config' not in all_.get(each.get('of'), {}):
-            raise wrong(f'pretrained {name!r}: of={each.get("of")!r} is not among the networks that are trained first.')
-        return each
-    if 'config' not in each:
-        raise wrong(f'pretrained {name!r}: does not say its config.')
-    return dict(config=_config(path, each['config'], wrong), options=each.get('options', {}))
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [text for each in value for text in _texts(each)]
-    return [value] if isinstance(value, str) else []
 
 
 def slug(name: str) -> str:
@@ -184,9 +121,8 @@ class Plan:
 
     def pretraining(self, name: str) -> Run:
         each = self.study.pretrained[name]
-        return self._run(
-            each['config'], each['options'] | {SEED: 0}, f'pretrain/{slug(name)}', 'val', phase='pretrain', method=name, seed=0
-        )
+        options = each.get('options', {}) | {SEED: 0}
+        return self._run(each['config'], options, f'pretrain/{slug(name)}', 'val', phase='pretrain', method=name, seed=0)
 
     def choosing(self) -> list[Run]:
         """The runs that choose each method's learning rate, one seed after the other."""
@@ -218,16 +154,11 @@ class Plan:
         """``config`` with the study's data for those it names."""
         if self.study.data is None:
             return config
-        settings = replaced(config.to_dict(), self.study.data_root, self.study.data)
-        return Config(settings, filename=config.filename)
+        return Config(replaced(config.to_dict(), self.study.data_root, self.study.data), filename=config.filename)
 
 
 def check(study: Study, plan: Plan) -> None:
-    """Build each method's model and look at the data, before hours are spent.
-
-    Raises:
-        OREPAError: For what cannot be built or read. The message names the method.
-    """
+    """Build each method's model and look at the data, before hours are spent; UsageError names the method that cannot be built."""
     for method, options in study.methods.items():
         cfg = deepcopy(study.config)
         try:
@@ -237,25 +168,6 @@ def check(study: Study, plan: Plan) -> None:
             raise UsageError(f'{study.name}: method {method!r} cannot be built: {" ".join(str(error).split())[:300]}') from error
     for cfg in (study.config, *(each['config'] for each in study.pretrained.values() if 'config' in each)):
         check_data(plan.with_data(cfg), ('train', 'val', 'test'))
-
-
-def claim(study: Study, out: Path) -> None:
-    """Mark the folder ``out`` as this study's.
-
-    Raises:
-        UsageError: When it is another's.
-    """
-    path = out / 'study.json'
-    try:
-        owner = json.loads(path.read_text())['study'] if path.is_file() else None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise UsageError(f'{path}: is not what a study leaves there; give another --out.') from None
-    if owner not in (None, study.name):
-        raise UsageError(f'{out}: holds the results of the study {owner!r}, not of {study.name!r}; give another --out.')
-    if owner is None and out.is_dir() and any(out.iterdir()):
-        raise UsageError(f'{out}: holds something else than the results of a study; give another --out.')
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(dict(study=study.name)) + '\n')
 
 
 def chosen_rates(study: Study, records: list[dict[str, Any]]) -> dict[str, float]:
@@ -271,33 +183,32 @@ def chosen_rates(study: Study, records: list[dict[str, Any]]) -> dict[str, float
         for rate in study.learning_rates:
             runs = [record for record in records if (record['method'], record['lr']) == (method, rate)]
             if runs and not any('error' in record for record in runs):
-                found[rate] = statistics.mean(metric_of(record, [study.metric]) for record in runs)
+                found[rate] = statistics.mean(metric_of(study, record) for record in runs)
     return {method: max(found, key=found.__getitem__) for method, found in means.items() if found}
 
 
-def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict[str, Any]]], object]) -> dict[str, dict[str, Any]]:
-    """Run what of a study is not run yet.
+def metric_of(study: Study, record: dict[str, Any]) -> float:
+    if study.metric not in record['metrics']:
+        raise UsageError(f'metric {study.metric}: {record["run"]} has {", ".join(record["metrics"])}. What has run is kept.')
+    return record['metrics'][study.metric]
 
-    Args:
-        study: As :func:`read_study` gives it.
-        out: Its folder.
-        jobs: Runs at a time.
-        done: Called with all records so far by their runs' names, after each run of the comparison.
+
+def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict[str, Any]]], object]) -> dict[str, dict[str, Any]]:
+    """Run what of a study is not run yet, in ``out``; ``done`` gets all records so far after each run of the comparison.
 
     Returns:
         All records by their runs' names.
 
     Raises:
-        UsageError: As :func:`check`, :func:`claim` and :class:`.Runs`; when a network that others start from failed; for an unknown metric.
+        UsageError: As :func:`check` and :class:`.Runs`; when a network that others start from failed; for an unknown metric.
     """
     out = out.resolve()
     plan = Plan(study, out)
     check(study, plan)
-    claim(study, out)
 
     def ended(record: dict[str, Any]) -> None:
         if 'error' not in record and record['phase'] != 'pretrain':
-            metric_of(record, [study.metric])  # a wrong name shows after the first run, not after the last
+            metric_of(study, record)  # a wrong name shows after the first run, not after the last
         if record['phase'] == 'compare':
             done(runs.records)
 
@@ -309,18 +220,13 @@ def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict
 
 
 def pretrain(plan: Plan, runs: Runs) -> None:
-    """Train the networks that others start from, and keep their checkpoints; then those with branches that are made of them.
-
-    Raises:
-        UsageError: When one of them failed or cannot be expanded as the study says.
-    """
+    """Train the networks that others start from, and keep their checkpoints; then those with branches that are made of them."""
     study = plan.study
     trained = {name: plan.pretraining(name) for name, each in study.pretrained.items() if 'expand' not in each}
     left = {name: run for name, run in trained.items() if not plan.checkpoint(name).is_file()}
-    for name, run in left.items():
-        if run.name in runs.records and not (runs.work_dir(run) / 'last_checkpoint').is_file():
-            print(f'pretrained {name!r}: its checkpoint is gone, it is trained again', flush=True)
-            del runs.records[run.name]
+    for run in left.values():
+        if not (runs.work_dir(run) / 'last_checkpoint').is_file():
+            runs.records.pop(run.name, None)  # it is gone, and trained again
     for name, record in zip(trained, runs.carry_out(list(trained.values())), strict=True):
         if 'error' in record:
             raise UsageError(f'pretrained {name!r}, which other runs start from, failed: {record["error"]}')
@@ -329,12 +235,8 @@ def pretrain(plan: Plan, runs: Runs) -> None:
         with replacing(plan.checkpoint(name)) as partial:
             shutil.copy(last, partial)
     for name, each in study.pretrained.items():
-        if 'expand' not in each or plan.checkpoint(name).is_file():
-            continue
-        torch.manual_seed(0)  # what branches draw
-        model = load_model(Config.fromfile(runs.config_path(trained[each['of']])), plan.checkpoint(each['of']))
-        try:
+        if 'expand' in each and not plan.checkpoint(name).is_file():
+            torch.manual_seed(0)  # what branches draw
+            model = load_model(Config.fromfile(runs.config_path(trained[each['of']])), plan.checkpoint(each['of']))
             orepa_mm.expand(model, **each['expand'])
-        except (OREPAError, TypeError) as error:
-            raise UsageError(f'pretrained {name!r}: {error}') from error
-        save(dict(state_dict=model.state_dict()), plan.checkpoint(name))
+            save(dict(state_dict=model.state_dict()), plan.checkpoint(name))

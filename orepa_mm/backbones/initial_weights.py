@@ -6,7 +6,15 @@ from typing import Any
 from mmengine.model import BaseModule, initialize
 from torch import nn
 
+from ..errors import LayerError
 from ..layers import OREPAConv2d
+
+
+def check_given(conv_cfg: dict[str, Any] | None, **options: Any) -> None:
+    """Raise :class:`.LayerError` for options of the method's convolution layer beside another layer."""
+    for name, value in options.items():
+        if value is not None and conv_cfg is not None:
+            raise LayerError(f'{name} and conv_cfg: give the {name} in the conv_cfg')
 
 
 class BalancedStart:

@@ -12,7 +12,7 @@ from ..checkpoints.checks_weights import ChecksWeights
 from ..errors import LayerError
 from ..layers.kernels import branch_names
 from ..reparam import reparameterize
-from .initial_weights import BalancedStart
+from .initial_weights import BalancedStart, check_given
 
 METHODS = ('OREPA', 'RepVGG')
 
@@ -29,10 +29,9 @@ def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None, init: 
         # The 1x1 branch of the block takes the place of the layer's own.
         names = tuple(name for name in branch_names('full' if branches is None else branches) if name != 'point')
         return dict(type='OREPAConv2d', plain_sizes=(1,), branches=names, **({} if init is None else dict(init=init)))
-    if branches is not None:
-        raise LayerError(f"branches={branches!r} is for method='OREPA', not {method!r}")
-    if init is not None:
-        raise LayerError(f"init={init!r} is for method='OREPA', not {method!r}")
+    for name, value in dict(branches=branches, init=init).items():
+        if value is not None:
+            raise LayerError(f"{name}={value!r} is for method='OREPA', not {method!r}")
     return dict(type='Conv2d')
 
 
@@ -69,10 +68,7 @@ class OREPARepVGG(BalancedStart, ChecksWeights, RepVGG):
         deploy: bool = False,
         **kwargs: Any,
     ) -> None:
-        if branches is not None and conv_cfg is not None:
-            raise LayerError('branches and conv_cfg: give the branches in the conv_cfg')
-        if init is not None and conv_cfg is not None:
-            raise LayerError('init and conv_cfg: give the init in the conv_cfg')
+        check_given(conv_cfg, branches=branches, init=init)
         method_cfg = conv_cfg_of(method, branches, init)
         if isinstance(arch, str) and arch not in self.arch_settings:
             raise LayerError(f'arch={arch!r} is unknown; choose from {", ".join(self.arch_settings)}, or give a dict')

@@ -10,8 +10,9 @@ from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.stem import squeeze_stem
 from ..errors import LayerError
 from ..layers import METHODS, ReparameterizableConv2d
+from ..layers.base import shape_of
 from ..registry import type_name
-from .initial_weights import BalancedStart
+from .initial_weights import BalancedStart, check_given
 
 
 def conv_cfg_of(
@@ -25,7 +26,8 @@ def conv_cfg_of(
     Raises:
         LayerError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
     """
-    chosen = {key: value for key, value in dict(branches=branches, init=init).items() if value is not None}
+    names = branches if branches is None or isinstance(branches, str) else tuple(branches)
+    chosen = {key: value for key, value in dict(branches=names, init=init).items() if value is not None}
     if chosen and method != 'OREPA':
         key, value = next(iter(chosen.items()))
         raise LayerError(f"{key}={value!r} is for method='OREPA', not {method!r}")
@@ -37,7 +39,7 @@ def conv_cfg_of(
     projection = (1,) if depth in (18, 34) else ()
     cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
     if layer.brings_norm:
-        cfg['norm_cfg'] = dict(type=(norm_cfg or {}).get('type', 'BN'))
+        cfg['norm_cfg'] = dict(norm_cfg or {})
     return cfg | chosen
 
 
@@ -95,10 +97,7 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         plain_stem: bool = False,
         **kwargs: Any,
     ) -> None:
-        if branches is not None and conv_cfg is not None:
-            raise LayerError('branches and conv_cfg: give the branches in the conv_cfg')
-        if init is not None and conv_cfg is not None:
-            raise LayerError('init and conv_cfg: give the init in the conv_cfg')
+        check_given(conv_cfg, branches=branches, init=init)
         if plain_stem and kwargs.get('deep_stem'):
             raise LayerError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
@@ -134,35 +133,16 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
 
 def _rebuilt(conv: nn.Conv2d, conv_cfg: dict[str, Any]) -> nn.Module:
     """The layer that ``conv_cfg`` makes of a stock convolution's arguments."""
-    return build_conv_layer(
-        conv_cfg,
-        conv.in_channels,
-        conv.out_channels,
-        kernel_size=conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-    )
+    return build_conv_layer(conv_cfg, **shape_of(conv))
 
 
 class OREPAResNeXtMixin(OREPAResNetMixin):
-    """Builds a toolbox's own ResNeXt with OREPA convolutions, or with a baseline's.
-
-    Put before the stock class.
+    """Builds a toolbox's own ResNeXt with OREPA convolutions, or with a baseline's; put before the stock class.
 
     Args:
         depth: 50, 101 or 152.
         groups: Groups of the 3x3 convolutions; with the stock width of 4 channels a group the net is a 32x4d.
-        method: A name in :data:`.METHODS`, such as ``'OREPA'`` or ``'DBB'`` (Diverse Branch Block), or ``'none'`` (stock convolutions).
-        branches, init: As in ``OREPAResNet``.
-        conv_cfg: Another convolution layer than the method's.
-        plain_stem: As in ``OREPAResNet``.
-        kwargs: All arguments of the toolbox's ResNeXt.
-
-    Raises:
-        LayerError: As ``OREPAResNet``.
+        kwargs: As in ``OREPAResNet``, and all arguments of the toolbox's ResNeXt.
     """
 
     def __init__(self, depth: int, *, groups: int = 32, **kwargs: Any) -> None:

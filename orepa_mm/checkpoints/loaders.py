@@ -15,6 +15,8 @@ from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_
 from ..errors import CheckpointError
 from .reading import read_checkpoint
 
+GONE = 'download.openmmlab.com'
+
 
 def use_safe_loaders() -> None:
     """Let mmengine load every checkpoint by :func:`.read_checkpoint`, downloads included, until the process ends.
@@ -30,8 +32,18 @@ def load_from_local(filename: str, map_location: str | torch.device | None = Non
 
 
 def load_from_http(url: str, map_location: str | torch.device | None = None) -> dict[str, Any]:
-    """Download into torch hub's folder of checkpoints, once, and read from there."""
+    """Download into torch hub's folder of checkpoints, once, and read from there.
+
+    Raises:
+        CheckpointError: When that fails, and for what OpenMMLab's host, which is gone, has not left there.
+    """
     path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    if urlparse(url).hostname == GONE and not path.exists():
+        raise CheckpointError(
+            f"{url}: {GONE} is no longer OpenMMLab's (its domain expired in June 2026), and nothing is downloaded from there. Take "
+            "torchvision's weights (torchvision://resnet50; for ResNetV1c a config with the stock 7x7 stem, such as mmseg's *-r50b-*), "
+            "timm's, or the path of a file of your own."
+        )
     error = None
     if get_rank() == 0 and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

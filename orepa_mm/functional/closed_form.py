@@ -174,16 +174,7 @@ class _SqueezeKxK(torch.autograd.Function):
 
 
 def gradient_kxk(grad: Tensor, branches: Branches, groups: int = 1) -> Branches:
-    """The backward pass of :func:`.squeeze_kxk`: gradients of the weights from that of the kernel.
-
-    Args:
-        grad: [O, I/g, k, k], in any memory format.
-        branches: The weights that were squeezed.
-        groups: g.
-
-    Returns:
-        A gradient for each weight, None for the prior, which is constant.
-    """
+    """The backward pass of :func:`.squeeze_kxk`: gradients of the weights, None for the prior, from that of the kernel [O, I/g, k, k]."""
     programs = fused(grad.device)
     with without_autocast(grad):
         if programs is not None:

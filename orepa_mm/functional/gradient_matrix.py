@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from .precision import without_autocast
-from .squeeze import Branches, branch_kernels
+from .squeeze import Branches, branch_kernels, frequency_prior
 
 
-def gradient_matrix(scale: dict[str, Tensor], kernel_size: int, prior: Tensor | None = None) -> Tensor:
+def gradient_matrix(scale: dict[str, Tensor], kernel_size: int) -> Tensor:
     """``M = sum_b s_b^2 A_b A_b^T`` for the branches origin, avg, freq and point.
 
     Args:
         scale: The scales [O] of each branch, by its name.
         kernel_size: k.
-        prior: :func:`.frequency_prior`, [O, k, k], where there is a branch freq.
 
     Returns:
         [O, k*k, k*k], symmetric, in float64.
@@ -32,8 +31,8 @@ def gradient_matrix(scale: dict[str, Tensor], kernel_size: int, prior: Tensor | 
         s = row.detach().double()
         # The columns of s_b A_b are the kernels of unit weights.
         unit = torch.eye(taps, dtype=s.dtype, device=s.device)[None] if name == 'origin' else s.new_ones(1, 1, 1, 1)
-        weights = {name: unit} | (dict(prior=prior.double()) if name == 'freq' and prior is not None else {})
-        columns = branch_kernels(Branches(scale=s[None], **weights), (len(s), 1, kernel_size, kernel_size))[name]
+        weights = Branches(scale=s[None], prior=frequency_prior(len(s), kernel_size, s.device, s.dtype))._replace(**{name: unit})
+        columns = branch_kernels(weights, (len(s), 1, kernel_size, kernel_size))[name]
         product = columns @ columns.mT
         total = product if total is None else total + product
     assert total is not None
@@ -41,15 +40,7 @@ def gradient_matrix(scale: dict[str, Tensor], kernel_size: int, prior: Tensor | 
 
 
 def multiply_taps(kernel: Tensor, matrix: Tensor) -> Tensor:
-    """``M`` times a kernel or its gradient, over the taps of each output and input channel.
-
-    Args:
-        kernel: [O, I/g, k, k].
-        matrix: M, symmetric, [O, k*k, k*k].
-
-    Returns:
-        [O, I/g, k, k], in the memory format of ``kernel``.
-    """
+    """``M``, [O, k*k, k*k], times a kernel [O, I/g, k, k] or its gradient, over the taps of each channel; in its memory format."""
     with without_autocast(kernel):
         if kernel.shape[-1] == 1:
             return kernel * matrix[..., None]

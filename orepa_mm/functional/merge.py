@@ -25,25 +25,12 @@ def merge_1x1_kxk(first: Tensor, first_bias: Tensor, second: Tensor, second_bias
 
 
 def average(first: Tensor, first_bias: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """One convolution for a 1x1 and a k x k average pooling after it, whose input is padded with ``first_bias``.
-
-    Args:
-        first: [O, I/g, 1, 1].
-        first_bias: [O].
-        kernel_size: k.
-
-    Returns:
-        Kernel [O, I/g, k, k] and bias [O].
-    """
+    """As :func:`merge_1x1_kxk` for a k x k average pooling after a 1x1 convolution."""
     return first.expand(-1, -1, kernel_size, kernel_size) / kernel_size**2, first_bias
 
 
-def identity_kernel(
-    channels: int, kernel_size: int, groups: int = 1, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Kernel of the convolution that gives its input back, [C, C/g, k, k]."""
-    per_group = channels // groups
-    kernel = torch.zeros(channels, per_group, kernel_size, kernel_size, device=device, dtype=dtype)
-    channel = torch.arange(channels)
-    kernel[channel, channel % per_group, kernel_size // 2, kernel_size // 2] = 1
-    return kernel
+def add_identity(weight: Tensor) -> Tensor:
+    """A 1x1 kernel [T, I/g, 1, 1] plus the one that hands its input channels on, over and over where T is larger than I."""
+    inputs = weight.shape[1]
+    identity = weight.new_ones(inputs, inputs).tril().triu()  # by methods, which torch.fx can follow, all of which ONNX has
+    return (weight.reshape(-1, inputs, inputs) + identity).view_as(weight)

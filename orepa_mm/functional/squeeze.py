@@ -6,7 +6,7 @@ of the norm of each branch) and section 3.3 (block squeezing). O and I are outpu
 
 import math
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,14 +73,15 @@ def frequency_prior(
     Returns:
         [O, k, k].
     """
-    half = out_channels / 2
-    channel = torch.arange(out_channels, dtype=torch.float64)
-    vertical = channel < half
-    frequency = torch.where(vertical, channel + 1, channel + 1 - half)
-    position = torch.arange(kernel_size, dtype=torch.float64) + 0.5
+    device = torch.device(device or 'cpu')
+    # Many devices have no float64, and a CUDA graph takes no copy from the CPU.
+    options: Any = dict(device=device if device.type == 'cuda' else 'cpu', dtype=torch.float64)
+    frequency = torch.arange(out_channels, **options) % (out_channels / 2) + 1
+    position = torch.arange(0.5, kernel_size, **options)
     wave = torch.cos(math.pi * position * frequency[:, None] / kernel_size)
-    prior = torch.where(vertical[:, None, None], wave[:, :, None], wave[:, None, :])
-    return prior.to(device=device, dtype=dtype or torch.get_default_dtype())
+    columns, rows = wave[:, :, None].expand(-1, -1, kernel_size), wave[:, None].expand(-1, kernel_size, -1)
+    half = (out_channels + 1) // 2
+    return torch.cat([columns[:half], rows[half:]]).to(device, dtype or torch.get_default_dtype())
 
 
 def _row(weight: Tensor, scale: Tensor) -> Tensor:
@@ -121,14 +122,7 @@ def branch_kernels(branches: Branches, shape: tuple[int, int, int, int], groups:
 
 
 def squeeze_kxk(branches: Branches, shape: tuple[int, int, int, int], groups: int = 1) -> Tensor:
-    """Squeeze the branches of a k x k layer: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel.
-
-    Args:
-        branches, shape, groups: As for :func:`branch_kernels`.
-
-    Returns:
-        Kernel [O, I/g, k, k].
-    """
+    """The squeezed kernel of a k x k layer, [O, I/g, k, k]: ``W = sum_b scale[b] * W_b``, ``scale[b]`` a factor per output channel."""
     return kernel_of(reduce(torch.add, branch_kernels(branches, shape, groups).values()), shape[-1])
 
 

@@ -1,5 +1,6 @@
 """The Asymmetric Convolution Block."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -16,21 +17,12 @@ class ACNetConv2d(NormedConv2d):
 
     Three branches run over the feature maps, each with a norm of its own: k x k, 1 x k and k x 1; their outputs are summed. A 1x1 layer
     keeps the first only.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype, norm_cfg: As in
-            :class:`.NormedConv2d`.
-
-    Shape:
-        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
-
-    Raises:
-        LayerError: As :class:`.NormedConv2d`.
+    The arguments are those of :class:`.NormedConv2d`.
     """
 
     key_mark = '.vertical_norm.'
 
-    def build(self, norm: type[_BatchNorm], options: dict[str, Any]) -> None:
+    def build(self, norm: Callable[..., _BatchNorm], options: dict[str, Any]) -> None:
         k, channels = self.kernel_size[0], (self.in_channels, self.out_channels)
         self.origin, self.origin_norm = self._conv(*channels, k, options), norm(self.out_channels, **options)
         if k > 1:

@@ -1,13 +1,16 @@
 """What every convolution layer with training-time branches has in common."""
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import LayerError, PlainKernelError
-from ..functional import is_plain_eager
+from ..errors import FuseError, LayerError, PlainKernelError
+from ..functional import HOOKS, in_float32, is_plain_eager
+from .computed import computed
 from .conv_cfg import TakesPlainSizes
 
 PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
@@ -16,9 +19,9 @@ PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
 def memory_format_of(module: nn.Module) -> torch.memory_format:
     """``channels_last`` where a parameter of ``module`` is in that format and in no other."""
     last = torch.channels_last
+    # Those of depthwise convolutions are contiguous in both formats, and their strides are of one.
     kernels = [p for p in module.parameters() if p.dim() == 4 and p.shape[-1] > 1]
-    found = any(p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in kernels)
-    return last if found else torch.contiguous_format
+    return last if any(p.is_contiguous(memory_format=last) and p.stride(1) == 1 for p in kernels) else torch.contiguous_format
 
 
 def memory_format_of_input(x: Tensor) -> torch.memory_format:
@@ -31,6 +34,41 @@ def shape_of(layer: 'nn.Conv2d | ReparameterizableConv2d') -> dict[str, Any]:
     """The arguments, ``bias`` included, that build a convolution of the shape of ``layer``; device and dtype are not among them."""
     names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     return {name: getattr(layer, name) for name in names} | dict(bias=layer.bias is not None)
+
+
+def share_hooks(old: nn.Module, new: nn.Module) -> None:
+    """The same dicts, so that handles which remove hooks go on working, and hooks that are added to one are the other's too."""
+    for name in HOOKS:
+        setattr(new, name, getattr(old, name))
+
+
+def check_norms(module: nn.Module, path: str) -> None:
+    for name, norm in module.named_modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        if norm.running_mean is None:
+            raise FuseError(
+                f'the norm "{path}.{name}" inside a {type(module).__name__} keeps no running statistics (track_running_stats=False), '
+                'so it has no fixed form to merge: give it statistics, or keep the training form.'
+            )
+        if norm.training:
+            raise FuseError(
+                f'the norm "{path}.{name}" inside a {type(module).__name__} is in training mode, where its output depends on the batch: '
+                'call model.eval() first.'
+            )
+
+
+def plain_conv(like: 'nn.Conv2d | ReparameterizableConv2d', weight: Tensor, bias: Tensor | None, source: nn.Module) -> nn.Conv2d:
+    """A stock convolution like ``like`` with this kernel, which requires grad where any parameter of ``source`` does, and bias."""
+    conv = nn.Conv2d(**shape_of(like) | dict(bias=bias is not None), device='meta')
+    memory_format = like.memory_format if isinstance(like, ReparameterizableConv2d) else memory_format_of(like)
+    own_bias = dict(source.named_parameters()).get('bias')
+    trainable = any(p.requires_grad for p in source.parameters() if p is not own_bias)
+    # clone: the branchless forms hand out their parameter itself
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=memory_format), requires_grad=trainable)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=trainable if own_bias is None else own_bias.requires_grad)
+    return conv.train(like.training)
 
 
 class _Parameters(dict[str, nn.Parameter | None]):
@@ -46,8 +84,8 @@ class _Parameters(dict[str, nn.Parameter | None]):
 class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
     """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
 
-    It is no ``nn.Conv2d`` on purpose: weight initialisers and tools that look for ``nn.Conv2d`` would write into a weight that is
-    computed from the branches. The attributes are those of ``nn.Conv2d``, ``weight`` and ``bias`` included.
+    It is no ``nn.Conv2d`` on purpose: initialisers that look for one would replace the start of the branches by that of a plain kernel.
+    The attributes are those of ``nn.Conv2d``, ``weight`` and ``bias`` included.
 
     A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode, and ``bias``.
 
@@ -63,6 +101,7 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
     key_mark: ClassVar[str]
     kernel_keys: ClassVar[tuple[tuple[str, str], ...]] = (('origin.weight', 'origin.weight'),)
 
+    channels_last = False
     transposed = False
     output_padding = (0, 0)
 
@@ -111,15 +150,49 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
         """Kernel [O, I/g, k, k] and bias [O] (or None) of the plain convolution this layer equals in eval mode."""
         raise NotImplementedError
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """The plain convolution it equals in eval mode; timm's ``reparameterize_model`` and others look for this method."""
+        check_norms(self, type(self).__name__)
+        exact: Any = in_float32(self)
+        weight, bias = exact.equivalent_conv()
+        plain = plain_conv(self, weight, bias, self).to(next(self.parameters()).dtype)
+        share_hooks(self, plain)
+        return plain
+
     @property
     def weight(self) -> Tensor:
-        """The equivalent kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them."""
-        return self.equivalent_conv()[0]
+        """The equivalent kernel, [O, I/g, k, k], computed from the branches at each access and differentiable in them.
+
+        What is written into it goes to :meth:`write`: initialisers and loaders know nothing of branches.
+        """
+        return computed(self.equivalent_conv()[0], partial(self.write, 'weight'))
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Take ``value`` as the weight or bias that is computed, or raise :class:`.LayerError`."""
+        raise LayerError(
+            f'the {name} of a {type(self).__name__} is computed from branches and their norms and cannot be written: load a state dict of '
+            "its branches, call orepa_mm.reparameterize(model) first, or use conv_cfg=dict(type='Conv2d')"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ('weight', 'bias') and isinstance(getattr(type(self), name, None), property):
+            self.write(name, value.detach())
+        else:
+            super().__setattr__(name, value)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Memory format of the kernels, that of the plain convolution too."""
-        return memory_format_of(self)
+        """The format asked for with ``.to(memory_format=...)``, that of the plain convolution too."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> 'ReparameterizableConv2d':
+        super()._apply(fn, *args, **kwargs)
+        # Branches need not show what was asked for, and a tensor of this shape does.
+        shown = torch.empty(1, 2, 2, 2).contiguous(memory_format=self.memory_format)
+        self.channels_last = fn(shown).is_contiguous(memory_format=torch.channels_last)
+        return self
 
     def init_weights(self) -> None:
         """Draw new weights; mmcv's ``ConvModule`` leaves layers alone that have this method."""
@@ -143,8 +216,4 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        text = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}'
-        for name, default in dict(padding=(0, 0), dilation=(1, 1), groups=1, padding_mode='zeros').items():
-            if getattr(self, name) != default:
-                text += f', {name}={getattr(self, name)!r}'
-        return text
+        return nn.Conv2d.extra_repr(self)  # type: ignore[arg-type]  # it asks for attributes only

@@ -1,5 +1,6 @@
 """The Diverse Branch Block, the baseline OREPA is measured against."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,25 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..functional import average, merge_1x1_kxk
+from ..functional import add_identity, average, merge_1x1_kxk
 from .methods import register_method
-from .normed_conv import NormedConv2d, fold, statistics_of
+from .normed_conv import NormedConv2d, fold
 
 
-def _at_zero(norm: _BatchNorm) -> Tensor:
-    """What the norm with its running statistics makes of zero, [C]."""
-    mean, variance = statistics_of(norm)
-    return norm.bias - mean * norm.weight / (variance + norm.eps).sqrt()
-
-
-def _pad(x: Tensor, norm: _BatchNorm, padding: tuple[int, int]) -> Tensor:
-    """Pad normed maps with what zero padding before the norm would have become."""
+def _pad(x: Tensor, norm: Any, padding: tuple[int, int]) -> Tensor:
+    """Pad normed maps with what the norm with its running statistics makes of zero, a constant as in the published block."""
     if padding == (0, 0):
         return x
     height, width = padding
-    value = _at_zero(norm).to(x.dtype).view(1, -1, 1, 1)
-    # Relative to that value the border is zero.
-    return F.pad(x - value, [width, width, height, height]) + value
+    border = F.pad(torch.zeros_like(x[:1, :1]), [width, width, height, height], value=1) > 0
+    value = fold(torch.zeros_like(norm.running_mean), norm)[1].detach().view(1, -1, 1, 1)
+    return torch.where(border, value.to(x.dtype), F.pad(x, [width, width, height, height]))
 
 
 @register_method('DBB')
@@ -35,33 +30,19 @@ class DBBConv2d(NormedConv2d):
     Four branches run over the feature maps, each with norms of its own: k x k; 1x1 then average pooling; 1x1; 1x1 then k x k. A 1x1
     layer keeps the first only. The layer brings its norms along, so none should follow it. It equals a plain convolution in eval
     mode only.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype, norm_cfg: As in
-            :class:`.NormedConv2d`.
-
-    Shape:
-        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
-
-    Raises:
-        LayerError: As :class:`.NormedConv2d`.
+    The arguments are those of :class:`.NormedConv2d`.
     """
 
     key_mark = '.seq_norm1.'
 
-    identity: Tensor
-
-    def build(self, norm: type[_BatchNorm], options: dict[str, Any]) -> None:
-        k, groups, inner, outer = self.kernel_size[0], self.groups, self.in_channels, self.out_channels
+    def build(self, norm: Callable[..., _BatchNorm], options: dict[str, Any]) -> None:
+        k, inner, outer = self.kernel_size[0], self.in_channels, self.out_channels
         self.origin, self.origin_norm = self._conv(inner, outer, k, options), norm(outer, **options)
         if k > 1:
             self.avg, self.avg_norm1, self.avg_norm2 = self._conv(inner, outer, 1, options), *(norm(outer, **options) for _ in '12')
             self.point, self.point_norm = self._conv(inner, outer, 1, options), norm(outer, **options)
             self.seq_1x1, self.seq_norm1 = self._conv(inner, inner, 1, options), norm(inner, **options)
             self.seq_kxk, self.seq_norm2 = self._conv(inner, outer, k, options), norm(outer, **options)
-            per_group = inner // groups
-            identity = torch.eye(per_group, **options).repeat(groups, 1).view(inner, per_group, 1, 1)
-            self.register_buffer('identity', identity, persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -77,7 +58,7 @@ class DBBConv2d(NormedConv2d):
         pooled = _pad(self.avg_norm1(F.conv2d(input, self.avg.weight, groups=groups)), self.avg_norm1, padding)
         y = y + self.avg_norm2(self._average_pool(pooled))
         y = y + self.point_norm(F.conv2d(input, self.point.weight, None, stride, self.centre_padding, 1, groups))
-        inner = self.seq_norm1(F.conv2d(input, self.seq_1x1.weight + self.identity, groups=groups))
+        inner = self.seq_norm1(F.conv2d(input, add_identity(self.seq_1x1.weight), groups=groups))
         inner = _pad(inner, self.seq_norm1, padding)
         return y + self.seq_norm2(F.conv2d(inner, self.seq_kxk.weight, None, stride, 0, dilation, groups))
 
@@ -95,7 +76,7 @@ class DBBConv2d(NormedConv2d):
         k = self.kernel_size[0]
         averaged, averaged_bias = average(*fold(self.avg.weight, self.avg_norm1), k)
         point, point_bias = fold(self.point.weight, self.point_norm)
-        first = fold(self.seq_1x1.weight + self.identity, self.seq_norm1)
+        first = fold(add_identity(self.seq_1x1.weight), self.seq_norm1)
         branches = [
             fold(averaged, self.avg_norm2, averaged_bias),
             (F.pad(point, [k // 2] * 4), point_bias),

@@ -7,23 +7,12 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from ..functional import without_autocast
-from .base import PaddingMode
 from .methods import register_method
 from .squeezed_conv import SqueezedConv2d
 
 
 def squeeze_expanded(first: Tensor, middle: Tensor, last: Tensor, groups: int = 1) -> Tensor:
-    """One kernel for a 1x1, a k x k and a 1x1 convolution in sequence.
-
-    Args:
-        first: [r I, I/g, 1, 1].
-        middle: [r O, r I/g, k, k].
-        last: [O, r O/g, 1, 1].
-        groups: g.
-
-    Returns:
-        Kernel [O, I/g, k, k].
-    """
+    """One kernel [O, I/g, k, k] for convolutions in sequence with [r I, I/g, 1, 1], [r O, r I/g, k, k] and [O, r O/g, 1, 1]."""
     inputs, k = first.shape[1], middle.shape[2]
     a = first.reshape(groups, -1, inputs)
     # In rows, [g, rO/g, k*k, rI/g]: both products are then plain matrix products.
@@ -35,18 +24,7 @@ def squeeze_expanded(first: Tensor, middle: Tensor, last: Tensor, groups: int = 
 
 
 class ExpandedKernel(nn.Module):
-    """The three kernels of an expanded convolution.
-
-    Args:
-        in_channels: I.
-        out_channels: O.
-        kernel_size: k.
-        groups: g.
-        expansion: r, by which channels between the convolutions are more.
-
-    Shape:
-        The call returns [O, I/g, k, k].
-    """
+    """The three kernels of an expanded convolution; the call returns [O, I/g, k, k]."""
 
     def __init__(
         self,
@@ -78,14 +56,10 @@ class ExpandedKernel(nn.Module):
 
     @torch.no_grad()
     def represent(self, weight: Tensor, start: str = 'balanced') -> None:
-        """Set the kernels so that they multiply to ``weight``, to rounding.
+        """Set the kernels so that they multiply to ``weight``, [O, I/g, k, k], to rounding; there is one ``start`` only.
 
         The 1x1 kernels are drawn with orthonormal columns and rows, so that a step of the k x k kernel moves the product as a plain
         kernel's step would.
-
-        Args:
-            weight: [O, I/g, k, k].
-            start: There is one way only.
         """
         exact = weight.double().unflatten(0, (self.groups, -1))
         for kernel, inverse in ((self.first, 'goikl,gib->gobkl'), (self.last, 'goikl,gao->gaikl')):
@@ -109,12 +83,8 @@ class ExpandNetConv2d(SqueezedConv2d):
     go through one convolution.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
-            ``nn.Conv2d``; the kernel must be square and odd.
-        expansion: The expansion rate r, by which channels between the convolutions are more than before and behind them.
-
-    Shape:
-        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
+        expansion: The expansion rate r, by which channels between the convolutions are more than before and behind them. The other
+            arguments are those of ``nn.Conv2d``.
 
     Raises:
         LayerError: For an even or rectangular kernel, an expansion below 1, and where ``nn.Conv2d`` raises ``ValueError``.
@@ -123,24 +93,7 @@ class ExpandNetConv2d(SqueezedConv2d):
     key_mark = '.kernel.middle'
     kernel_keys = (('kernel.last', 'kernel.first'),)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = 'zeros',
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        expansion: int = 4,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+    def build(self, shape: dict[str, Any], *, expansion: int = 4) -> None:
         if expansion < 1:
             raise LayerError(f'ExpandNetConv2d: expansion={expansion!r} must be at least 1')
-        options: dict[str, Any] = dict(expansion=expansion, device=device, dtype=dtype)
-        self.kernel = ExpandedKernel(in_channels, out_channels, self.kernel_size[0], groups, **options)
+        self.kernel = ExpandedKernel(expansion=expansion, **shape)

@@ -12,6 +12,7 @@ from ..errors import LayerError
 from ..functional import (
     BRANCHES,
     Branches,
+    add_identity,
     branch_kernels,
     closed_form_kxk,
     compose,
@@ -80,6 +81,13 @@ def pull_back_by_autograd(kernel: nn.Module, grad: Tensor) -> dict[str, Tensor]:
         return dict(zip(trained, torch.autograd.grad(kernel(), list(trained.values()), grad), strict=True))
 
 
+def drawn_like(kernel: Any, like: Tensor) -> Any:
+    """A copy of ``kernel`` with weights just drawn, in the dtype and on the device of ``like``."""
+    copy = deepcopy(kernel).to_empty(device=like.device).to(like.dtype)
+    copy.reset_parameters()
+    return copy
+
+
 class PlainKernel(nn.Module):
     """One plain kernel [O, I/g, k, k], the stage of a deep linear stem without branches."""
 
@@ -127,19 +135,13 @@ class OREPAKernel(nn.Module):
     A 1x1 kernel has two: a plain one and two stacked ones, of which the square one starts as the identity.
 
     Args:
-        in_channels: I.
-        out_channels: O.
-        kernel_size: k, odd.
-        groups: g.
         branches: As for :func:`branch_names`; of a 1x1 kernel all but ``'sequence'`` are the plain branch. Without ``'point'`` smaller
             weights are drawn, as in the published OREPA-RepVGG, whose blocks have a 1x1 branch of their own.
         expansion: Depthwise channels per input channel in the separable branch.
 
     Kernels larger than 1x1 are stored in rows, as :class:`.Branches` describes; state dicts with kernels in the usual [O, I/g, k, k]
     load too, and those of a layer with more branches, which are added to the plain one, or with fewer, where the others start at zero.
-
-    Shape:
-        The call returns [O, I/g, k, k].
+    The call returns [O, I/g, k, k].
 
     Raises:
         LayerError: As :func:`branch_names`; and for the frequency prior alone where its pattern is zero for an output channel.
@@ -147,7 +149,6 @@ class OREPAKernel(nn.Module):
 
     # False computes by the plain formula everywhere, with the same result.
     closed_form = True
-
     shape: tuple[int, int, int, int]
     origin: nn.Parameter | None
     avg: nn.Parameter | None
@@ -159,8 +160,6 @@ class OREPAKernel(nn.Module):
     pointwise: nn.Parameter | None
     first: nn.Parameter | None
     second: nn.Parameter | None
-    prior: Tensor | None
-    identity: Tensor | None
 
     def __init__(
         self,
@@ -202,12 +201,7 @@ class OREPAKernel(nn.Module):
         for name in (name for names in (*PARAMETERS.values(), POINTWISE['sequence']) for name in names):
             self.register_parameter(name, nn.Parameter(torch.empty(shapes[name], **options)) if name in own else None)
         self.scale = nn.Parameter(torch.empty(len(self.branches), out_channels, **options))
-        # Constants follow from the shapes, so checkpoints do without them.
-        prior = torch.empty(out_channels, kernel_size, kernel_size, **options) if 'freq' in self.branches else None
-        identity = torch.empty(inner, in_per_group, 1, 1, **options) if self.seq_1x1 is not None else None
-        self.register_buffer('prior', prior, persistent=False)
-        self.register_buffer('identity', identity, persistent=False)
-        if self.branches == ('freq',) and not frequency_prior(out_channels, kernel_size).abs().amax((1, 2)).gt(1e-6).all():
+        if self.branches == ('freq',) and not frequency_prior(out_channels, kernel_size, 'cpu').abs().amax((1, 2)).gt(1e-6).all():
             raise LayerError(
                 f'branches={branches!r}: the frequency prior of a {kernel_size}x{kernel_size} kernel is zero for some of {out_channels} '
                 "output channels, which would stay zero; add another branch, such as 'origin'"
@@ -234,7 +228,7 @@ class OREPAKernel(nn.Module):
     def _stacked(self) -> Tensor:
         """Make the square one of a 1x1 kernel's two stacked weights the identity, and return the other."""
         square, other = (self.get_parameter(name) for name in self.parameters_of('sequence'))
-        square.copy_(torch.eye(square.shape[1]).repeat(self.groups, 1).view_as(square))
+        square.copy_(add_identity(torch.zeros_like(square)))
         return other
 
     @torch.no_grad()
@@ -246,27 +240,18 @@ class OREPAKernel(nn.Module):
         if self.seq_1x1 is not None:
             nn.init.zeros_(self.seq_1x1)
         self._scale_rows(self.initial_scale)
-        self.fill_constants()
 
-    @torch.no_grad()
-    def fill_constants(self) -> None:
-        if self.prior is not None:
-            self.prior.copy_(frequency_prior(len(self.prior), self.kernel_size, dtype=torch.float64))
-        if self.identity is not None:
-            inner, in_per_group = self.identity.shape[:2]
-            self.identity.copy_(torch.eye(in_per_group).repeat(inner // in_per_group, 1).view_as(self.identity))
+    @property
+    def prior(self) -> Tensor | None:
+        """:func:`.frequency_prior` in the dtype and on the device of the weights; None without that branch."""
+        like = next(self.parameters(), self.scale)  # torch.fx puts a stand-in in the place of the attribute, and replicas have no others
+        return None if self.freq is None else frequency_prior(self.shape[0], self.kernel_size, like.device, like.dtype)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> 'OREPAKernel':
-        # A cast would round the prior, and a cast back would not bring it back.
-        super()._apply(*args, **kwargs)
-        self.fill_constants()
-        return self
-
-    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Turn what else may be loaded into this module's own keys, in place."""
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
+        """Turn what else may be loaded into this module's own keys, in place; with ``assign`` on the device and in the dtype of that."""
         plain = state.get(f'{prefix}weight')
         if self.origin is not None and plain is not None and tuple(plain.shape) == self.shape:  # a plain stage
-            copy = deepcopy(self)
+            copy = drawn_like(self, plain) if assign else deepcopy(self)
             copy.represent(plain)
             for name in ('weight', 'gradient_matrix'):  # the latter of runs that kept it in the model
                 state.pop(f'{prefix}{name}', None)
@@ -286,7 +271,8 @@ class OREPAKernel(nn.Module):
         fits = self.origin is not None and 'origin' in there and state[f'{prefix}origin'].shape == self.origin.shape
         if fits and there != self.branches:
             self._fold_branches(state, prefix, [name for name in there if name not in self.branches])
-            self._start_branches(state, prefix, [name for name in self.branches if name not in there])
+            drawn = drawn_like(self, state[f'{prefix}scale']) if assign else self
+            drawn._start_branches(state, prefix, [name for name in self.branches if name not in there])
 
     @torch.no_grad()
     def _start_branches(self, state: dict[str, Tensor], prefix: str, names: list[str]) -> None:
@@ -313,8 +299,7 @@ class OREPAKernel(nn.Module):
         weights = {name: state.pop(f'{prefix}{name}') for branch in others for name in self.parameters_of(branch)}
         rows = {branch: scale[row] for row, branch in enumerate(there)}
         if 'seq_1x1' in weights:
-            identity = torch.eye(shape[1], device=device, dtype=torch.float64)
-            weights['seq_1x1'] = weights['seq_1x1'].double() + identity.repeat(len(weights['seq_1x1']) // shape[1], 1)[..., None, None]
+            weights['seq_1x1'] = add_identity(weights['seq_1x1'].double())
         if 'freq' in weights:
             weights['prior'] = frequency_prior(shape[0], self.kernel_size, device, torch.float64)
         if 'first' in weights:
@@ -329,9 +314,9 @@ class OREPAKernel(nn.Module):
         state[f'{prefix}scale'] = torch.stack([rows[name] for name in there if name not in others])
         logger.info('%s: the branches %s of the checkpoint were added to the plain one.', prefix.rstrip('.'), ', '.join(others))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.adapt_state_dict(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
+        self.adapt_state_dict(state_dict, prefix, local_metadata.get('assign_to_params_buffers', False))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     @torch.no_grad()
     def represent(self, weight: Tensor, start: str = 'balanced') -> None:
@@ -382,7 +367,8 @@ class OREPAKernel(nn.Module):
         Raises:
             LayerError: Without a plain branch, and for the plain branch itself.
         """
-        names = [name for name in self.branches if name in names]
+        chosen = set(names)
+        names = [name for name in self.branches if name in chosen]
         if self.origin is None or 'origin' in names:
             raise LayerError('branches are moved into origin, which stays')
         state = {name: parameter.detach() for name, parameter in self.named_parameters()}
@@ -393,8 +379,6 @@ class OREPAKernel(nn.Module):
             for parameter in self.parameters_of(name):
                 setattr(self, parameter, None)
         self.branches = tuple(name for name in self.branches if name not in names)
-        self.prior = self.prior if 'freq' in self.branches else None
-        self.identity = self.identity if 'sequence' in self.branches else None
 
     @torch.no_grad()
     def parts(self) -> dict[str, Tensor]:
@@ -411,20 +395,13 @@ class OREPAKernel(nn.Module):
             avg=self.avg,
             freq=self.freq,
             prior=self.prior,
-            seq_1x1=self.first if self.seq_1x1 is None or self.identity is None else self.seq_1x1 + self.identity,
+            seq_1x1=self.first if self.seq_1x1 is None else add_identity(self.seq_1x1),
             seq_kxk=rows(self.second) if self.seq_kxk is None else self.seq_kxk,
             depthwise=self.depthwise,
             pointwise=self.pointwise,
             point=self.point,
         )
         return weights if dtype is None else Branches._make(None if weight is None else weight.to(dtype) for weight in weights)
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The format asked for with ``.to(memory_format=...)``, of which kernels in rows know nothing."""
-        weights = (self.pointwise, self.avg, self.freq, self.point, self.seq_1x1)
-        weight = next((weight for weight in weights if weight is not None), None)
-        return torch.contiguous_format if weight is None or weight.stride(2) == 1 else torch.channels_last
 
     def forward(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         with without_autocast(self.scale):
@@ -444,16 +421,11 @@ class OREPAKernel(nn.Module):
 class DeepLinearKernel(nn.Module):
     """A k x k kernel as (k - 1) / 2 stacked 3x3 kernels, the paper's deep linear stem (section 3.2).
 
+    The call returns [O, I/g, k, k]; k is at least 5.
+
     Args:
-        in_channels: I.
-        out_channels: O.
-        kernel_size: k, odd, at least 5.
-        groups: g.
         plain_stages: Plain 3x3 stages in place of OREPA ones.
         branches: Of the OREPA stages, as for :func:`branch_names`.
-
-    Shape:
-        The call returns [O, I/g, k, k].
     """
 
     def __init__(
@@ -470,7 +442,9 @@ class DeepLinearKernel(nn.Module):
         super().__init__()
         self.groups = groups
         self.stages: Any  # whose items torch knows as nn.Module only
-        options: dict[str, Any] = dict(device=device, dtype=dtype) if plain_stages else dict(branches=branches, device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
+        if not plain_stages:
+            options['branches'] = branch_names(branches)
         stage = PlainKernel if plain_stages else OREPAKernel
         self.stages = nn.ModuleList(
             stage(in_channels if i == 0 else out_channels, out_channels, 3, groups, **options) for i in range((kernel_size - 1) // 2)

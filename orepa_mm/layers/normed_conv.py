@@ -1,6 +1,8 @@
 """What the layers whose branches run over the feature maps, each with norms of its own, have in common."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +11,32 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import LayerError
 from ..functional import fuse_norm
 from .base import PaddingMode, ReparameterizableConv2d
+from .computed import computed
 
 NORMS: dict[str, type[_BatchNorm]] = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
 
 
-def statistics_of(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Running mean and variance, [C]."""
-    assert norm.running_mean is not None and norm.running_var is not None  # norms here are built with both
-    return norm.running_mean, norm.running_var
-
-
-def fold(weight: Tensor, norm: _BatchNorm, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def fold(weight: Tensor, norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Kernel and bias [O] of a convolution with the norm behind it, from its running statistics."""
-    return fuse_norm(weight, bias, *statistics_of(norm), norm.eps, norm.weight, norm.bias)
+    return fuse_norm(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+
+
+def norm_builder(norm_cfg: dict[str, Any] | None) -> Callable[..., _BatchNorm]:
+    """The class of a ``norm_cfg`` with the other settings in it, as mmcv builds it.
+
+    Raises:
+        LayerError: For a norm that cannot be folded.
+    """
+    settings = dict(norm_cfg or {})
+    kind, trained = settings.pop('type', 'BN'), settings.pop('requires_grad', True)
+    norm = NORMS.get(kind, kind)
+    if norm not in NORMS.values() or not settings.get('track_running_stats', True):
+        raise LayerError(f'batch norms with running statistics are folded only, got norm_cfg={norm_cfg}; choose from {", ".join(NORMS)}')
+
+    def build(channels: int, **options: Any) -> _BatchNorm:
+        return norm(channels, **settings, **options).requires_grad_(trained)
+
+    return build
 
 
 class NormedConv2d(ReparameterizableConv2d):
@@ -32,9 +47,7 @@ class NormedConv2d(ReparameterizableConv2d):
             kernel must be square and odd, the padding of numbers, and at least what keeps the size of the feature maps.
         bias: Ignored, as the norms shift the output; accepted because MM passes it.
         padding_mode: ``'zeros'`` only.
-        norm_cfg: Norm of the branches, ``dict(type='BN')`` or ``dict(type='SyncBN')``.
-
-    A subclass builds its branches in :meth:`build`.
+        norm_cfg: Norm of the branches, ``dict(type='BN')`` or ``dict(type='SyncBN')``, with ``requires_grad`` and settings of its class.
 
     Raises:
         LayerError: For arguments other than these.
@@ -69,14 +82,11 @@ class NormedConv2d(ReparameterizableConv2d):
         self.centre_padding = (self.padding[0] - reach[0], self.padding[1] - reach[1])
         if min(self.centre_padding) < 0:
             raise LayerError(f'{name} needs a padding of at least {reach}, or its smaller branches would be larger; got padding={padding}')
-        kind = (norm_cfg or {}).get('type', 'BN')
-        if kind not in NORMS:
-            raise LayerError(f'{name} folds batch norms only, got norm_cfg type {kind!r}; choose from {", ".join(NORMS)}')
-        self.build(NORMS[kind], dict(device=device, dtype=dtype))
+        self.build(norm_builder(norm_cfg), dict(device=device, dtype=dtype))
         self.reset_parameters()
 
-    def build(self, norm: type[_BatchNorm], options: dict[str, Any]) -> None:
-        """Make the branches: convolutions and norms, with ``options`` as keyword arguments of each."""
+    def build(self, norm: Callable[..., _BatchNorm], options: dict[str, Any]) -> None:
+        """Make the branches: convolutions, and norms by ``norm(channels)``, with ``options`` as keyword arguments of each."""
         raise NotImplementedError
 
     def _conv(self, inner: int, outer: int, size: int | tuple[int, int], options: dict[str, Any]) -> nn.Conv2d:
@@ -91,6 +101,4 @@ class NormedConv2d(ReparameterizableConv2d):
     @property
     def bias(self) -> Tensor:
         """The equivalent bias in eval mode, [O]."""
-        bias = self.equivalent_conv()[1]
-        assert bias is not None
-        return bias
+        return computed(cast(Tensor, self.equivalent_conv()[1]), partial(self.write, 'bias'))

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import LayerError
-from .base import PaddingMode, memory_format_of, shape_of
+from .base import shape_of
 from .kernels import DeepLinearKernel, OREPAKernel
 from .methods import register_method
 from .squeezed_conv import SqueezedConv2d
@@ -42,9 +42,6 @@ class OREPAConv2d(SqueezedConv2d):
             others start at zero, with scales that keep a plain layer's learning rate. The draw is that of ``nn.Conv2d``, and where a
             model of the MM toolboxes calls ``init_weights()``, mmcv's for a plain convolution.
 
-    Shape:
-        Input [N, I, H, W], output [N, O, H', W'] as ``nn.Conv2d``.
-
     Raises:
         LayerError: For an even or rectangular kernel, for branches that are none or unknown, for an unknown ``init``, where ``nn.Conv2d``
             raises ``ValueError``, and with ``init='balanced'`` as :meth:`from_conv`.
@@ -59,36 +56,18 @@ class OREPAConv2d(SqueezedConv2d):
     key_mark = '.kernel.scale'
     kernel_keys = tuple((name, name) for name in ('kernel.origin', 'kernel.stages.0.origin', 'kernel.stages.0.weight'))
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = 'zeros',
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        plain_stages: bool = False,
-        branches: str | Iterable[str] = 'full',
-        init: str = 'published',
+    def build(
+        self, shape: dict[str, Any], *, plain_stages: bool = False, branches: str | Iterable[str] = 'full', init: str = 'published'
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         if init not in INITS:
             raise LayerError(f'init={init!r} is unknown; choose from {", ".join(INITS)}')
         self.init = init
         # Before the branches are drawn: the same kernel as a plain layer's from the same seed.
-        plain = nn.Conv2d(**shape_of(self), device=device, dtype=dtype) if init == 'balanced' else None
-        size = self.kernel_size[0]
-        shape: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels, groups=groups, device=device, dtype=dtype)
-        if size < 7:
-            self.kernel = OREPAKernel(kernel_size=size, branches=branches, **shape)
+        plain = nn.Conv2d(**shape_of(self), device=shape['device'], dtype=shape['dtype']) if init == 'balanced' else None
+        if self.kernel_size[0] < 7:
+            self.kernel = OREPAKernel(branches=branches, **shape)
         else:
-            self.kernel = DeepLinearKernel(kernel_size=size, plain_stages=plain_stages, branches=branches, **shape)
+            self.kernel = DeepLinearKernel(plain_stages=plain_stages, branches=branches, **shape)
         if plain is not None:
             self.start_from(plain)
 
@@ -125,13 +104,3 @@ class OREPAConv2d(SqueezedConv2d):
             self.start_from(self.plain_layer())
         else:
             super().reset_parameters()
-
-    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
-        if self.holds_plain_kernel(state, prefix):
-            state.pop(f'{prefix}gradient_matrix', None)  # of a run that kept it in the model
-        super().adapt_state_dict(state, prefix)
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        kernel = self.kernel.stages[0] if isinstance(self.kernel, DeepLinearKernel) else self.kernel
-        return kernel.memory_format if isinstance(kernel, OREPAKernel) else memory_format_of(kernel)

@@ -1,6 +1,7 @@
 """What the layers whose branches are squeezed into one kernel before every forward pass have in common."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,23 +9,20 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, PlainKernelError
 from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input, shape_of
+from .kernels import drawn_like
 from .squeeze_graph import Squeezes
 
 
 class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
     """Base of layers whose branches are linear: feature maps go through one convolution with the kernel that they add up to.
 
-    A subclass sets ``kernel``, a module that returns [O, I/g, k, k] when it is called with a memory format, and has
-    ``reset_parameters()`` and ``represent(weight, start)``, which sets its branches so that they add up to a given kernel.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: As in
-            ``nn.Conv2d``; the kernel must be square and odd.
-
-    Raises:
-        LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``.
+    The method ``build(shape, **options)`` of a subclass sets ``kernel``, a module that returns [O, I/g, k, k] when it is called with a
+    memory format, and has ``reset_parameters()`` and ``represent(weight, start)``, which sets its branches so that they add up to a given
+    kernel.
+    The arguments are those of ``nn.Conv2d``; the kernel must be square and odd.
     """
 
+    build: Callable[..., None]
     kernel: Any
     bias: nn.Parameter | None
 
@@ -41,9 +39,12 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         padding_mode: PaddingMode = 'zeros',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
+        shape = dict(in_channels=in_channels, out_channels=out_channels, kernel_size=self.kernel_size[0], groups=groups)
+        self.build(shape | dict(device=device, dtype=dtype), **options)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', dtype: torch.dtype | None = None, **options: Any) -> 'SqueezedConv2d':
@@ -69,13 +70,19 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
             layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
         return layer.to(memory_format=memory_format_of(conv)).train(conv.training)  # type: ignore[call-overload]  # torch's stub lacks it
 
+    def write(self, name: str, value: Tensor) -> None:
+        """As loading a plain kernel does: branches that add up to it."""
+        self.kernel.represent(value)
+
     def reset_parameters(self) -> None:
         self.kernel.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
+    def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
         """Turn a plain kernel into the branches that add up to it, in place: stock weights, and re-parameterized ones.
+
+        With ``assign`` the branches have its device and dtype, not the layer's.
 
         Raises:
             PlainKernelError: For a kernel of another shape, one with a bias where the layer has none, and a large one that the stem's
@@ -83,6 +90,7 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         """
         if not self.holds_plain_kernel(state, prefix):
             return
+        state.pop(f'{prefix}gradient_matrix', None)  # of a run that kept it in the model
         weight = state[f'{prefix}weight']
         expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if tuple(weight.shape) != expected:
@@ -94,7 +102,7 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
                 f'the plain kernel "{prefix}weight" of the checkpoint has a bias, and the layer has none: the checkpoint was deployed with '
                 'its norms folded, and they are gone. Load the checkpoint it was made from.'
             )
-        kernel = copy.deepcopy(self.kernel)
+        kernel = drawn_like(self.kernel, weight) if assign else copy.deepcopy(self.kernel)
         try:
             kernel.represent(weight)
         except LayerError as error:
@@ -103,13 +111,9 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         del state[f'{prefix}weight']
         state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.adapt_state_dict(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return memory_format_of(self.kernel)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
+        self.adapt_state_dict(state_dict, prefix, local_metadata.get('assign_to_params_buffers', False))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         return self.kernel(self.memory_format), self.bias
@@ -121,6 +125,3 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
     def forward(self, input: Tensor) -> Tensor:
         kernel = self.squeezed if self.squeezed is not None else self.squeeze(memory_format_of_input(input))
         return self._conv_forward(input, kernel, self.bias)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (', bias=False' if self.bias is None else '')

@@ -14,8 +14,10 @@ from ..layers import SqueezedConv2d
 from ..reparam.convert import check_whole
 from ..reparam.expand import plan_expansion
 from ..reparam.plain import plain_form
+from ..reparam.prune import COMPUTED, computed_parameters, kernels_with_branches
 from .attached import AttachedBranches, attached_to
-from .updates import BranchUpdate, MatrixUpdate, is_linear, is_sgd
+from .groups import exchange
+from .updates import BranchUpdate, MatrixUpdate, is_linear
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,8 @@ def _update(path: str, conv: Any, layer: SqueezedConv2d, start: str, scales: str
     if scales == 'fixed':
         for parameter in _scales(layer):
             parameter.requires_grad_(False)
-        kind = MatrixUpdate if is_linear(kernel) and is_sgd(optimizer) else BranchUpdate
+        # A subclass of SGD may do what does not commute with a matrix.
+        kind = MatrixUpdate if is_linear(kernel) and type(optimizer) is torch.optim.SGD else BranchUpdate
     # Wrappers change the path: a state dict is to fit with them and without.
     update = kind(re.sub(r'^((module|_orig_mod)\.)+', '', path), conv, type(layer), kernel, start)
     if isinstance(update, MatrixUpdate):
@@ -165,10 +168,13 @@ def _moved_out(model: nn.Module, optimizer: Optimizer, scales: str) -> dict[str,
         if isinstance(layer, SqueezedConv2d):
             layers.setdefault(id(layer), (path, layer))
             paths.append((path, layer))
-    weights: dict[int, nn.Parameter] = {}  # for the first branch of each
+    weights: dict[int, list[tuple[str, nn.Parameter]]] = {}  # for the first branch of each
     branches: set[int] = set()
     convs: dict[int, Any] = {}
     for path, layer in layers.values():
+        for inner, kernel in kernels_with_branches(layer):
+            for name in computed_parameters(kernel):
+                raise BranchesError(f'"{path}.{inner}.{name}" {COMPUTED}')
         trained = [p for p in layer.kernel.parameters() if p.requires_grad]
         ids = {id(p) for p in trained}
         groups = [group for group in optimizer.param_groups if any(id(p) in ids for p in group['params'])]
@@ -189,12 +195,11 @@ def _moved_out(model: nn.Module, optimizer: Optimizer, scales: str) -> dict[str,
         convs[id(layer)] = conv
         if there:
             first = next(id(p) for group in optimizer.param_groups for p in group['params'] if id(p) in ids)
-            weights[first] = conv.weight
+            weights[first] = [(f'{path}.weight', conv.weight)]
         branches |= {id(p) for p in layer.kernel.parameters()}
     if not weights:
         raise NotHeldError(NOT_HELD)
-    for group in optimizer.param_groups:
-        group['params'] = [weights.get(id(p), p) for p in group['params'] if id(p) in weights or id(p) not in branches]
+    exchange(optimizer, {branch: [] for branch in branches} | weights)
     for path, layer in paths:
         if id(layer) in convs:
             model.set_submodule(path, convs[id(layer)])

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from ..errors import BranchesError
 from ..layers import SqueezedConv2d
-from ..layers.base import shape_of
+from ..layers.base import memory_format_of, shape_of, share_hooks
 from ..layers.kernels import branches_in
-from ..reparam.plain import share_hooks
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
+from .groups import exchange
 from .prune import drop_branches_of
 from .steps import Steps
 from .updates import BranchUpdate, MatrixUpdate
@@ -24,6 +24,7 @@ from .updates import BranchUpdate, MatrixUpdate
 logger = logging.getLogger(__name__)
 
 KEY = 'branches'  # in the optimizer's state dict
+HELD = ('params', 'param_names')  # in its groups
 _attached: 'WeakKeyDictionary[Optimizer, AttachedBranches]' = WeakKeyDictionary()
 
 
@@ -53,7 +54,7 @@ class AttachedBranches:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, updates: list[BranchUpdate]) -> None:
         self.model, self.optimizer, self.updates, self.logger = model, optimizer, updates, logger
-        self._plain: list[list[Tensor]] | None = None  # the groups' weights, while branches are in their place
+        self._plain: list[dict[str, Any]] | None = None  # the groups' weights, while branches are in their place
         self._loading: dict[str, dict[str, Tensor]] | None = None
         self._versions: list[int] = []
         self._steps = Steps()
@@ -124,9 +125,11 @@ class AttachedBranches:
         self._end()
         for update in self.updates:
             self.optimizer.state.pop(update.weight, None)
-        kernels = {id(update.weight): list(layers[update.path].kernel.parameters()) for update in self.updates}
-        for group in self.optimizer.param_groups:
-            group['params'] = [each for p in group['params'] for each in kernels.get(id(p), (p,))]
+        kernels: dict[int, list[tuple[str, nn.Parameter]]] = {
+            id(update.weight): [(f'{update.path}.{name}', p) for name, p in layers[update.path].named_parameters() if name != 'bias']
+            for update in self.updates
+        }
+        exchange(self.optimizer, kernels)
         for path, update in places:
             share_hooks(self.model.get_submodule(path), layers[update.path])
             self.model.set_submodule(path, layers[update.path])
@@ -157,10 +160,8 @@ class AttachedBranches:
 
     def _put_in(self) -> None:
         self._put_back()
-        branches = {id(update.weight): update.parameters for update in self.updates}
-        self._plain = [group['params'] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group['params'] = [each for p in group['params'] for each in branches.get(id(p), (p,))]
+        self._plain = [{key: group[key] for key in HELD if key in group} for group in self.optimizer.param_groups]
+        exchange(self.optimizer, {id(update.weight): update.named() for update in self.updates})
         for update in self.updates:
             if not update.moves_weight and self.optimizer.state.pop(update.weight, None):
                 self._put_back()
@@ -178,8 +179,10 @@ class AttachedBranches:
     def _put_back(self) -> None:
         if self._plain is not None:
             # By place: load_state_dict makes the groups' dicts anew.
-            for group, params in zip(self.optimizer.param_groups, self._plain, strict=True):
-                group['params'] = params
+            for group, held in zip(self.optimizer.param_groups, self._plain, strict=True):
+                for key in HELD:
+                    group.pop(key, None)
+                group |= held
             self._plain = None
 
     # A step
@@ -304,6 +307,6 @@ def _layer(update: BranchUpdate, conv: nn.Conv2d, kernel: nn.Module) -> Squeezed
         raise BranchesError(f'"{update.path}" is a {type(conv).__name__}, for which there is no layer with branches')
     if next(kernel.parameters()).dtype != conv.weight.dtype:
         raise BranchesError(f'"{update.path}" is in half precision and its branches are not: a layer has one dtype')
-    layer: Any = update.layer(**shape_of(conv), device='meta')
+    layer: Any = update.layer(**shape_of(conv), device='meta').to(memory_format=memory_format_of(conv))  # type: ignore[call-overload]
     layer.kernel, layer.bias = kernel, conv.bias
     return cast(SqueezedConv2d, layer.train(conv.training))

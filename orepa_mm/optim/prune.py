@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..reparam.prune import drop_branches, kernels_with_branches
+from .groups import exchange
 
 
 def drop_branches_of(model: nn.Module, names: dict[str, list[str]], optimizers: Iterable[Optimizer]) -> None:
@@ -19,19 +20,18 @@ def drop_branches_of(model: nn.Module, names: dict[str, list[str]], optimizers: 
     before, branches = dict(model.named_parameters()), {path: kernel.branches for path, kernel in kernels_with_branches(model)}
     drop_branches(model, names)
     after = dict(model.named_parameters())
-    rows: dict[int, tuple[nn.Parameter, list[int]]] = {}
+    rows: dict[int, tuple[str, nn.Parameter, list[int]]] = {}
     for path, kernel in kernels_with_branches(model):
         if kernel.branches != branches[path]:
             scale = f'{path}.scale' if path else 'scale'
-            rows[id(before[scale])] = (after[scale], [branches[path].index(name) for name in kernel.branches])
+            rows[id(before[scale])] = (scale, after[scale], [branches[path].index(name) for name in kernel.branches])
     kept = {id(parameter) for parameter in after.values()}
     dropped = {id(parameter): parameter for parameter in before.values() if id(parameter) not in kept}
     for optimizer in optimizers:
         for old in dropped.values():
             state = optimizer.state.pop(old, None)
             if state and id(old) in rows:
-                new, there = rows[id(old)]
+                _, new, there = rows[id(old)]
                 per_row = {key for key, value in state.items() if getattr(value, 'shape', None) == old.shape}
                 optimizer.state[new] = {key: value[there] if key in per_row else value for key, value in state.items()}
-        for group in optimizer.param_groups:
-            group['params'] = [rows[id(p)][0] if id(p) in rows else p for p in group['params'] if id(p) in rows or id(p) not in dropped]
+        exchange(optimizer, {old: [(rows[old][0], rows[old][1])] if old in rows else [] for old in dropped})

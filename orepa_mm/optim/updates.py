@@ -35,10 +35,13 @@ class BranchUpdate:
         self.steps = False  # in this step, as the weight has a gradient
         self._seen: tuple[int, int] | None = None
 
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """What the optimizer holds in the weight's place while it steps, and in its state dict."""
+        return [(f'{self.path}.kernel.{name}', parameter) for name, parameter in self.kernel.named_parameters() if parameter.requires_grad]
+
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer holds in the weight's place while it steps, and in its state dict."""
-        return [parameter for parameter in self.kernel.parameters() if parameter.requires_grad]
+        return [parameter for _, parameter in self.named()]
 
     def values(self) -> dict[str, Tensor]:
         """What a state dict holds of the branches."""
@@ -136,13 +139,12 @@ class MatrixUpdate(BranchUpdate):
         """[O, k*k, k*k], in the weight's dtype or float32."""
         if self._matrix is None or self._matrix.device != self.weight.device:
             kernel = self.kernel
-            exact = gradient_matrix(dict(zip(kernel.branches, kernel.scale, strict=True)), kernel.kernel_size, kernel.prior)
+            exact = gradient_matrix(dict(zip(kernel.branches, kernel.scale, strict=True)), kernel.kernel_size)
             self._matrix = exact.to(self.weight.device, self.kernel.scale.dtype)
         return self._matrix
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [self.weight, self.kernel.scale]
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(f'{self.path}.weight', self.weight), (f'{self.path}.kernel.scale', self.kernel.scale)]
 
     def values(self) -> dict[str, Tensor]:
         return dict(scale=self.kernel.scale.detach())
@@ -187,8 +189,3 @@ class MatrixUpdate(BranchUpdate):
 def is_linear(kernel: nn.Module) -> bool:
     """Whether all branches of a kernel have one weight each, in which they are linear."""
     return isinstance(kernel, OREPAKernel) and not {'sequence', 'separable'} & set(kernel.branches)
-
-
-def is_sgd(optimizer: Optimizer) -> bool:
-    """Whether it is torch's SGD itself: a subclass may do what does not commute with a matrix."""
-    return type(optimizer) is torch.optim.SGD

@@ -1,5 +1,7 @@
 """Turning the layers with branches of any model into plain convolutions, and back."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +10,11 @@ import torch
 from torch import nn
 
 from ..errors import FuseError
-from .plain import plain_form, share_hooks
+from ..layers.base import share_hooks
+from .plain import blocks_with_branches, plain_form
+from .replaced import replaced
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
     Device, dtype, memory format, train / eval flag and hooks stay. A new parameter requires grad where what it was made from does, so the
     result can be fine-tuned. A model without such layers is returned as it is, so a second call changes nothing.
+    An optimizer that was built before holds the branches, and is refused.
 
     Args:
         model: Any module, nested or wrapped.
@@ -104,7 +111,12 @@ def reparameterize(model: nn.Module) -> nn.Module:
     plain = plain_form(model, type(model).__name__)
     for swap in swaps:
         swap.apply()
-    return model if plain is None else plain
+    model = model if plain is None else plain
+    left = Counter(type(block).__name__ for block in blocks_with_branches(model).values())
+    if left:
+        logger.warning('Left as they are, with branches of their own: %s. timm.utils.reparameterize_model(model) merges those.', dict(left))
+    replaced((p for swap in swaps for p in swap.old.parameters()), model, 'reparameterize')
+    return model
 
 
 @contextmanager
@@ -113,14 +125,8 @@ def reparameterized(model: nn.Module) -> Iterator[nn.Module]:
 
     The way to evaluate: inside the block a forward pass costs what the plain network's does. Weights are those at the start of the block.
 
-    Args:
-        model: As for :func:`reparameterize`; not a bare layer or block, which cannot be replaced from outside.
-
-    Yields:
-        ``model``.
-
     Raises:
-        FuseError: As :func:`reparameterize`.
+        FuseError: As :func:`reparameterize`, and for a bare layer or block, which cannot be replaced from outside.
 
     Example:
         >>> with orepa_mm.reparameterized(model.eval()), torch.no_grad():

@@ -11,9 +11,11 @@ from torch import nn
 
 from ..errors import ExpandError, LayerError
 from ..layers import METHODS, SqueezedConv2d
+from ..layers.base import share_hooks
 from ..layers.kernels import STARTS, DeepLinearKernel, branch_names
 from .convert import check_whole
-from .plain import share_hooks
+from .plain import blocks_with_branches
+from .replaced import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,9 @@ def expand(
     """Turn the plain convolutions of ``model`` into layers with branches, in place: the inverse of :func:`.reparameterize`.
 
     The outputs stay what they were up to rounding, in train and eval mode, as do device, dtype, memory format, ``requires_grad``, mode,
-    biases and hooks. Norms are untouched; shared layers stay shared. What stays plain, and why, is logged. Call it before the optimizer is
-    built: one that was built before holds the replaced weights.
+    biases and hooks. Norms are untouched; shared layers stay shared. What stays plain, and why, is logged.
+
+    Call it before the optimizer is built: one that was built before holds the weights that are gone, and is refused.
 
     Args:
         model: Any module.
@@ -67,13 +70,12 @@ def expand(
         _check_start(start)
         return layer.from_conv(model, start, **options)
     planned = plan_expansion(model, method, branches, start, kernel_sizes, pattern, where, first_layer)
+    convs = {path: model.get_submodule(path) for path in planned}
     for path, new in planned.items():
-        share_hooks(model.get_submodule(path), new)
-    for path, new in planned.items():
+        share_hooks(convs[path], new)
         model.set_submodule(path, new)
-    logger.info(
-        'Expanded %d convolutions into %s layers; an optimizer built before does not hold them.', len(set(planned.values())), method
-    )
+    replaced((p for conv in convs.values() for p in conv.parameters()), model, 'expand')
+    logger.info('Expanded %d convolutions into %s layers: build the optimizer now, not before.', len(set(planned.values())), method)
     return model
 
 
@@ -101,7 +103,9 @@ def plan_expansion(
     layer, options = _layer_of(method), _options(method, branches)
     _check_start(start)
     check_whole(model)
-    owners = Counter(id(module.weight) for module in model.modules() if isinstance(getattr(module, 'weight', None), nn.Parameter))
+    named = (each for module in model.modules() for each in module.named_parameters(recurse=False, remove_duplicate=False))
+    owners = Counter(id(parameter) for _, parameter in named)
+    sizes = None if kernel_sizes is None else {(size, size) for size in kernel_sizes}
     planned: dict[str, SqueezedConv2d] = {}
     made: dict[int, SqueezedConv2d] = {}
     plain: dict[str, str] = {}
@@ -112,7 +116,7 @@ def plan_expansion(
             continue
         if conv is first and not first_layer:
             continue
-        if kernel_sizes is not None and conv.kernel_size not in [(size, size) for size in kernel_sizes]:
+        if sizes is not None and conv.kernel_size not in sizes:
             continue
         if (pattern is not None and not re.search(pattern, path)) or (where is not None and not where(path, conv)):
             continue
@@ -123,11 +127,13 @@ def plan_expansion(
                 try:
                     dtype = torch.promote_types(conv.weight.dtype, torch.float32) if beside else None
                     new = layer.from_conv(conv, start, dtype=dtype, **options)
-                    if kernel_sizes is None and isinstance(new.kernel, DeepLinearKernel):
+                    if sizes is None and isinstance(new.kernel, DeepLinearKernel):
                         reason = f'stays plain: as a product of {len(new.kernel.stages)} kernels it moves many times as far in a step'
                         reason += f'; ask for it with kernel_sizes=({conv.kernel_size[0]}, ...)'
                     else:
                         made[key] = new
+                        if not beside and isinstance(conv.bias, nn.Parameter):
+                            new.bias = conv.bias  # the same object, which others may share
                 except LayerError as error:
                     reason = f'stays plain: {error}'
             if reason:
@@ -139,6 +145,10 @@ def plan_expansion(
         raise ExpandError(f'the model has nothing to expand: {left}')
     for path, reason in plain.items():
         logger.info('Left plain: "%s" %s.', path, reason)
+    inside = {path: block for path, block in blocks_with_branches(model).items() if any(each.startswith(f'{path}.') for each in planned)}
+    if inside:
+        names = ', '.join(sorted({type(block).__name__ for block in inside.values()}))
+        logger.warning('%d blocks have branches already (%s), and each gets some more; where=... chooses convolutions.', len(inside), names)
     return planned
 
 
@@ -175,15 +185,15 @@ def _options(method: str, branches: str | Iterable[str]) -> dict[str, Any]:
 
 def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter[int], beside: bool = False) -> str:
     """Why ``conv`` cannot be expanded; '' where it can."""
-    if 'weight' not in dict(conv.named_parameters()):
-        return 'has a weight that is computed from others (a parametrization, weight norm, spectral norm or pruning)'
+    if not all(isinstance(each, nn.Parameter | None) for each in (conv.weight, None if beside else conv.bias)):
+        return 'has a weight or bias that is computed from others (a parametrization, weight norm, spectral norm or pruning)'
     if type(conv) is not nn.Conv2d and not beside:
         return f'is a {type(conv).__name__}, which does something else than nn.Conv2d'
     height, width = conv.kernel_size
     if height != width or height % 2 == 0:
         return f'has a kernel of {height} x {width}, and branches are centred on a square odd one'
     if owners[id(conv.weight)] > 1:
-        return 'shares its weight with another module'
+        return 'shares its weight with another part of the model'
     if not conv.weight.is_floating_point():
         return f'has a weight of {conv.weight.dtype}'
     return ''

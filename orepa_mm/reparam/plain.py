@@ -5,7 +5,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import FuseError
-from ..functional import HOOKS, fuse_norm, identity_kernel, in_float32
+from ..functional import add_identity, fuse_norm, in_float32
 from ..layers import ReparameterizableConv2d
-from ..layers.base import memory_format_of
+from ..layers.base import check_norms, plain_conv, share_hooks
 
 BRANCHES = ('branch_3x3', 'branch_1x1', 'branch_norm')
 
@@ -35,16 +36,14 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
     """
     plain: nn.Module | None
     if isinstance(module, ReparameterizableConv2d):
-        _check_norms(module, path)
-        weight, bias = cast(ReparameterizableConv2d, in_float32(module)).equivalent_conv()
-        plain = plain_conv(module, weight, bias, module)
-        plain.to(next(module.parameters()).dtype)
+        check_norms(module, path)
+        return module.fuse()
     elif is_repvgg_block(module):
-        _check_norms(module, path)
+        check_norms(module, path)
         plain = _merged_repvgg_block(module, in_float32(module))
         plain.to(next(module.parameters()).dtype)
     elif _deploys_itself(module):
-        _check_norms(module, path)
+        check_norms(module, path)
         plain = _deployed_copy(module, path)
         if plain is None:
             return None
@@ -52,50 +51,6 @@ def plain_form(module: nn.Module, path: str) -> nn.Module | None:
         return None
     share_hooks(module, plain)
     return plain
-
-
-def share_hooks(old: nn.Module, new: nn.Module) -> None:
-    """The same dicts, so that handles which remove hooks go on working, and hooks that are added to one are the other's too."""
-    for name in HOOKS:
-        setattr(new, name, getattr(old, name))
-
-
-def _check_norms(module: nn.Module, path: str) -> None:
-    for name, norm in module.named_modules():
-        if not isinstance(norm, _BatchNorm):
-            continue
-        if norm.running_mean is None:
-            raise FuseError(
-                f'the norm "{path}.{name}" inside a {type(module).__name__} keeps no running statistics (track_running_stats=False), '
-                'so it has no fixed form to merge: give it statistics, or keep the training form.'
-            )
-        if norm.training:
-            raise FuseError(
-                f'the norm "{path}.{name}" inside a {type(module).__name__} is in training mode, where its output depends on the batch: '
-                'call model.eval() first.'
-            )
-
-
-def plain_conv(like: nn.Conv2d | ReparameterizableConv2d, weight: Tensor, bias: Tensor | None, source: nn.Module) -> nn.Conv2d:
-    """A stock convolution.
-
-    Args:
-        like: A convolution whose stride, padding, dilation, groups, memory format and mode the new one gets.
-        weight: Kernel, [O, I/g, k, k].
-        bias: [O] or None.
-        source: What the two were made from. The new parameters require grad where the parameters do that they were made from.
-    """
-    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
-    settings: dict[str, Any] = {name: getattr(like, name) for name in names}
-    conv = nn.Conv2d(**settings, bias=bias is not None, device='meta')
-    memory_format = like.memory_format if isinstance(like, ReparameterizableConv2d) else memory_format_of(like)
-    own_bias = dict(source.named_parameters()).get('bias')
-    trainable = any(p.requires_grad for p in source.parameters() if p is not own_bias)
-    # clone: the branchless forms hand out their parameter itself
-    conv.weight = nn.Parameter(weight.detach().clone(memory_format=memory_format), requires_grad=trainable)
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=trainable if own_bias is None else own_bias.requires_grad)
-    return conv.train(like.training)
 
 
 def is_repvgg_block(module: Any) -> bool:
@@ -125,8 +80,7 @@ def _merged_repvgg_block(block: Any, exact: Any) -> nn.Module:
     weight, bias = _fold(conv.weight, conv.bias, exact.branch_3x3.norm)
     branches = [_fold(point.weight, point.bias, exact.branch_1x1.norm)]
     if exact.branch_norm is not None:
-        identity = identity_kernel(conv.in_channels, 1, conv.groups, device=weight.device, dtype=weight.dtype)
-        branches.append(_fold(identity, None, exact.branch_norm))
+        branches.append(_fold(add_identity(torch.zeros_like(point.weight)), None, exact.branch_norm))
     for kernel, shift in branches:
         weight, bias = weight + F.pad(kernel, [conv.kernel_size[0] // 2] * 4), bias + shift  # the 1x1 kernel's place is the centre
     rest = [(name, child) for name, child in block.named_children() if name not in BRANCHES]
@@ -134,6 +88,18 @@ def _merged_repvgg_block(block: Any, exact: Any) -> nn.Module:
     plain = nn.Sequential(OrderedDict([('branch_reparam', plain_conv(conv, weight, bias, block)), *rest]))
     plain.training = block.training
     return plain
+
+
+def blocks_with_branches(model: nn.Module) -> dict[str, nn.Module]:
+    """Blocks inside a model with convolutions that a method of theirs merges, by the names that timm calls; the innermost, by path."""
+    found: dict[str, nn.Module] = {}
+    for path, module in reversed([named for named in model.named_modules() if named[0]]):
+        methods = [each for name in ('fuse', 'reparameterize') if callable(each := getattr(module, name, None))]
+        merges = any(all(p.default is not p.empty for p in signature(each).parameters.values()) for each in methods)
+        convs = [part for part in module.modules() if isinstance(part, nn.Conv2d | ReparameterizableConv2d)] if merges else []
+        if len(convs) > 1 and not any(inner.startswith(f'{path}.') for inner in found):
+            found[path] = module
+    return found
 
 
 def _deploys_itself(module: nn.Module) -> bool:

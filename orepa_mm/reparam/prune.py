@@ -9,13 +9,25 @@ from torch import nn
 
 from ..errors import PruneError
 from ..layers.kernels import OREPAKernel
+from .replaced import replaced
 
 logger = logging.getLogger(__name__)
+
+COMPUTED = (
+    'is computed from other parameters: make it one of its own first, by torch.nn.utils.prune.remove() or '
+    'torch.nn.utils.parametrize.remove_parametrizations()'
+)
 
 
 def kernels_with_branches(model: nn.Module) -> Iterator[tuple[str, OREPAKernel]]:
     """Path and module of each kernel, those of a deep linear stem's stages among them."""
     return ((path, module) for path, module in model.named_modules() if isinstance(module, OREPAKernel))
+
+
+def computed_parameters(kernel: OREPAKernel) -> list[str]:
+    """Those that torch's pruning or a parametrization computes from others."""
+    names = ['scale', *(name for branch in kernel.branches for name in kernel.parameters_of(branch))]
+    return [name for name in names if not isinstance(getattr(kernel, name), nn.Parameter)]
 
 
 @torch.no_grad()
@@ -37,7 +49,7 @@ def prune_branches(model: nn.Module, threshold: float) -> nn.Module:
     """Move every branch that adds less than ``threshold`` to its kernel into the plain branch, in place; the outputs stay, to rounding.
 
     The parameters that stay are the same objects, but for the scales, which lose rows. An optimizer built before still holds what is
-    dropped: :class:`.PruneBranchesHook` mends that in a run.
+    dropped, and is refused: :class:`.PruneBranchesHook` mends that in a run.
 
     Args:
         model: Any module with :class:`.OREPAConv2d` layers.
@@ -47,7 +59,8 @@ def prune_branches(model: nn.Module, threshold: float) -> nn.Module:
         ``model``.
 
     Raises:
-        PruneError: For a threshold outside 0..1, a model without branches, and while gradients are pending. Nothing is changed then.
+        PruneError: For a threshold outside 0..1, a model without branches, while gradients are pending, and for branches whose parameters
+            are computed from others. Nothing is changed then.
 
     Example:
         >>> orepa_mm.prune_branches(model, 0.02)
@@ -74,12 +87,8 @@ def branches_below(model: nn.Module, threshold: float) -> dict[str, list[str]]:
 def drop_branches(model: nn.Module, names: dict[str, list[str]]) -> None:
     """Move the named branches into the plain one, in place; ``'origin'`` and kernels without it are left alone.
 
-    Args:
-        model: Any module with branches.
-        names: Branches by the path of their kernel.
-
     Raises:
-        PruneError: For a model without branches, and while gradients are pending.
+        PruneError: As :func:`prune_branches`.
     """
     kernels = dict(kernels_with_branches(model))
     if not kernels:
@@ -90,7 +99,12 @@ def drop_branches(model: nn.Module, names: dict[str, list[str]]) -> None:
     pending = [f'{path}.{name}' for path, name, parameter in parameters if parameter.grad is not None]
     if pending:
         raise PruneError(f'gradients are pending ({pending[0]}): prune between optimizer steps, after zero_grad()')
+    computed = [f'{path}.{name}' for path in chosen if chosen[path] for name in computed_parameters(kernels[path])]
+    if computed:
+        raise PruneError(f'{computed[0]!r} {COMPUTED}')
+    before = list(model.parameters())
     for path, dropped in chosen.items():
         if dropped:
             kernels[path].drop_branches(dropped)
             logger.info('Pruned "%s": %s moved into origin.', path, ', '.join(dropped))
+    replaced(before, model, 'prune_branches')
