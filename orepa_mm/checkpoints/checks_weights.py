@@ -26,5 +26,6 @@ class ChecksWeights(nn.Module):
             if count:
                 from mmengine.logging import print_log
 
-                print_log(f'{type(self).__name__}: {count} plain convolutions of the file are expanded into branches.', logger='current')
+                message = f'{type(self).__name__}: {count} plain convolutions of the checkpoint are expanded into branches.'
+                print_log(message, logger='current')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
