@@ -4,12 +4,12 @@ Nothing here needs more than is installed: without mmengine no registry is touch
 """
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
-BASES = ('mmengine', 'mmcv', 'orepa_mm')  # have registries and are no toolboxes
 
 
 def type_name(kind: Any) -> str:
@@ -19,30 +19,26 @@ def type_name(kind: Any) -> str:
 
 def scope_of(cfg: Any) -> str:
     """The toolbox of a config: its ``default_scope``, or where the class of its model is from; '' where neither says so."""
-    scope = cfg.get('default_scope')
-    return scope if scope and scope != 'mmengine' else toolbox_of((cfg.get('model') or {}).get('type'))
+    from mmengine.utils import get_object_from_string
+
+    scope, kind = cfg.get('default_scope'), (cfg.get('model') or {}).get('type')
+    if scope and scope != 'mmengine':
+        return scope
+    return toolbox_of(get_object_from_string(kind) if isinstance(kind, str) else kind)
 
 
-def toolbox_of(kind: Any, known: tuple[str, ...] = ()) -> str:
-    """The toolbox, one of ``known`` where these are given, that a class is of, or built on, or that is named before a name."""
-    modules = [kind] if isinstance(kind, str) else [each.__module__ for each in getattr(kind, '__mro__', ())]
-    packages = [module.partition('.')[0] for module in modules if '.' in module]
-    return next((name for name in packages if (name in known if known else name not in BASES and _has_registry(name))), '')
+def toolbox_of(kind: Any, known: Iterable[str] = ()) -> str:
+    """The toolbox, one of ``known`` where these are given, that a class is of or built on; '' for none."""
+    from mmengine.registry import MODELS
 
-
-def _has_registry(package: str) -> bool:
-    try:
-        return find_spec(f'{package}.registry') is not None
-    except ImportError:  # no package
-        return False
+    packages = [each.__module__.partition('.')[0] for each in getattr(kind, '__mro__', ())]
+    return next((name for name in packages if name in (known or MODELS.children)), '')
 
 
 def class_of(kind: Any, registry: Any, scope: str | None) -> Any:
     """What a type of a config is, in a registry of mmengine; a name may be of the scope, or have its own before it."""
-    if not isinstance(kind, str):
-        return kind
     with registry.switch_scope_and_registry(scope or None) as inner:
-        return inner.get(kind)
+        return inner.get(kind) if isinstance(kind, str) else kind
 
 
 def drop_own_scope(node: Any) -> None:

@@ -154,7 +154,12 @@ def test_the_scope_of_a_config_is_its_own_or_that_of_its_model():
     class Mine(FPN):
         pass
 
-    given = [dict(default_scope='mmseg'), dict(model=dict(type=FPN)), dict(model=dict(type=Mine)), dict(model=dict(type='mmdet.FPN'))]
+    given = [
+        dict(default_scope='mmseg'),
+        dict(model=dict(type=FPN)),
+        dict(model=dict(type=Mine)),
+        dict(model=dict(type='mmdet.models.FPN')),
+    ]
     given += [dict(default_scope=None, model=dict(type=nn.Conv2d)), dict(default_scope='mmengine', model=dict(type='FPN')), {}]
     assert [scope_of(Config(cfg)) for cfg in given] == ['mmseg', 'mmdet', 'mmdet', 'mmdet', '', '', '']
 
@@ -163,7 +168,7 @@ def test_the_scope_of_an_installed_recipe_is_dropped(tmp_path):
     """mmengine gives it to what a config has from ``orepa_mm::...``, and its registries then warn at every object they build."""
     ours = "dict(type='CheckHook', _scope_='orepa_mm')"
     (tmp_path / 'a.py').write_text(
-        f"custom_hooks = [{ours}]\nmodel = dict(type='mmdet.FPN', _scope_='mmdet', parts=({ours}, dict(x={ours})))\n"
+        f"custom_hooks = [{ours}]\nmodel = dict(type='mmdet.models.FPN', _scope_='mmdet', parts=({ours}, dict(x={ours})))\n"
     )
     cfg = load_config(argparse.Namespace(config=str(tmp_path / 'a.py'), local_rank=0, cfg_options=None, launcher='none', work_dir=None))
     assert re.findall(r"'_scope_': '(\w+)'", str(cfg.to_dict())) == ['mmdet'] and cfg.default_scope == 'mmdet'

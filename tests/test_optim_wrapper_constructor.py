@@ -218,13 +218,13 @@ def test_what_a_custom_key_leaves_open_follows_the_other_rules():
     model = MODELS.build(dict(type='OREPAResNet', depth=18, stem_channels=8, base_channels=8))
     model.fc = nn.Linear(4, 2)
     keys = {'conv1': dict(lr_mult=0.1), 'bn1': dict(lr_mult=0.1), 'bn2': dict(decay_mult=0.5), 'fc': dict(decay_mult=0.5)}
-    found = settings(model, wrapper(model, norm_decay_mult=0.0, bias_decay_mult=0.0, bias_lr_mult=2.0, custom_keys=keys))
+    found = settings(model, wrapper(model, norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=keys))
     expected = {
         'bn1.weight': (0.01, 0.0),
         'bn1.bias': (0.01, 0.0),
         'layer1.0.bn2.weight': (0.1, 0.005),
         'fc.weight': (0.1, 0.005),
-        'fc.bias': (0.2, 0.005),
+        'fc.bias': (0.1, 0.005),
         'conv1.kernel.stages.0.origin': (0.01, 0.01),
     }
     assert {name: found[name] for name in expected} == {name: pytest.approx(value) for name, value in expected.items()}

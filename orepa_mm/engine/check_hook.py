@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
@@ -28,7 +28,7 @@ from ..optim import attached_to
 from ..registry import type_name
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of
-from .checkpoint_hook import nothing_to_resume
+from .checkpoint_hook import BESIDE
 from .distributed import unwrapped
 
 NAMES = 'names_in_optimizers'  # in the meta of a checkpoint
@@ -72,7 +72,7 @@ class CheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if getattr(runner, '_resume', False) and not runner.iter and any(Path(runner.work_dir).glob('*.pth')):
-            raise nothing_to_resume(runner.work_dir, ['last_checkpoint names none.'])
+            raise CheckpointError(f'{runner.work_dir}: last_checkpoint names none to resume from. {BESIDE}')
         if not is_sharded(runner.model):
             _check_stems(runner)
 
@@ -93,30 +93,14 @@ class CheckHook(Hook):
     def _check(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         path = runner._load_from or 'the checkpoint to resume from'
         resuming = _is_training(runner) and runner._resume  # the config is empty where a Runner was built from objects
-        if resuming and isinstance(runner.model, FullyShardedDataParallel):
-            raise CheckpointError(
-                f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "
-                'torch takes it; start a new run from its weights, with load_from instead of resume.'
-            )
         network, state = unwrapped(runner.model), state_dict_of(checkpoint)
         plain = plain_kernels(network, state)
-        if plain and resuming and 'optimizer' in checkpoint:
-            raise CheckpointError(
-                f'{path}: cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to '
-                'other parameters; start a new run from its weights, with load_from instead of resume.'
-            )
-        if resuming and has_branches_beside(checkpoint) and not any(map(attached_to, optimizers_of(runner))):
-            raise CheckpointError(
-                f"{path}: was written with branches beside the optimizer; resume it with the BranchesHook of that run's default_hooks, or "
-                'start a new run from its weights, with load_from instead of resume.'
-            )
-        if resuming and not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
-            raise CheckpointError(
-                f'{path}: cannot be resumed, because it holds weights only; start a new run from it, with load_from instead of resume.'
-            )
+        if resuming:
+            _refuse(path, _reason_to_start_anew(runner, checkpoint, bool(plain)))
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
         if resuming and all(isinstance(optimizer, Optimizer) for optimizer in optimizers_of(runner)):
-            _check_optimizer(runner, checkpoint, path)
+            _refuse(path, _other_parameters(runner, checkpoint))
+            _name_settings(runner, checkpoint, path)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
         others = [name for name in plain if not name.startswith(backbones)]
         if others:
@@ -133,34 +117,57 @@ def _whole(model: nn.Module) -> AbstractContextManager[None]:
     return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
 
 
+def _refuse(path: str, reason: str) -> None:
+    if reason:
+        raise CheckpointError(f'{path}: {reason}; start a new run from its weights, with load_from instead of resume.')
+
+
+def _reason_to_start_anew(runner: Runner, checkpoint: dict[str, Any], plain: bool) -> str:
+    if isinstance(runner.model, FullyShardedDataParallel):
+        return "a sharded training (FSDP) cannot be resumed, as mmengine does not hand torch the optimizer's state as torch takes it"
+    if not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
+        return 'cannot be resumed, because it holds weights only'
+    if plain:
+        return (
+            'cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to other parameters'
+        )
+    if has_branches_beside(checkpoint) and not any(map(attached_to, optimizers_of(runner))):
+        return "was written with branches beside the optimizer; resume it with the BranchesHook of that run's default_hooks, or else"
+    return ''
+
+
 def _names(runner: Runner) -> list[str]:
     """Of the parameters that optimizers have, in their order."""
     names = {id(p): name for name, p in unwrapped(runner.model).named_parameters()}
     return [names.get(id(p), '') for o in optimizers_of(runner) for group in o.param_groups for p in group['params']]
 
 
-def _check_optimizer(runner: Runner, checkpoint: dict[str, Any], path: str) -> None:
-    """Its state must be of the parameters that the optimizer has now; of settings the old ones are taken, which is said."""
-    whole, network = checkpoint['optimizer'], unwrapped(runner.model)
-    states = [each for each in (whole, *whole.values()) if isinstance(each, dict) and 'param_groups' in each]  # several have one each
-    now, before = _names(runner), checkpoint['meta'].get(NAMES)
+def _other_parameters(runner: Runner, checkpoint: dict[str, Any]) -> str:
+    """Why the optimizer's state is not of the parameters that the optimizer has now."""
+    before = checkpoint['meta'].get(NAMES)
     if before is not None:
-        differ = [name for pair in zip_longest(before, now, fillvalue='') if len(set(pair)) > 1 for name in pair]
+        differ = [name for pair in zip_longest(before, _names(runner), fillvalue='') if pair[0] != pair[1] for name in pair if name]
     else:  # of a run without this hook
-        differ = [key for key in state_dict_of(checkpoint).keys() ^ network.state_dict().keys() if not is_no_weight(key)]
-    if differ:
-        raise CheckpointError(
-            f"{path}: cannot be resumed, because its optimizer's state is of other parameters, or of the same in another order (see "
-            f'"{next(filter(None, differ))}"): resume with the model and the paramwise_cfg of that run, or start a new run from its '
-            'weights, with load_from instead of resume.'
-        )
-    new: list[dict[str, Any]] = [group for optimizer in optimizers_of(runner) for group in optimizer.param_groups]
-    # In a FlexibleRunner schedulers may be configs yet.
-    new += [each.state_dict() for each in _as_list(runner.param_schedulers) if hasattr(each, 'state_dict')]
-    old: list[dict[str, Any]] = [group for each in states for group in each['param_groups']]
-    old += _as_list(checkpoint.get('param_schedulers'))
-    pairs = [(_settings(a), _settings(b)) for a, b in zip(new, old, strict=False)][::-1]  # last the first, which has the base settings
-    changed = {key: f'{key}={b[key]} and not {a[key]}' for a, b in pairs for key in a.keys() & b.keys() if a[key] != b[key]}
+        keys = state_dict_of(checkpoint).keys() ^ unwrapped(runner.model).state_dict().keys()
+        differ = [key for key in keys if not is_no_weight(key)]
+    what = "cannot be resumed, because its optimizer's state is of other parameters, or of the same in another order"
+    return differ and f'{what} (see "{differ[0]}"); resume with the model and paramwise_cfg of that run, or else' or ''
+
+
+def _name_settings(runner: Runner, checkpoint: dict[str, Any], path: str) -> None:
+    """Torch and mmengine take the old settings of parameter groups and schedulers, whatever the config says."""
+    whole = checkpoint['optimizer']
+    states = [each for each in (whole, *whole.values()) if isinstance(each, dict) and 'param_groups' in each]  # several have one each
+    schedulers = (runner.param_schedulers or (), checkpoint.get('param_schedulers') or ())
+    new, old = (sum(each.values(), []) if isinstance(each, dict) else list(each) for each in schedulers)
+    new = [vars(each) for each in new if not isinstance(each, dict)]  # in a FlexibleRunner they are configs yet
+    new = [group for optimizer in optimizers_of(runner) for group in optimizer.param_groups] + new
+    old = [group for each in states for group in each['param_groups']] + old
+    changed: dict[str, str] = {}
+    for a, b in zip(map(_settings, new), map(_settings, old), strict=False):
+        for key in a.keys() & b.keys():
+            if a[key] != b[key]:
+                changed.setdefault(key, f'{key}={b[key]} and not {a[key]}')
     if changed:
         runner.logger.warning(
             f'{path}: a resumed run goes on with the settings it was written with, and not with those of the config: '
@@ -168,20 +175,10 @@ def _check_optimizer(runner: Runner, checkpoint: dict[str, Any], path: str) -> N
         )
 
 
-def _as_list(schedulers: Any) -> list[Any]:
-    """Of all optimizers, where several have their own."""
-    return [each for some in schedulers.values() for each in some] if isinstance(schedulers, dict) else list(schedulers or ())
-
-
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     """Of a parameter group or a scheduler what a config sets: numbers, and lists of them, that do not change in a training."""
-    fixed = {key: value for key, value in values.items() if not key.startswith(('_', 'initial_')) and key not in CHANGING}
-    fixed = {key: values.get(f'initial_{key}', value) for key, value in fixed.items()}
-    return {
-        key: list(value) if isinstance(value, tuple | dict) else value
-        for key, value in fixed.items()
-        if not isinstance(value, Tensor | bool)
-    }
+    fixed = {key: values.get(f'initial_{key}', value) for key, value in values.items() if not key.startswith(('_', 'initial_'))}
+    return {key: value for key, value in fixed.items() if isinstance(value, int | float | tuple | list | dict) and key not in CHANGING}
 
 
 def _check_held(runner: Runner) -> None:

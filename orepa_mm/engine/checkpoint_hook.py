@@ -18,6 +18,7 @@ from ..files import replacing
 from .distributed import check_together
 
 BACKEND = 'atomic'
+BESIDE = 'A run that started anew would write over the checkpoints there: give one (--resume PATH), or another work_dir.'
 
 
 @HOOKS.register_module()
@@ -112,36 +113,25 @@ def repair_last_checkpoint(work_dir: Path, out_dir: str | Path | None, logger: l
     record = work_dir / 'last_checkpoint'
     named = Path(record.read_text(errors='replace').strip()) if record.is_file() else None
     folder = work_dir if out_dir is None else Path(out_dir) / work_dir.name
-    found = [path for path in folder.glob('*.pth') if path.is_file() and not path.is_symlink()]
+    found = [path for path in folder.glob('*.pth') if path.is_file() and not path.is_symlink() and path != named]
     found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    if named in found:
-        found.remove(named)
-        found.insert(0, named)
-    elif named is not None and str(named) != '.':
+    if named is not None and str(named) != '.':
         found.insert(0, named)
     reasons = []
     for path in found:
         try:
-            checkpoint = {} if path.is_dir() else read_checkpoint(path)
+            usable = path.is_dir() or 'optimizer' in read_checkpoint(path)  # a folder is a strategy's, which reads it itself
+            reasons.append(f'{path}: holds weights only.')
         except CheckpointError as error:
             logger.warning(f'Not resumed from: {error}')
             reasons.append(str(error))
             continue
-        if path.is_dir() or 'optimizer' in checkpoint:  # a folder is a strategy's, which reads it itself
+        if usable:
             if path != named:
                 logger.warning(f'Resuming from {path}, the newest checkpoint that is whole.')
                 with replacing(record) as unfinished:
                     unfinished.write_text(str(path))
             return
-        reasons.append(f'{path}: holds weights only.')
     if found:
-        raise nothing_to_resume(work_dir, reasons)
+        raise CheckpointError(f'{work_dir}: none to resume from: {" ".join(reasons)} {BESIDE}')
     record.unlink(missing_ok=True)  # one that names nothing
-
-
-def nothing_to_resume(work_dir: str | Path, reasons: list[str]) -> CheckpointError:
-    """For a folder with checkpoints: a run that started anew would write over them."""
-    return CheckpointError(
-        f'{work_dir}: has checkpoints, and none to resume from: {" ".join(reasons)} Give the one to resume from (--resume PATH), or take '
-        'another work_dir to start anew.'
-    )

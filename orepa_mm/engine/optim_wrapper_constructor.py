@@ -92,26 +92,21 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params[:] = [group for _, group in merged]
 
     def _follow_rules(self, params: list[dict[str, Any]], model: nn.Module) -> None:
-        rules, custom = self.paramwise_cfg, self.paramwise_cfg.get('custom_keys', {})
+        custom = self.paramwise_cfg.get('custom_keys', {})
         keys = sorted(sorted(custom), key=len, reverse=True)  # the longest counts
         groups = {id(group['params'][0]): group for group in params}
         convs = [module for module in model.modules() if isinstance(module, nn.Conv2d | ReparameterizableConv2d)]
         depthwise = {id(p) for conv in convs if conv.groups == conv.in_channels for p in conv.parameters()}
         for path, module in model.named_modules():
-            is_norm = isinstance(module, NORMS)
             for name, parameter in module.named_parameters(recurse=False):
-                key = next((key for key in keys if key in f'{path}.{name}'), None)
-                group = groups.get(id(parameter))
-                if group is None or (key is None and id(parameter) not in depthwise):
+                key, one = next((key for key in keys if key in f'{path}.{name}'), None), id(parameter)
+                if one not in groups or (key is None and one not in depthwise) or 'decay_mult' in custom.get(key, {}):
                     continue
-                alone = 'dwconv_decay_mult' if id(parameter) in depthwise else 'flat_decay_mult' if parameter.ndim == 1 else ''
-                decays = ['norm_decay_mult'] if is_norm else ['bias_decay_mult', alone] if name == 'bias' else [alone]
-                mult = next((rules[rule] for rule in decays if rules.get(rule) is not None), None)
-                if mult is not None and 'decay_mult' not in custom.get(key, {}):
-                    group['weight_decay'] = self.base_wd * mult
-                    print_log(f'paramwise_options -- {path}.{name}:weight_decay={group["weight_decay"]}', logger='current')
-                if key is not None and 'lr_mult' not in custom[key] and name == 'bias' and not is_norm:
-                    group['lr'] = self.base_lr * (rules.get('bias_lr_mult') or 1)
+                kinds = ['bias'] * (name == 'bias') + ['dwconv' if one in depthwise else 'flat' if parameter.ndim == 1 else '']
+                mults = [self.paramwise_cfg.get(f'{kind}_decay_mult') for kind in (['norm'] if isinstance(module, NORMS) else kinds)]
+                for mult in [mult for mult in mults if mult is not None][:1]:
+                    groups[one]['weight_decay'] = self.base_wd * mult
+                    print_log(f'paramwise_options -- {path}.{name}:weight_decay={self.base_wd * mult}', logger='current')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         optim_wrapper = super().__call__(model)
