@@ -24,7 +24,9 @@ from torch import nn
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.backbones.mmdet_backbones import OREPAResNet
 from orepa_mm.checkpoints.checking import check_pretrained
-from orepa_mm.deploy.loading import load_model
+from orepa_mm.deploy.batches import random_batch, real_batches
+from orepa_mm.deploy.loading import build_model, load_model
+from orepa_mm.deploy.stock_model import to_stock_model
 from orepa_mm.engine.distributed import adapt_to_cpus
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
 from orepa_mm.errors import CheckpointError, LayerError, UsageError
@@ -213,3 +215,52 @@ def test_other_toolboxes_show_predictions_and_say_what_augmentation_takes(tmp_pa
     cfg.tta_model, cfg.tta_pipeline = dict(type='Mine'), []
     tool['augment'](cfg)
     assert cfg.model == dict(type='Mine', module={})
+
+
+OTHER = """
+import torch
+from mmengine import registry as root
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.registry import Registry
+from mmengine.structures import BaseDataElement
+
+MODELS = Registry('model', parent=root.MODELS, scope='mmother', locations=['mmother'])
+DATASETS = Registry('dataset', parent=root.DATASETS, scope='mmother', locations=['mmother'])
+
+
+@DATASETS.register_module()
+class Pictures(BaseDataset):
+    def load_data_list(self):
+        return [dict(seed=seed) for seed in range(3)]
+
+    def prepare_data(self, index):
+        return dict(inputs=torch.rand(3, 64, 64), data_samples=BaseDataElement())
+
+
+@MODELS.register_module()
+class Net(BaseModel):
+    def __init__(self, backbone):
+        super().__init__(dict(type='ImgDataPreprocessor'))
+        self.backbone = MODELS.build(backbone)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.backbone(inputs)[-1]
+"""
+
+
+def test_models_of_other_toolboxes_are_converted(tmp_path, monkeypatch):
+    (tmp_path / 'mmother').mkdir()
+    (tmp_path / 'mmother/__init__.py').touch()
+    (tmp_path / 'mmother/registry.py').write_text(OTHER)
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = dict(type='mmdet.OREPAResNet', depth=18, stem_channels=16, base_channels=8)
+    loader = dict(batch_size=1, num_workers=0, dataset=dict(type='Pictures'), sampler=dict(type='DefaultSampler', shuffle=False))
+    cfg = Config(dict(default_scope='mmother', model=dict(type='Net', backbone=backbone), test_dataloader=loader))
+    model = build_model(cfg).eval()
+    batches = real_batches(cfg)
+    assert len(batches) == 2
+    stock = to_stock_model(cfg, model, batches)
+    assert stock.cfg.model.backbone.type == 'mmdet.ResNet' and type(stock.model.backbone).__name__ == 'ResNet'
+    with pytest.raises(UsageError, match='batches of mmother are not known'):
+        random_batch(cfg)

@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
+from ..errors import UsageError
 from ..registry import scope_of
 
 SIZES = dict(mmpretrain=(224, 224), mmdet=(224, 320), mmseg=(128, 256))
@@ -48,4 +49,6 @@ def random_batch(cfg: Config, count: int = 2, seed: int = 0) -> dict[str, Any]:
     """``count`` pictures of noise, as a batch for the model's ``test_step``."""
     generator = torch.Generator().manual_seed(seed)
     scope = scope_of(cfg)
+    if scope not in SIZES:
+        raise UsageError(f'batches of {scope} are not known here: the pictures of the test set must be there.')
     return batch_of(scope, torch.randint(0, 256, (count, 3, *SIZES[scope]), dtype=torch.uint8, generator=generator))

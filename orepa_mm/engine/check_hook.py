@@ -38,22 +38,20 @@ LONGEST_STEP = 3.0  # of a plain kernel's, before it is warned of
 
 @HOOKS.register_module()
 class CheckHook(Hook):
-    """Refuse weights that loaders would drop in silence, and warn of learning rates that do nothing or too much.
+    """Refuse what would be dropped in silence, and warn of learning rates that do nothing or too much.
 
-    mmengine loads without strictness: a checkpoint in another form or of another architecture leaves layers at random, and only the log
-    says so. Fine-tuning may replace heads, resuming and testing must find every key. Files are read without running code from them,
-    downloaded ones too, whichever distribution of mmengine runs.
-
-    A plain stem that was loaded as a deep linear one moves many times as far in a step, so it is warned of, with the multiplier it takes.
-    A training whose optimizer does not hold every trainable parameter ends before its first step.
+    mmengine loads without strictness: a checkpoint in another form or of another architecture leaves layers at random. Fine-tuning may
+    replace heads, resuming and testing must find every key, and the optimizer's state must be of the same parameters. Files are read
+    without running code from them, downloaded ones too. A training whose optimizer does not hold every trainable parameter ends before its
+    first step. A plain stem that was loaded as a deep linear one moves many times as far in a step: the warning says which multiplier it
+    takes.
 
     Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
 
         custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]
 
     Raises:
-        CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit the model, and when a run is to be
-            resumed whose folder has checkpoints, but none to resume from.
+        CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit, or none of those there can be resumed.
         UsageError: When a trainable parameter is in no optimizer.
     """
 

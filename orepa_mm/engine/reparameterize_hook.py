@@ -27,10 +27,9 @@ class ReparameterizeHook(Hook):
 
     The first batch runs in training form. On it each layer is compared with its plain form, on the layer's own inputs, so any model will
     do; the largest difference is logged, and above the tolerance the run ends with the name of the worst layer. In all other batches the
-    plain forms compute in the layers' stead, and cost what the plain network costs. Parameters, buffers and modules of the model stay
-    those of the training form at any moment: training goes on after a validation as if there had been none, also after one that was
-    interrupted, and a checkpoint saved meanwhile holds the training form. Works with ``EMAHook`` (the averaged weights are
-    re-parameterized), with test-time augmentation and with distributed wrappers.
+    plain forms compute in the layers' stead, at the plain network's cost. Parameters and modules of the model stay those of the training
+    form: training goes on as if there had been no validation, also after one that was interrupted, and checkpoints hold the training form.
+    Works with ``EMAHook`` (the averaged weights are re-parameterized), with test-time augmentation and with distributed wrappers.
 
     Fires around the first iteration of validating and testing, and in ``after_val_epoch`` and ``after_test_epoch`` before other hooks::
 
@@ -152,10 +151,7 @@ class ReparameterizeHook(Hook):
 
 
 class _PlainForward:
-    """Computes a layer's plain form in the layer's place, which stays what it is for all that looks at the model.
-
-    Weights that somebody trains behind an interrupted validation are not those of the plain form: with gradients it is the layer's own.
-    """
+    """Computes a layer's plain form in its place, but where somebody trains it: behind a validation that was interrupted."""
 
     def __init__(self, layer: nn.Module, plain: nn.Module) -> None:
         self.layer, self.plain, self.own = layer, plain, vars(layer).get('forward')
