@@ -2,7 +2,6 @@
 
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
-from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
-from ..checkpoints.beside import has_branches_beside
-from ..checkpoints.checking import check_pretrained, check_state_dict, is_no_weight
+from ..checkpoints.checking import check_pretrained, check_state_dict
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
@@ -24,15 +22,13 @@ from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError, UsageError
 from ..layers import ReparameterizableConv2d
 from ..layers.kernels import DeepLinearKernel
-from ..optim import attached_to
 from ..registry import type_name
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of
 from .checkpoint_hook import BESIDE
 from .distributed import unwrapped
+from .resuming import NAMES, check_optimizer, check_training, names_in_optimizers
 
-NAMES = 'names_in_optimizers'  # in the meta of a checkpoint
-CHANGING = ('params', 'base_values', 'last_step', 'best', 'num_bad_epochs', 'cooldown_counter')  # of parameter groups and schedulers
 LONGEST_STEP = 3.0  # of a plain kernel's, before it is warned of
 
 
@@ -86,7 +82,7 @@ class CheckHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if 'optimizer' in checkpoint:  # which knows parameters by their number only
-            checkpoint['meta'][NAMES] = _names(runner)
+            checkpoint['meta'][NAMES] = names_in_optimizers(runner)
 
     def _check(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         path = runner._load_from or 'the checkpoint to resume from'
@@ -94,11 +90,10 @@ class CheckHook(Hook):
         network, state = unwrapped(runner.model), state_dict_of(checkpoint)
         plain = plain_kernels(network, state)
         if resuming:
-            _refuse(path, _reason_to_start_anew(runner, checkpoint, bool(plain)))
+            check_training(runner, checkpoint, path, bool(plain))
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
-        if resuming and all(isinstance(optimizer, Optimizer) for optimizer in optimizers_of(runner)):
-            _refuse(path, _other_parameters(runner, checkpoint))
-            _name_settings(runner, checkpoint, path)
+        if resuming:
+            check_optimizer(runner, checkpoint, path)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
         others = [name for name in plain if not name.startswith(backbones)]
         if others:
@@ -113,70 +108,6 @@ def _whole(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, a sharded model has its parameters in their own shapes, for all processes."""
     sharded = isinstance(model, FullyShardedDataParallel)
     return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
-
-
-def _refuse(path: str, reason: str) -> None:
-    if reason:
-        raise CheckpointError(f'{path}: {reason}; start a new run from its weights, with load_from instead of resume.')
-
-
-def _reason_to_start_anew(runner: Runner, checkpoint: dict[str, Any], plain: bool) -> str:
-    if isinstance(runner.model, FullyShardedDataParallel):
-        return "a sharded training (FSDP) cannot be resumed, as mmengine does not hand torch the optimizer's state as torch takes it"
-    if not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
-        return 'cannot be resumed, because it holds weights only'
-    if plain:
-        return (
-            'cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to other parameters'
-        )
-    if has_branches_beside(checkpoint) and not any(map(attached_to, optimizers_of(runner))):
-        return "was written with branches beside the optimizer; resume it with the BranchesHook of that run's default_hooks, or else"
-    return ''
-
-
-def _names(runner: Runner) -> list[str]:
-    """Of the parameters that optimizers have, in their order."""
-    names = {id(p): name for name, p in unwrapped(runner.model).named_parameters()}
-    return [names.get(id(p), '') for o in optimizers_of(runner) for group in o.param_groups for p in group['params']]
-
-
-def _other_parameters(runner: Runner, checkpoint: dict[str, Any]) -> str:
-    """Why the optimizer's state is not of the parameters that the optimizer has now."""
-    before = checkpoint['meta'].get(NAMES)
-    if before is not None:
-        differ = [name for pair in zip_longest(before, _names(runner), fillvalue='') if pair[0] != pair[1] for name in pair if name]
-    else:  # of a run without this hook
-        keys = state_dict_of(checkpoint).keys() ^ unwrapped(runner.model).state_dict().keys()
-        differ = [key for key in keys if not is_no_weight(key)]
-    what = "cannot be resumed, because its optimizer's state is of other parameters, or of the same in another order"
-    return differ and f'{what} (see "{differ[0]}"); resume with the model and paramwise_cfg of that run, or else' or ''
-
-
-def _name_settings(runner: Runner, checkpoint: dict[str, Any], path: str) -> None:
-    """Torch and mmengine take the old settings of parameter groups and schedulers, whatever the config says."""
-    whole = checkpoint['optimizer']
-    states = [each for each in (whole, *whole.values()) if isinstance(each, dict) and 'param_groups' in each]  # several have one each
-    schedulers = (runner.param_schedulers or (), checkpoint.get('param_schedulers') or ())
-    new, old = (sum(each.values(), []) if isinstance(each, dict) else list(each) for each in schedulers)
-    new = [vars(each) for each in new if not isinstance(each, dict)]  # in a FlexibleRunner they are configs yet
-    new = [group for optimizer in optimizers_of(runner) for group in optimizer.param_groups] + new
-    old = [group for each in states for group in each['param_groups']] + old
-    changed: dict[str, str] = {}
-    for a, b in zip(map(_settings, new), map(_settings, old), strict=False):
-        for key in a.keys() & b.keys():
-            if a[key] != b[key]:
-                changed.setdefault(key, f'{key}={b[key]} and not {a[key]}')
-    if changed:
-        runner.logger.warning(
-            f'{path}: a resumed run goes on with the settings it was written with, and not with those of the config: '
-            f'{", ".join(changed.values())}. For new settings start from its weights, with load_from instead of resume.'
-        )
-
-
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Of a parameter group or a scheduler what a config sets: numbers, and lists of them, that do not change in a training."""
-    fixed = {key: values.get(f'initial_{key}', value) for key, value in values.items() if not key.startswith(('_', 'initial_'))}
-    return {key: value for key, value in fixed.items() if isinstance(value, int | float | tuple | list | dict) and key not in CHANGING}
 
 
 def _check_held(runner: Runner) -> None:
