@@ -127,8 +127,13 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
             for parent, name in ((block, 'conv1'), (block, 'conv2'), (block, 'conv3'), (block.downsample, '0'), (block.downsample, '1')):
                 child = getattr(parent, name, None)
                 if type(child) is nn.Conv2d:
-                    setattr(parent, name, build_conv_layer(conv_cfg, **shape_of(child)))
+                    setattr(parent, name, _rebuilt(child, conv_cfg))
         return layer
+
+
+def _rebuilt(conv: nn.Conv2d, conv_cfg: dict[str, Any]) -> nn.Module:
+    """The layer that ``conv_cfg`` makes of a stock convolution's arguments."""
+    return build_conv_layer(conv_cfg, **shape_of(conv))
 
 
 class OREPAResNeXtMixin(OREPAResNetMixin):
