@@ -1,6 +1,6 @@
 """Branches beside the optimizer of a run."""
 
-from collections.abc import Iterable
+import inspect
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -46,25 +46,9 @@ class BranchesHook(Hook):
 
     priority = 'HIGHEST'  # before checkpoints are compared with the model
 
-    def __init__(
-        self,
-        method: str = 'OREPA',
-        branches: str | Iterable[str] = 'full',
-        start: str = 'balanced',
-        kernel_sizes: Iterable[int] | None = None,
-        pattern: str | None = None,
-        first_layer: bool = True,
-        scales: str = 'learned',
-    ) -> None:
-        self.options: dict[str, Any] = dict(
-            method=method,
-            branches=branches,
-            start=start,
-            kernel_sizes=kernel_sizes,
-            pattern=pattern,
-            first_layer=first_layer,
-            scales=scales,
-        )
+    def __init__(self, **options: Any) -> None:
+        inspect.signature(attach_branches).bind(None, None, **options)  # a wrong name raises now, and not when the training starts
+        self.options = options
         self.attached: list[AttachedBranches] = []  # one for each optimizer of the run
 
     def before_train(self, runner: Runner) -> None:

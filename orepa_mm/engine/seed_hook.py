@@ -23,7 +23,7 @@ class SeedHook(Hook):
     before each iteration the generators of Python, numpy and torch start from the seed, the rank and the iteration, and before each
     sample's augmentation from the seed, the epoch, the sample and its place in the epoch. A run that is stopped and resumed so ends with
     the weights of one that is not, whatever the number of workers. The seed is ``randomness.seed`` of the config, or what mmengine drew;
-    its checkpoints hold it.
+    its checkpoints hold it. What transforms keep of earlier samples (``CachedMosaic``) is gone after a stop.
 
     Fires before a training, before each of its epochs and before each of its iterations::
 
