@@ -42,7 +42,7 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
     layers = {f'{name}.weight': m for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d)}
-    plain = [key for key in layers if key in state]
+    plain = [key for key, layer in layers.items() if key in state and state[key].shape[1:2] == (layer.in_channels // layer.groups,)]
     if plain:
         raise CheckpointError(
             f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers ({type(layers[plain[0]]).__name__}) whose '
@@ -156,7 +156,8 @@ def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
         elif same_form and deep and not wants_deep:
             remedy = 'its deep linear stem can be trained as a plain one: set plain_stem=True of the backbone'
         else:
-            reshaped = [key for key in stem if key in given and given[key].shape != expected[key].shape]
+            # Weights for pictures of other channels are left out, and said to be, as by the stock backbone.
+            reshaped = [key for key in stem if key in given and _but_inputs(given[key]) != _but_inputs(expected[key])]
             if not reshaped:
                 continue
             shapes = f'{reshaped[0]} {tuple(given[reshaped[0]].shape)} for {tuple(expected[reshaped[0]].shape)}'
@@ -164,6 +165,11 @@ def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
         raise CheckpointError(
             f'{path}: does not fit the model of the config, its stem is another one; {remedy}, or take another checkpoint.'
         )
+
+
+def _but_inputs(kernel: Tensor) -> torch.Size:
+    """The shape without the number of input channels."""
+    return kernel.shape[:1] + kernel.shape[2:]
 
 
 def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

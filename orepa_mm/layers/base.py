@@ -202,8 +202,14 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
         raise NotImplementedError
 
     def holds_plain_kernel(self, state: dict[str, Tensor], prefix: str) -> bool:
-        """Whether a state dict has a plain kernel under ``prefix``, and none of this layer's branches."""
-        return f'{prefix}weight' in state and not any(f'{prefix}{name}' in state for name, _ in self.named_parameters() if name != 'bias')
+        """Whether a state dict has a plain kernel under ``prefix``, and none of this layer's branches.
+
+        One for pictures of other channels is left to torch, as where a stock layer's does not fit.
+        """
+        if any(f'{prefix}{name}' in state for name, _ in self.named_parameters() if name != 'bias'):
+            return False
+        shape, here = getattr(state.get(f'{prefix}weight'), 'shape', ()), (self.out_channels, *self.kernel_size)
+        return f'{prefix}weight' in state and (shape[1:2] == (self.in_channels // self.groups,) or (*shape[:1], *shape[2:]) != here)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # Loaders that are not strict would drop these keys and train or test a network with random kernels.
