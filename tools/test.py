@@ -10,6 +10,7 @@ import inspect
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from augmentation import mend_augmentation
 from common import UsageError, add_common_options, build_runner, load_config, run
@@ -126,6 +127,16 @@ def add_dump(runner: Runner, scope: str, out: str) -> None:
     runner.test_evaluator.metrics.append(Dump(out_file_path=out))
 
 
+def plain(value: Any) -> Any:
+    """Metrics as JSON has them: tensors, arrays and tuples as lists, every number as a float."""
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return float(value) if isinstance(value, int | float) else value if value is None else str(value)
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
@@ -152,7 +163,7 @@ def main() -> None:
     metrics = runner.test()
     if args.metrics and is_main_process():
         with replacing(args.metrics) as partial:
-            partial.write_text(json.dumps(metrics, indent=2, default=lambda v: v.tolist() if hasattr(v, 'tolist') else str(v)) + '\n')
+            partial.write_text(json.dumps(plain(metrics), indent=2) + '\n')
 
 
 if __name__ == '__main__':
