@@ -10,11 +10,19 @@ from ..errors import LayerError
 from ..layers import OREPAConv2d
 
 
-def check_given(conv_cfg: dict[str, Any] | None, **options: Any) -> None:
-    """Raise :class:`.LayerError` for options of the method's convolution layer beside another layer."""
-    for name, value in options.items():
-        if value is not None and conv_cfg is not None:
+def given_options(method: str, conv_cfg: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
+    """Those options of the OREPA convolutions that are not None.
+
+    Raises:
+        LayerError: For one beside a ``conv_cfg``, or of another method.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if conv_cfg is not None:
             raise LayerError(f'{name} and conv_cfg: give the {name} in the conv_cfg')
+        if method != 'OREPA':
+            raise LayerError(f"{name}={value!r} is for method='OREPA', not {method!r}")
+    return given
 
 
 class BalancedStart:

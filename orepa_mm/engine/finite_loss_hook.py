@@ -59,7 +59,7 @@ class FiniteLossHook(Hook):
         self._handles, self._losses = [], []
 
     def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], losses: Any) -> None:
-        if model.training and not torch.compiler.is_compiling() and any(True for _ in tensors(losses)):
+        if model.training and not torch.compiler.is_compiling():
             self._losses.append(_Loss(losses, model, args, kwargs))
 
     def _look(self) -> None:
