@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -106,7 +107,8 @@ def register_all() -> None:
     register_layers()
     find_configs()
     if can_import('mmengine.runner'):  # which needs cv2
-        import_module(f'{__package__}.engine')
+        for part in iter_modules(import_module(f'{__package__}.engine').__path__):
+            import_module(f'{__package__}.engine.{part.name}')
     for toolbox in TOOLBOXES:
         if can_import(f'{toolbox}.registry'):
             register_backbones(toolbox)

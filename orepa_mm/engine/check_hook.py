@@ -44,7 +44,7 @@ class CheckHook(Hook):
 
     Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
 
-        custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]
+        default_hooks = dict(check=dict(type='CheckHook'))
 
     Raises:
         CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit, or none of those there can be resumed.

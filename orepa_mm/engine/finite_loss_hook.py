@@ -28,7 +28,7 @@ class FiniteLossHook(Hook):
 
     Fires in each forward pass of training and before each step; a step compiled by ``compile=True`` is not looked at::
 
-        custom_hooks = [dict(type='FiniteLossHook')]
+        default_hooks = dict(finite_loss=dict(type='FiniteLossHook'))
 
     Args:
         patience: How many losses in a row may be not finite where the optimizer wrapper has a loss scaler.

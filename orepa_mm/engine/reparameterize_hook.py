@@ -33,7 +33,7 @@ class ReparameterizeHook(Hook):
 
     Fires around the first iteration of validating and testing, and in ``after_val_epoch`` and ``after_test_epoch`` before other hooks::
 
-        custom_hooks = [dict(type='ReparameterizeHook')]
+        default_hooks = dict(reparameterize=dict(type='ReparameterizeHook'))
 
     Args:
         val: Re-parameterize for validation too, not only for testing.

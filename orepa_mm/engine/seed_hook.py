@@ -27,7 +27,7 @@ class SeedHook(Hook):
 
     Fires before a training, before each of its epochs and before each of its iterations::
 
-        custom_hooks = [dict(type='SeedHook')]
+        default_hooks = dict(seed=dict(type='SeedHook'))
     """
 
     priority = 'HIGHEST'
