@@ -18,7 +18,8 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import DBBConv2d, OREPAConv2d, expand, prune_branches, reparameterize
-from orepa_mm.errors import BranchesError, ExpandError, FuseError, PlainKernelError
+from orepa_mm.checkpoints.checking import check_state_dict
+from orepa_mm.errors import BranchesError, CheckpointError, ExpandError, FuseError, PlainKernelError
 from orepa_mm.layers import METHODS, ReparameterizableConv2d
 from orepa_mm.reparam.comparison import largest_difference
 
@@ -344,19 +345,20 @@ def test_stock_weights_by_mmengines_loader(strict, resnet50, tmp_path, capsys):
     assert all(relative(plain[key], value) < 1e-6 for key, value in state.items())
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda state: state.update({'conv.weight': torch.zeros(8, 4, 5, 5)}), r'\(8, 4, 5, 5\), and the layer.s is \(8, 4, 3, 3\)'),
-        (lambda state: state.update({'conv.bias': torch.zeros(8)}), 'deployed with its norms folded'),
-    ],
-)
-def test_plain_kernels_that_do_not_fit(change, message):
+def test_a_plain_kernel_with_a_bias_for_a_layer_without_one():
     net = nn.ModuleDict(dict(conv=OREPAConv2d(4, 8, 3, bias=False)))
-    state = {'conv.weight': torch.zeros(8, 4, 3, 3)}
-    change(state)
-    with pytest.raises(PlainKernelError, match=message):
-        net.load_state_dict(state, strict=False)
+    with pytest.raises(PlainKernelError, match='deployed with its norms folded'):
+        net.load_state_dict({'conv.weight': torch.zeros(8, 4, 3, 3), 'conv.bias': torch.zeros(8)}, strict=False)
+
+
+def test_the_check_before_a_run_knows_plain_kernels_of_another_shape():
+    net = nn.ModuleDict(dict(conv=OREPAConv2d(4, 8, 3), head=nn.Linear(2, 2)))
+    state = {'conv.weight': torch.zeros(8, 4, 5, 5), 'conv.bias': torch.zeros(8)} | {
+        f'head.{k}': v for k, v in net.head.state_dict().items()
+    }
+    check_state_dict(net, state, 'other.pth', partial=True)  # as of any other weight
+    with pytest.raises(CheckpointError, match=r'other.pth: .*1 of another shape \(conv.weight \(8, 4, 5, 5\) for \(8, 4, 3, 3\)\)'):
+        check_state_dict(net, state, 'other.pth')
 
 
 def test_a_stem_with_too_few_channels_says_what_to_do():

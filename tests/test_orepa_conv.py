@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.errors import LayerError
-from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel
+from orepa_mm.layers.kernels import OREPAKernel
+from orepa_mm.layers.stem import DeepLinearKernel
 
 FORMS = {
     'kxk': dict(kernel_size=3, padding=1),

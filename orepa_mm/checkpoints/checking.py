@@ -42,7 +42,12 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
     layers = {f'{name}.weight': m for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d)}
-    plain = [key for key in layers if key in state]
+    for key, layer in layers.items():
+        if key in state and not layer.brings_norm:  # it was not expanded, so it is of another shape
+            inside = f'{key.removesuffix("weight")}kernel.'
+            expected = {name: value for name, value in expected.items() if not name.startswith(inside)}
+            expected[key] = torch.empty(layer.plain_shape, device='meta')
+    plain = [key for key in layers if key in state and layers[key].brings_norm]
     if plain:
         raise CheckpointError(
             f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers ({type(layers[plain[0]]).__name__}) whose '

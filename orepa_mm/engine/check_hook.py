@@ -18,7 +18,7 @@ from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError
-from ..layers.kernels import DeepLinearKernel
+from ..layers.stem import DeepLinearKernel
 from ..optim import attached_to
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of

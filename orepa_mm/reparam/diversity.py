@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import BRANCHES, compose, kernel_of
-from ..layers.kernels import DeepLinearKernel, OREPAKernel
+from ..layers.kernels import OREPAKernel
+from ..layers.stem import DeepLinearKernel
 from .prune import branch_shares, kernels_with_branches
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from ..errors import ExpandError, LayerError
 from ..layers import METHODS, SqueezedConv2d
 from ..layers.base import share_hooks
-from ..layers.kernels import STARTS, DeepLinearKernel, branch_names
+from ..layers.kernels import STARTS, branch_names
+from ..layers.stem import DeepLinearKernel
 from .convert import check_whole
 from .plain import blocks_with_branches
 from .replaced import replaced
