@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def fused(device: torch.device) -> ModuleType | None:
+def programs_for(device: torch.device) -> ModuleType | None:
     """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None where single operations of torch do it.
 
     Triton comes with torch on Linux, and compiles on first use, for which it takes a C compiler. Where it cannot, a line in the log says
