@@ -235,7 +235,11 @@ def place_evaluator_files(cfg: Config, moved: dict[str, str], root: Path) -> Non
         for evaluator in _as_list(cfg.get(f'{split}_evaluator')):
             if isinstance(evaluator, dict) and isinstance(evaluator.get('ann_file'), str):
                 empty = root / 'empty.json'
-                empty.write_text(json.dumps(dict(images=[dict(id=1)], annotations=[], categories=[])))
+                empty.write_text(
+                    json.dumps(
+                        dict(images=[dict(id=1, file_name='a.jpg', width=1, height=1)], annotations=[], categories=[dict(id=1, name='a')])
+                    )
+                )
                 evaluator['ann_file'] = moved.get(os.path.normpath(evaluator['ann_file']), str(empty))
 
 

@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / room) for room in ('tools', '.dev_scripts')]
+sys.path[:0] = [str(ROOT / room) for room in ('tools', 'tools/deploy', '.dev_scripts')]
 from common import UsageError, load_config, run  # noqa: E402
 from doc_tables import write  # noqa: E402
+from quantize_onnx import prepared  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
 from orepa_mm.deploy.export import export  # noqa: E402
-from orepa_mm.deploy.pictures import pictures_in, read_pixels  # noqa: E402
+from orepa_mm.deploy.pictures import pictures_in  # noqa: E402
 from orepa_mm.deploy.quantize import OnnxNetwork, change, quantize  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 
@@ -138,10 +139,10 @@ def measured(config: Path, checkpoint: Path, work_dir: Path, data: Path, metric:
     with replacing(graph) as partial:
         next(export(cfg, checkpoint, partial, dynamic=True))  # compared with the training form at one size
     network = OnnxNetwork(graph)
-    train, val = ([network.prepare(read_pixels(path)) for path in pictures_in(data / split, count)] for split, count in SPLITS)
+    train, val = ([prepared(network, path) for path in pictures_in(data / split, count)] for split, count in SPLITS)
     found = dict(float=dict(metric=evaluate(cfg, network)[metric]))
     for name, per_channel in (('tensor', False), ('channel', True)):
-        quantized = OnnxNetwork(quantize(graph, train, per_channel))
+        quantized = OnnxNetwork(quantize(graph, train, per_channel, full_range=True))
         found[name] = dict(metric=evaluate(cfg, quantized)[metric], **asdict(change(network, quantized, val)))
         found[name]['kernels'] = change(network, OnnxNetwork(with_rounded_kernels(graph, per_channel)), val).typical
     with replacing(result) as partial:

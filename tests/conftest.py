@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from yapf.yapflib import yapf_api  # here: its first import writes a cache, which the test processes would read half-written
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ('tests', 'tools', 'tools/analysis_tools', 'demo', '.dev_scripts', '.dev_scripts/studies')
+ROOMS = ('tests', 'tools', 'tools/analysis_tools', 'tools/deploy', 'demo', '.dev_scripts', '.dev_scripts/studies')
 sys.path[:0] = [str(ROOT / room) for room in ROOMS]
 
 # The same cases in every run. `make test-all` asks for the thorough ones: pytest --hypothesis-profile=thorough

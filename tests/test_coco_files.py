@@ -67,6 +67,8 @@ def test_panoptic_files(read):
         (changed('annotations', bbox=[1, 2, 3]), {}, r'annotations\[0\].bbox: \[1,2,3\] has less than 4 items'),
         (changed('annotations', area=float('nan')), {}, r'annotations\[0\].area'),
         (changed('annotations', segmentation=[]), dict(masks=True), r'annotations\[0\].segmentation'),
+        (changed('annotations', bbox=[5, 1, 7, 4]), {}, '1 of 2 boxes end outside their images.*as corners: write'),
+        (dict(GOOD, annotations=[dict(GOOD['annotations'][0], bbox=[0.1, 0.2, 0.5, 0.5])]), {}, 'all boxes are smaller than a pixel'),
         (changed('annotations', 1, id=1), {}, '1 ids of its annotations are there twice, such as 1'),
         (changed('images', 1, id=1), {}, '1 ids of its images are there twice'),
         (dict(GOOD, categories=2 * GOOD['categories']), {}, '1 ids of its categories are there twice'),
@@ -94,6 +96,11 @@ def test_what_the_file_does_not_list(read, capsys):
         annotation['category_id'] = 9
     with pytest.raises(UsageError, match='3 of 3 annotations have category_ids'):
         read(content)
+
+
+def test_boxes_that_leave_their_images(read, capsys):
+    read(changed('annotations', bbox=[6, 1, 4, 4]))
+    assert '1 of 2 boxes end outside their images, such as [6, 1, 4, 4].' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('text', ['', 'hello', '{"images": [', '[' * 100_000, '\udc80'])

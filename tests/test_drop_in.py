@@ -12,8 +12,7 @@ from mmengine.registry import init_default_scope
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.deploy.outputs import dense_outputs
-from orepa_mm.reparam.comparison import largest_difference
+from orepa_mm.reparam.comparison import largest_difference, tensors
 
 OREPA = dict(type='OREPAConv2d')
 # config -> the parts of the model whose convolutions get branches
@@ -78,6 +77,22 @@ def batch_of(name: str, model: torch.nn.Module) -> dict:
     samples = [SegDataSample(gt_sem_seg=label, metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64))) for label in labels]
     model.data_preprocessor.size = (64, 64)
     return dict(inputs=pictures, data_samples=samples)
+
+
+@torch.no_grad()
+def dense_outputs(model: torch.nn.Module, batch: dict):
+    """A function that gives the model's outputs on a batch before any sorting, which jumps at ties: two stages on the same proposals."""
+    data = model.data_preprocessor(batch, False)
+    inputs, samples = data['inputs'], data.get('data_samples')
+    if not (getattr(model, 'with_rpn', False) and getattr(model, 'with_roi_head', False)):
+        return torch.no_grad()(lambda: list(tensors(model(inputs, samples, mode='tensor'))))
+    proposals = model.rpn_head.predict(model.extract_feat(inputs), samples, rescale=False)
+
+    def outputs():
+        features = model.extract_feat(inputs)
+        return list(tensors((features, model.rpn_head(features), model.roi_head.forward(features, proposals, samples))))
+
+    return torch.no_grad()(outputs)
 
 
 def without_gradient(model: torch.nn.Module):

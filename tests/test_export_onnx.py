@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import quantize_onnx
 import torch
 from conftest import ROOT, few
 from mmengine.config import Config
@@ -24,12 +26,16 @@ from torch import nn
 
 from orepa_mm.deploy import agreement
 from orepa_mm.deploy.agreement import differing_labels, match
+from orepa_mm.deploy.batches import input_channels, random_batch
 from orepa_mm.deploy.export import export, table
 from orepa_mm.deploy.loading import build_model
-from orepa_mm.deploy.metadata import fixed_preparation, preparation
-from orepa_mm.deploy.networks import deploy_network
+from orepa_mm.deploy.metadata import fixed_preparation, metadata, preparation
+from orepa_mm.deploy.networks import boxes, deploy_network
 from orepa_mm.deploy.networks.picture import PictureInput
 from orepa_mm.deploy.networks.pooling import AdaptiveAveragePool
+from orepa_mm.deploy.pictures import pictures_in, read_picture
+from orepa_mm.deploy.quantize import OnnxNetwork, quantize
+from orepa_mm.deploy.stock_model import to_stock_model
 from orepa_mm.errors import ExportError, UsageError
 
 OUTPUTS = dict(classifier=['scores'], pspnet=['logits'], deeplabv3plus=['logits'], retinanet=['boxes', 'scores', 'labels'])
@@ -120,7 +126,7 @@ def test_compiled_packages(name, checkpoint, mini_data, tmp_path):
     path, folder = tmp_path / 'model.pt2', pictures(name, mini_data)
     rows = list(export(config(name, **SHORT.get(name, {})), checkpoint(name), path, file_format='pt2', pictures=folder, calls=1))
     assert len(rows) == 4 and all(row.agreement.problem == '' and row.agreement.largest < 1e-4 for row in rows)
-    assert set(rows[0].milliseconds) == {'training form', 'eager', 'AOTInductor', 'onnxruntime'}
+    assert set(rows[0].milliseconds) == {'training form', 'eager', 'AOTInductor'}
     model = torch._inductor.aoti_load_package(str(path))
     assert model.get_metadata()['task'] == ('classification' if name == 'classifier' else 'detection')
     assert len(model(torch.zeros(1, 3, *rows[0].size, dtype=torch.uint8))) == len(OUTPUTS[name])
@@ -152,6 +158,52 @@ def test_a_picture_becomes_what_the_preprocessor_makes_of_it(kind, rgb):
     picture = torch.randint(0, 256, (1, 3, 37, 50), dtype=torch.uint8)
     batch = dict(inputs=[picture[0].flip(0)], data_samples=[SegDataSample()])
     assert torch.equal(PictureInput(preprocessor)(picture), preprocessor(batch, False)['inputs'])
+
+
+def other_channels(name: str, channels: int) -> Config:
+    """A small config for pictures of one or four channels."""
+    cfg = config(name, model__backbone__in_channels=channels, model__backbone__plain_stem=channels == 4)
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+    values = channels if name == 'classifier' else 1  # for all channels
+    preprocessor.update(mean=[10.0, 20, 30, 40][:values], std=[5.0, 6, 7, 8][:values])
+    for key in ('bgr_to_rgb', 'to_rgb'):
+        preprocessor.pop(key, None)
+    return cfg
+
+
+@pytest.mark.parametrize(('name', 'channels'), [('classifier', 1), ('classifier', 4), ('pspnet', 4), ('retinanet', 1)])
+def test_pictures_of_other_channels(name, channels, mini_data, tmp_path):
+    cfg = other_channels(name, channels)
+    model = build_model(cfg).eval()
+    network = deploy_network(deepcopy(model))
+    file = next(file for file in pictures(name, mini_data).rglob('*') if file.is_file())
+    picture = read_picture(file, (128, 160), channels)
+    assert picture.shape == (1, channels, 128, 160)
+    with torch.no_grad():
+        found = agreement.compare(model, network, network, picture)
+        assert found.problem == '' and found.largest is not None
+    (tmp_path / 'x.pth').touch()
+    facts = metadata(cfg, network, tmp_path / 'x.pth', *preparation(cfg, channels))
+    assert facts['channels'] == ('grey' if channels == 1 else 'BGRA') and f'[N, {channels}, H, W]' in facts['input']
+    pad = fixed_preparation([dict(step='resize', scale=[96, 64], keep_ratio=True)], (64, 96), network)[-1]
+    assert pad['value'] == ([10, 20, 30, 40][:channels] if name == 'classifier' else [10] * channels)
+    assert input_channels(model) == channels and max(to_stock_model(cfg, model, [random_batch(cfg, channels)]).differences.values()) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('exporter')
+@pytest.mark.parametrize('channels', [1, 4])
+def test_files_for_other_channels(channels, mini_data, tmp_path):
+    cfg, path = other_channels('pspnet', channels), tmp_path / 'x.onnx'
+    torch.save(build_model(cfg).state_dict(), tmp_path / 'x.pth')
+    folder = pictures('pspnet', mini_data)
+    list(export(cfg, tmp_path / 'x.pth', path, size=(64, 96), pictures=folder, calls=1))
+    (picture,) = load(path).get_inputs()
+    assert picture.shape == [1, channels, 64, 96]
+    result = run_alone(path, next(folder.rglob('*.png')), '--out-dir', tmp_path / 'drawn')
+    assert result.returncode == 0 and '%' in result.stdout, result.stderr
+    pixels = [quantize_onnx.prepared(OnnxNetwork(path), file) for file in pictures_in(folder, 2)]
+    assert OnnxNetwork(quantize(path, pixels))(pixels[0]).shape == OnnxNetwork(path)(pixels[0]).shape
 
 
 @pytest.mark.usefixtures('exporter')
@@ -195,6 +247,18 @@ def test_nothing_is_found(checkpoint, mini_data, tmp_path):
     assert [output.shape for output in outputs] == [(0, 4), (0,), (0,), (0, 28, 28)]
     result = run_alone(path, next(folder.iterdir()), '--out-dir', tmp_path)
     assert result.returncode == 0 and '0 of 0 boxes' in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize('most', [100, -1])
+def test_suppression_of_many_classes(most, monkeypatch):
+    """As mmcv's, which goes through the classes one by one where there are many boxes; here the best are looked at."""
+    from mmcv.ops import batched_nms
+
+    monkeypatch.setattr(boxes, 'CANDIDATES', 400)
+    corners = 1000 * torch.rand(3000, 2)
+    given = torch.cat([corners, corners + 100 * torch.rand(3000, 2)], 1), torch.rand(3000), torch.randint(0, 50, (3000,))
+    _, expected = batched_nms(*given, dict(type='nms', iou_threshold=0.5, split_thr=1000))
+    assert torch.equal(boxes.Suppression(dict(type='nms', iou_threshold=0.5), most)(*given), expected[: most if most > 0 else None])
 
 
 class TestAgreement:
@@ -286,17 +350,22 @@ class TestRefused:
         ('path', 'message'),
         [
             ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead: makes boxes in a way of its own'),
-            ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'DETR with DETRHead: is no dense head'),
-            ('mmdet::solo/solo_r50_fpn_1x_coco.py', 'SOLO: is no classifier, segmentor or detector'),
+            ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'DETR: is no detector with one dense head'),
+            ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 'PanopticFPN: makes boxes in a way of its own'),
+            ('mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 'FastRCNN: has no proposals of its own'),
+            ('mmdet::ssd/ssd300_coco.py', 'SSDHead with NoneType as loss_cls'),
+            ('mmdet::solo/solo_r50_fpn_1x_coco.py', 'SOLO: is no detector with one dense head'),
         ],
     )
     def test_kinds_of_detectors(self, path, message, tmp_path):
         (tmp_path / 'config.py').write_text(f"_base_ = ['{path}']\n")
         cfg = Config.fromfile(tmp_path / 'config.py')
-        cfg.model.backbone.update(depth=18, init_cfg=None)
-        if 'neck' in cfg.model and 'detr' not in path:
+        cfg.model.backbone.update(dict(depth=18) if 'ssd' not in path else {}, init_cfg=None)
+        if 'ssd' in path:
+            pass
+        elif 'detr' not in path:
             cfg.model.neck.in_channels = [64, 128, 256, 512]
-        elif 'neck' in cfg.model:
+        else:
             cfg.model.neck.in_channels = [512]
         with pytest.raises(ExportError, match=message):
             deploy_network(build_model(cfg).eval())
@@ -440,8 +509,43 @@ class TestRunAlone:
         assert inside[0] <= picture.width and inside[1] <= picture.height
         assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1  # OpenCV rounds in between
 
+    @pytest.mark.parametrize(('facts', 'share'), [({}, '75.0%'), (dict(threshold='0.5'), '50.0%'), (dict(threshold='0.9'), '0.0%')])
+    def test_foreground_begins_at_the_threshold(self, facts, share, script, capsys):
+        class Model(script.Model):
+            def __init__(self):
+                self.facts, self.steps, self.classes, self.palette = facts, [], ['else', 'road'], []
+
+            def __call__(self, picture):
+                return dict(logits=np.float32([-1, -0.5, 1, 2]).reshape(1, 1, 2, 2))
+
+        script.segment(Model(), Image.new('RGB', (2, 2)), None)
+        said = capsys.readouterr().out
+        assert f'{share}  road' in said if share != '0.0%' else 'road' not in said
+
+    def test_several_labels_have_probabilities_of_their_own(self, script, capsys):
+        class Model(script.Model):
+            def __init__(self):
+                self.facts, self.steps, self.classes, self.palette = dict(scores='sigmoid logits'), [], 'abc', []
+
+            def __call__(self, picture):
+                return dict(scores=np.float32([[3, 0, 2]]))
+
+        script.classify(Model(), Image.new('RGB', (8, 8)), None)
+        assert capsys.readouterr().out.split() == ['0.953', 'a', '0.881', 'c', '0.500', 'b']
+
+    def test_classes_for_types(self):
+        from mmcv.transforms import CenterCrop, LoadImageFromFile, Pad, RandomFlip, Resize
+        from mmpretrain.datasets import PackInputs, ResizeEdge
+
+        steps = [dict(type=LoadImageFromFile), dict(type=Resize, scale=(9, 8)), dict(type=ResizeEdge, scale=7), dict(type=RandomFlip)]
+        steps += [dict(type=CenterCrop, crop_size=6), dict(type=Pad, size=(5, 5)), dict(type=PackInputs)]
+        found, others = preparation(Config(dict(test_pipeline=steps)))
+        named = [dict(step, type=step['type'].__name__) for step in steps]
+        assert (found, others) == preparation(Config(dict(test_pipeline=named))) and others == ['RandomFlip']
+        assert [step['step'] for step in found] == ['resize', 'resize', 'crop', 'pad']
+
     def test_a_network_of_one_size_gets_it(self, script):
-        network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), rgb=True))
+        network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), flipped=False), channels=3)
         steps = fixed_preparation([dict(step='resize', scale=[96, 64], keep_ratio=True)], (64, 96), network)
         picture, inside = script.prepare(Image.new('RGB', (30, 40), 'red'), steps)
         assert picture.size == (96, 64) and inside == (48, 64)
@@ -462,7 +566,7 @@ class TestRunAlone:
 
     def test_bad_input(self, tmp_path):
         node = onnx.helper.make_node('Identity', ['x'], ['y'])
-        value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in 'xy']
+        value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in 'xy']
         model = onnx.helper.make_model(
             onnx.helper.make_graph([node], 'g', value[:1], value[1:]), opset_imports=[onnx.helper.make_opsetid('', 18)]
         )

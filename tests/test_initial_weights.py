@@ -11,6 +11,7 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
+from orepa_mm.checkpoints.checking import check_pretrained
 from orepa_mm.errors import LayerError
 from orepa_mm.layers.kernels import STARTS
 
@@ -108,6 +109,25 @@ class TestInToolboxes:
         model.init_weights()
         for name, value in trained.state_dict().items():
             assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize('options', [dict(plain_stem=True), {}, dict(deep_stem=True), dict(in_channels=4)])
+def test_weights_for_pictures_of_other_channels(options, tmp_path):
+    """All but the stem's first kernel is loaded, as into the stock backbone."""
+    init_default_scope('mmpretrain')
+    narrow = dict(depth=18, base_channels=16, stem_channels=32, deep_stem='deep_stem' in options)
+    weights = MODELS.build(dict(type='ResNet', **narrow)).state_dict()
+    torch.save(weights, tmp_path / 'stock.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'stock.pth'))
+    model = MODELS.build(dict(dict(narrow, in_channels=1, init_cfg=init_cfg), type='OREPAResNet', **options))
+    check_pretrained(model)
+    model.init_weights()
+    model.eval()
+    loaded = orepa_mm.reparameterize(model).state_dict()
+    left = [
+        name for name, value in weights.items() if loaded[name].shape != value.shape or not torch.allclose(loaded[name], value, atol=1e-5)
+    ]
+    assert left == ['stem.0.conv.weight' if 'deep_stem' in options else 'conv1.weight']
 
 
 class TestBadInput:

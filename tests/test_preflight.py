@@ -1,6 +1,7 @@
 """Datasets and checkpoints that cannot be used are named, with the remedy, before training starts."""
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -312,22 +313,23 @@ def test_heads_that_judge_something_else(model, tmp_path, capsys):
         dict(detector=dict(roi_head=heads(bbox_head=80))),
     ],
 )
-def test_classes_of_the_heads_were_not_changed(model, tmp_path):
-    with pytest.raises(preflight.UsageError, match='classes.*=(80|2), but the dataset at .* has 3 classes: set it to 3'):
-        check('mmdet', coco(tmp_path, PETS), model)
+def test_classes_of_the_heads_were_not_changed(model, tmp_path, capsys):
+    check('mmdet', coco(tmp_path, PETS), model)
+    warning = capsys.readouterr().err
+    assert warning.count('warning') == 1 and re.search('a.json has 3 classes, and the config says .*classes.*=(80|2)', warning)
 
 
 def test_other_heads_with_another_count_are_a_warning(tmp_path, capsys):
     check('mmdet', coco(tmp_path, PETS), dict(roi_head=heads(bbox_head=3, mask_head=3, mask_iou_head=80)))
     warning = capsys.readouterr().err.splitlines()
-    assert len(warning) == 1 and warning[0].startswith('warning: model.roi_head.mask_iou_head.num_classes=80')
+    assert len(warning) == 1 and 'the config says model.roi_head.mask_iou_head.num_classes=80: right if' in warning[0]
 
 
 def test_models_that_read_the_names_of_the_classes(tmp_path):
     check('mmdet', coco(tmp_path, PETS) | dict(return_classes=True), dict(bbox_head=dict(num_classes=256)))
 
 
-def test_panoptic_heads_count_things_and_all(tmp_path):
+def test_panoptic_heads_count_things_and_all(tmp_path, capsys):
     info = dict(classes=('cat', 'dog', 'sky'), thing_classes=('cat', 'dog'), stuff_classes=('sky',))
     dataset = coco(tmp_path, info['classes']) | dict(type='CocoPanopticDataset', metainfo=info)
     content = json.loads((tmp_path / 'a.json').read_text())
@@ -337,11 +339,9 @@ def test_panoptic_heads_count_things_and_all(tmp_path):
     both = dict(num_things_classes=2, num_stuff_classes=1)
     model = dict(roi_head=heads(bbox_head=2, mask_head=2), semantic_head=both, panoptic_fusion_head=both)
     check('mmdet', dataset, model)
-    model['roi_head']['bbox_head']['num_classes'] = 3
-    with pytest.raises(preflight.UsageError, match='bbox_head.num_classes=3, .* has 2 classes'):
-        check('mmdet', dataset, model)
-    with pytest.raises(preflight.UsageError, match=r'num_things_classes \+ num_stuff_classes=133, .* has 3 classes'):
-        check('mmdet', dataset, dict(panoptic_head=dict(num_things_classes=80, num_stuff_classes=53)))
+    assert not capsys.readouterr().err
+    check('mmdet', dataset, dict(panoptic_head=dict(num_things_classes=80, num_stuff_classes=53)))
+    assert 'num_things_classes + num_stuff_classes=133' in capsys.readouterr().err
 
 
 def test_lvis_names_pictures_by_address(tmp_path):
@@ -389,7 +389,7 @@ def test_annotation_files_of_metrics(tmp_path):
         check('mmdet', dataset, train_evaluator=[dict(evaluator, ann_file=str(tmp_path / 'b.json'))])
 
 
-def test_pictures_without_labels(tmp_path):
+def test_pictures_without_labels(tmp_path, capsys):
     dataset = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=LOAD)
     cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((8, 8, 3), np.uint8))
     check('mmpretrain', dataset | dict(with_label=False), dict(head=dict(num_classes=5)))
@@ -399,8 +399,114 @@ def test_pictures_without_labels(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / 'a.jpg').rename(tmp_path / 'cat/a.jpg')
     check('mmpretrain', dataset, dict(head=dict(num_classes=2)))
-    with pytest.raises(preflight.UsageError, match='head.num_classes=1000, .* has 2 classes'):
-        check('mmpretrain', dataset, dict(head=dict(num_classes=1000)))
+    check('mmpretrain', dataset, dict(head=dict(num_classes=1000)))
+    assert 'has 2 classes, and the config says model.head.num_classes=1000' in capsys.readouterr().err
+
+
+def sets(cfg_scope: str, train: dict, val: dict, **settings) -> list[str]:
+    cfg = dict(default_scope=cfg_scope, train_dataloader=dict(dataset=train), val_dataloader=dict(dataset=val | dict(test_mode=True)))
+    return preflight.check_data(Config(cfg | settings), ('train', 'val'))
+
+
+def coco_sets(root: Path, names: tuple[str, ...] = PETS, val_file: dict | None = None, **evaluator) -> list[str]:
+    """Check a training and a validation set of the classes ``names``, with what the validation file says otherwise."""
+    evaluator = dict(type='CocoMetric', ann_file=str(root / 'val/a.json')) | evaluator
+    given = dict(metainfo=dict(classes=names), pipeline=LOAD)
+    train, val = (coco(root / split, PETS, **(val_file or {}) if split == 'val' else {}) | given for split in ('train', 'val'))
+    return sets('mmdet', train, val, val_evaluator=evaluator)
+
+
+def categories(*names: str) -> list[dict]:
+    return [dict(id=i, name=name) for i, name in enumerate(names, 1)]
+
+
+def test_what_was_counted_is_said(tmp_path, tools, capsys):
+    assert coco_sets(tmp_path)[0] == f'{tmp_path}/train/a.json: 1 image, 1 box of 1 of 3 classes'
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS[:2]))
+    assert sets('mmseg', dataset, dataset)[0] == f'{tmp_path}/images: 1 image, labels of 2 classes'
+    assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(names=PETS[::-1]), '"cat" is class 0 in .*train/a.json, and class 2 in the classes of train_dataloader'),
+        (
+            dict(val_file=dict(categories=categories('dog', 'cat', 'fish'))),
+            '"cat" is class 0 in .*train/a.json, and class 1 in .*val/a.json',
+        ),
+        (dict(ann_file=None, val_file=dict(categories=categories('cat', 'fish'))), '"fish" is class 2 in .*train/a.json, and class 1 in'),
+        (dict(val_file=dict(categories=categories('cat', 'dog'))), 'val/a.json: has no category "fish".*IndexError'),
+        (dict(val_file=dict(images=[dict(id=1, file_name='a.jpg', width=4, height=8)])), r'read with \(8, 8\) .* says \(4, 8\)'),
+    ],
+    ids=['config', 'two files', 'gap', 'absent', 'size'],
+)
+def test_files_that_mean_something_else(settings, message, tmp_path):
+    with pytest.raises(preflight.UsageError, match=message):
+        coco_sets(tmp_path, **settings)
+
+
+def test_metrics_judge_the_images_that_are_tested(tmp_path, capsys):
+    content = json.loads((Path(coco(tmp_path, PETS)['data_root']) / 'a.json').read_text())
+
+    def against(*images: dict) -> None:
+        (tmp_path / 'b.json').write_text(json.dumps(content | dict(images=[dict(content['images'][0], **image) for image in images])))
+        coco_sets(tmp_path, ann_file=str(tmp_path / 'b.json'))
+
+    against({})
+    against({}, dict(id=2))
+    assert 'b.json: 1 of its 2 images are not tested' in capsys.readouterr().err
+    for other in (dict(file_name='b.jpg'), dict(width=16)):
+        with pytest.raises(preflight.UsageError, match='b.json: is not of the images .*: image 1 is .* here, and in .*val/a.json a.jpg'):
+            against(other)
+
+
+def test_results_that_are_sent_in_need_no_annotations(tmp_path):
+    train = coco(tmp_path, PETS)
+    content = json.loads((tmp_path / 'a.json').read_text())
+    del content['annotations']
+    (tmp_path / 'b.json').write_text(json.dumps(content))
+    evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'b.json'))
+    sets('mmdet', train, train | dict(ann_file='b.json'), val_evaluator=dict(evaluator, format_only=True, outfile_prefix='x'))
+    with pytest.raises(preflight.UsageError, match='"annotations" is a required'):
+        sets('mmdet', train, train | dict(ann_file='b.json'), val_evaluator=evaluator)
+
+
+@pytest.mark.parametrize(
+    ('train', 'val', 'classes', 'where'),
+    [
+        (('cat', 'dog', 'zebra'), ('Dog', 'cat', 'zebra'), None, 'train, and class 1 in .*val'),
+        (('cat', 'dog'), ('ant', 'cat', 'dog'), None, 'train, and class 1 in .*val'),
+        (('cat', 'dog'), ('cat', 'dog'), ('dog', 'cat'), 'train, and class 1 in the classes of train_dataloader'),
+    ],
+)
+def test_folders_that_sort_differently(train, val, classes, where, tmp_path):
+    for path in (*(tmp_path / 'train' / name for name in train), *(tmp_path / 'val' / name for name in val)):
+        path.mkdir(parents=True)
+        cv2.imwrite(str(path / 'a.jpg'), np.zeros((8, 8, 3), np.uint8))
+    given = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=LOAD, metainfo=classes and dict(classes=classes))
+    with pytest.raises(preflight.UsageError, match=f'"cat" is class 0 in .*{where}'):
+        sets('mmpretrain', given | dict(data_prefix='train'), given | dict(data_prefix='val'))
+
+
+def test_masks_of_0_and_255(tmp_path, capsys):
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS))
+    sets('mmseg', dataset, dataset)
+    assert 'labels: none of the 1 label maps opened has "fish"' in capsys.readouterr().err
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), np.uint8([[0, 255]]).repeat(8, 0).repeat(4, 1))
+    for ours, message in (({}, 'hold "cat" and 255'), (dict(reduce_zero_label=True), 'hold no class and 255')):
+        with pytest.raises(preflight.UsageError, match=f'{message}, which is ignored.*with 0 and 1'):
+            sets('mmseg', dataset | ours, dataset | ours)
+
+
+def test_label_maps_numbered_in_another_order(tmp_path):
+    dataset = label_maps(tmp_path, type='CityscapesDataset', metainfo=dict(classes=('road', 'sidewalk')))
+    other = dataset | dict(metainfo=dict(classes=('sidewalk', 'road')))
+    with pytest.raises(preflight.UsageError, match='"road" is class 0 in .*train_dataloader, and class 1 in the classes of val_dataloader'):
+        sets('mmseg', dataset, other)
+    with pytest.raises(preflight.UsageError, match='"road" is class 0 in .*train_dataloader, and class 1 in x.pth'):
+        cfg = Config(dict(default_scope='mmseg', train_dataloader=dict(dataset=dataset)))
+        preflight.check_data(cfg, ('train',), others={'x.pth': ('sidewalk', 'road')})
 
 
 @pytest.mark.parametrize('mean', [127.5, [127.5], None])
@@ -433,25 +539,12 @@ def test_other_classes_for_a_dataset_with_classes_of_its_own(tmp_path):
 
 
 def test_auxiliary_heads(tmp_path, capsys):
-    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS))
-    boundary = [dict(num_classes=3), dict(num_classes=2)]
-    check('mmseg', dataset, dict(decode_head=dict(num_classes=3), auxiliary_head=boundary))
+    dataset = label_maps(tmp_path, type='BaseSegDataset', metainfo=dict(classes=PETS[:2]))
+    boundary = [dict(num_classes=2), dict(num_classes=2)]
+    check('mmseg', dataset, dict(decode_head=dict(num_classes=2), auxiliary_head=boundary))
     assert 'warning' not in capsys.readouterr().err
-    check('mmseg', dataset, heads(decode_head=3, auxiliary_head=19))
-    assert 'warning: model.auxiliary_head.num_classes=19' in capsys.readouterr().err
-    for model in (heads(decode_head=19, auxiliary_head=3), heads(decode_head=19, auxiliary_head=19)):
-        with pytest.raises(preflight.UsageError, match='decode_head.num_classes=19, .* has 3 classes'):
-            check('mmseg', dataset, model)
-
-
-def test_published_sets_with_another_head(tmp_path, capsys):
-    dataset = label_maps(tmp_path, type='CityscapesDataset')
-    check('mmseg', dataset, dict(decode_head=dict(num_classes=21)))
-    assert 'warning: model.decode_head.num_classes=21' in capsys.readouterr().err
-    check('mmseg', dataset, dict(decode_head=dict(num_classes=18)))  # without a background, as SAN on Pascal VOC
-    assert 'warning: model.decode_head.num_classes=18' in capsys.readouterr().err
-    with pytest.raises(preflight.UsageError, match='decode_head.num_classes=2, .* has 19 classes'):
-        check('mmseg', dataset, dict(decode_head=dict(num_classes=2)))
+    check('mmseg', dataset, heads(decode_head=1, auxiliary_head=19))
+    assert 'decode_head.num_classes=1, model.auxiliary_head.num_classes=19: right if' in capsys.readouterr().err
 
 
 def test_pictures_only_the_toolbox_can_read(tmp_path):
@@ -485,3 +578,11 @@ def test_metrics_of_every_kind_are_kept():
     kept = dict(mAP=0.5, top1=95.0, count=3.0, classwise=[0.25, 1.0], matrix=[[1.0, 0.0], [0.0, 1.0]])
     assert json.loads(json.dumps(plain(metrics))) == kept and type(plain(metrics)['count']) is float
     assert plain(dict(precision=np.arange(2), none=None, note='x')) == dict(precision=[0.0, 1.0], none=None, note='x')
+
+
+def test_checkpoints_that_number_the_classes_in_another_way(trained, tools, tmp_path):
+    checkpoint = torch.load(trained('imagenet', tools), weights_only=False)
+    classes = checkpoint['meta']['dataset_meta']['classes']
+    checkpoint['meta']['dataset_meta'] = dict(CLASSES=classes[::-1])
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    refused(tools.test('imagenet', tmp_path / 'other.pth', tmp_path), f'"{classes[0]}" is class 0 in', 'and class 4 in', 'other.pth')

@@ -12,7 +12,6 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.deploy.outputs import dense_outputs
 from orepa_mm.errors import FuseError
 from orepa_mm.reparam import reparameterized
 from orepa_mm.reparam.comparison import largest_difference
@@ -166,7 +165,7 @@ def test_under_a_detector_and_a_segmentor(scope):
         cfg.decode_head.update(in_channels=320, channels=32, norm_cfg=dict(type='BN'))
         cfg.auxiliary_head.update(in_channels=48, norm_cfg=dict(type='BN'))
     model = importlib.import_module(f'{scope}.registry').MODELS.build(cfg)
-    from test_drop_in import batch_of
+    from test_drop_in import batch_of, dense_outputs
 
     batch = batch_of(scope, model)
     loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode='loss'))

@@ -19,11 +19,13 @@ SAMPLE = (
     'mmpretrain/lenet/lenet5_mnist.py',
 )
 OTHER_LAYOUTS = {'mmdet/pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', 'mmpretrain/lenet/lenet5_mnist.py'}
+# It trains on 21 classes of Pascal VOC and tests on 20, all of whose labels are other ones.
+RIGHTLY = {f'mmseg/san/san-vit-{size}_voc12aug-640x640.py' for size in ('b16', 'l14')}
 
 
 def check(configs: list, root) -> dict:
     results = {result.name: result for result in stock.check_all(configs, root, 1, preflight.__file__)}
-    bad = [result for result in results.values() if result.falsely_refused or result.traceback]
+    bad = [result for result in results.values() if (result.falsely_refused and result.name not in RIGHTLY) or result.traceback]
     assert not bad, stock.summary(bad)
     return results
 

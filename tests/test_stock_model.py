@@ -1,5 +1,6 @@
 """What reparameterize_model.py writes: the stock model, in a process that cannot import this package."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import pytest
 import torch
 from conftest import few
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from torch import nn
 
+from orepa_mm import OREPAConv2d, reparameterize
 from orepa_mm.deploy.batches import random_batch
 from orepa_mm.deploy.loading import build_model
+from orepa_mm.deploy.parts import PartComparison
 from orepa_mm.deploy.stock_config import stock_config
 from orepa_mm.deploy.stock_files import write_stock_model
 from orepa_mm.deploy.stock_model import to_stock_model
@@ -141,6 +145,7 @@ def write(name: str, folder: Path) -> dict[torch.dtype, float]:
     model.dataset_meta = dict(classes=('a', 'b'))
     batch = random_batch(cfg, count=1)
     stock = to_stock_model(cfg, model, [batch])
+    assert not stock.unreached
     weights = folder.parent / 'trained.pth'
     torch.save(model.state_dict(), weights)
     write_stock_model(folder, stock, weights)
@@ -179,6 +184,68 @@ def test_written_models(family, tmp_path):
     numbers = [float(line) for line in result.stdout.splitlines() if line[:1].isdigit()]
     assert len(numbers) == len(names) > 2
     assert max(numbers) <= 1e-5, dict(zip(names, numbers, strict=True))  # float32 rounding through a hundred layers
+
+
+WITHOUT_DENSE_OUTPUTS = {
+    'mmdet/condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py': {},
+    'mmdet/yolact/yolact_r50_1xb8-55e_coco.py': {},
+    'mmdet/sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': {},
+    'mmdet/dab_detr/dab-detr_r50_8xb2-50e_coco.py': {'model.neck.in_channels': [128], 'model.num_queries': 10},
+    'mmdet/cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py': {},
+    'mmseg/point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py': {
+        'model.backbone.deep_stem': True, 'model.pretrained': None, 'model.decode_head.0.norm_cfg.type': 'BN'},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', few(WITHOUT_DENSE_OUTPUTS, *list(WITHOUT_DENSE_OUTPUTS)[1::2]))
+def test_models_that_only_predict(name):
+    """Their heads need a loss's inputs, queries or single precision, and are the stock ones anyway."""
+    toolbox, _, path = name.partition('/')
+    package = Path(importlib.import_module(toolbox).__file__).parent
+    cfg = Config.fromfile(package / '.mim/configs' / path)
+    backbone = {'type': 'OREPAResNet', 'depth': 18, 'base_channels': 16, 'init_cfg': None, 'norm_cfg': dict(type='BN')}
+    necks = {'model.neck.in_channels': [16, 32, 64, 128]}
+    cfg.merge_from_dict({f'model.backbone.{key}': value for key, value in backbone.items()} | necks | WITHOUT_DENSE_OUTPUTS[name])
+    stock = to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
+    assert stock.differences[torch.float64] <= 1e-10 and stock.differences[torch.float32] <= 1e-5 and not stock.unreached
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([OREPAConv2d(4, 4, 3, padding=1), OREPAConv2d(4, 4, 3, padding=1)])
+
+    def forward(self, x):
+        return self.convs[0](x.to(torch.float32) if x.dtype == torch.float32 else x.nothing)
+
+
+class Predicts(BaseModel):
+    """Its head is for single precision; one layer is never called, and predicting fails at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(OREPAConv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.head = Head()
+
+    def forward(self, x, mode):
+        return self.head(self.backbone(x)).nothing
+
+
+def test_parts_that_cannot_be_run_alone():
+    model = Predicts().eval()
+    stock = reparameterize(deepcopy(model))
+    batch = dict(x=torch.randn(2, 3, 8, 8))
+    comparison = PartComparison(model, stock)
+    with pytest.raises(AttributeError):  # while a layer waits to be compared
+        comparison.run(batch)
+    assert comparison.unreached == {'head.convs.1'} and max(comparison.differences.values()) < 1e-6
+    stock.backbone[0].weight.data[0] += 0.1
+    comparison = PartComparison(model, stock)
+    with pytest.raises(AttributeError):
+        comparison.run(batch)
+    assert comparison.differences[torch.float32] > 1e-3
+    model.head.convs = stock.head.convs = nn.ModuleList([OREPAConv2d(4, 4, 3, padding=1).eval()])
+    PartComparison(model, stock).run(batch)
 
 
 def test_stock_blocks_that_deploy_themselves_are_built_deployed(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,10 +62,33 @@ def test_test_time_augmentation(name, trained, tools, tmp_path):
         checkpoint = tmp_path / 'boxes.pth'
         torch.save({key: value for key, value in state.items() if 'mask_head' not in key}, checkpoint)
         options = boxes_only
-    status, error = tools.test(name, checkpoint, tmp_path / 'work', '--tta', '--metrics', tmp_path / 'm.json', options=options)
+    arguments = ('--tta', '--metrics', tmp_path / 'm.json', '--show-dir', tmp_path / 'shown')
+    status, error = tools.test(
+        name, checkpoint, tmp_path / 'work', *arguments, options=options | {'default_hooks.visualization.interval': 1}
+    )
     assert status == 0, error
+    assert list((tmp_path / 'shown').rglob('*.[jp][pn]g'))
     assert metric in json.loads((tmp_path / 'm.json').read_text())
     assert 'Re-parameterized 17 layers' in next((tmp_path / 'work').glob('*/*.log')).read_text()
+
+
+def test_probabilities_of_one_channel_are_averaged():
+    from augmentation import mend_augmentation
+    from mmengine.config import Config
+    from mmengine.structures import PixelData
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+
+    module = torch.nn.Module()
+    module.test_step, module.out_channels, module.decode_head = print, 1, SimpleNamespace(threshold=0.3)
+    samples = []
+    for probabilities in ([[0.2, 0.9]], [[0.3, 0.1]]):
+        samples.append(SegDataSample(metainfo=dict(img_path='x')))
+        samples[-1].seg_logits = PixelData(data=torch.tensor([probabilities]))
+    cfg = Config(dict(default_scope='mmseg', model=dict(type='SegTTAModel')))
+    mend_augmentation(cfg)
+    (merged,) = MODELS.build(dict(cfg.model, module=module)).merge_preds([samples])
+    assert merged.pred_sem_seg.data.flatten().tolist() == [0, 1]  # 0.25 and 0.5
 
 
 @pytest.mark.parametrize('name', SCOPES)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs  # reads the annotations of COCO's training set in less than a second, where Python would take minutes
+import numpy as np
 
 from orepa_mm.errors import UsageError
 
@@ -26,14 +27,7 @@ RUN_LENGTHS = dict(
 
 
 def schema(picture: str = 'file_name', *, annotated: bool = True, panoptic: bool = False, masks: bool = False) -> dict:
-    """The JSON schema of what the datasets of mmdet read.
-
-    Args:
-        picture: Where an image says which file it is; LVIS reads 'coco_url'.
-        annotated: Whether there have to be annotations, as in all sets but those to test on.
-        panoptic: As for COCO's panoptic segmentation: the annotation of a picture is a label map and a list of its segments.
-        masks: Whether each object needs its outline.
-    """
+    """The JSON schema of what the datasets of mmdet read; ``picture``: where an image says which file it is; ``masks``: with outlines."""
     place = dict(bbox=BOX, area=dict(type='number'))
     outline = dict(anyOf=[POLYGONS | dict(minItems=1), RUN_LENGTHS] if masks else [POLYGONS, RUN_LENGTHS, dict(type='null')])
     instance = _dicts(id=ID, image_id=ID, category_id=ID)
@@ -58,17 +52,10 @@ def _dicts(**properties: dict) -> dict:
 
 
 def read_coco(path: Path, picture: str = 'file_name', **options: bool) -> dict:
-    """The content of an annotation file in which everything the datasets of mmdet read is there, of the right type, and belongs together.
+    """The content of an annotation file in which everything mmdet reads is there, of the right type, and belongs together.
 
-    Annotations of pictures or categories that the file does not list are a warning: the datasets leave them out.
-
-    Args:
-        path: The file.
-        picture: As for :func:`schema`.
-        options: As for :func:`schema`.
-
-    Raises:
-        UsageError: When it is not so.
+    Annotations of images or categories that the file does not list, which the datasets leave out, are a warning. Arguments as for
+    :func:`schema`.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -93,7 +80,9 @@ def _check_references(path: Path, content: dict[str, list[dict[str, Any]]]) -> N
     if annotations and 'id' in annotations[0]:
         _require_unique(path, 'annotations', 'id', (item['id'] for item in annotations))
     panoptic = any('segments_info' in annotation for annotation in annotations)
-    instances = [segment for annotation in annotations for segment in annotation['segments_info']] if panoptic else annotations
+    instances = annotations
+    if panoptic:
+        instances = [dict(part, image_id=annotation['image_id']) for annotation in annotations for part in annotation['segments_info']]
     for key, given, known in (('image_id', annotations, images), ('category_id', instances, categories)):
         ids = {item['id'] for item in known}
         dangling = [item[key] for item in given if item[key] not in ids]
@@ -104,6 +93,22 @@ def _check_references(path: Path, content: dict[str, list[dict[str, Any]]]) -> N
             if panoptic or len(dangling) == len(given):
                 raise UsageError(f'{message}; it cannot be read, write it again with all its images and categories.')
             print(f'warning: {message}; they are left out.', file=sys.stderr)
+    _check_boxes(path, images, instances)
+
+
+def _check_boxes(path: Path, images: list[dict[str, Any]], instances: list[dict[str, Any]]) -> None:
+    sides = {image['id']: (image['width'], image['height']) for image in images}
+    placed = [item for item in instances if 'bbox' in item and item['image_id'] in sides]
+    start, extent = np.array([item['bbox'] for item in placed], float).reshape(-1, 2, 2).transpose(1, 0, 2)
+    limits = np.array([sides[item['image_id']] for item in placed], float).reshape(-1, 2) + 1  # boxes may be rounded
+    outside = ((start < -1) | (start + extent > limits)).any(1)
+    if outside.any():
+        message = f'{path}: {outside.sum()} of {len(placed)} boxes end outside their images, such as {placed[outside.argmax()]["bbox"]}'
+        if ((start <= extent) & (extent <= limits)).all():
+            raise UsageError(f'{message}, and all fit as corners: write [x, y, width, height] instead of [x1, y1, x2, y2].')
+        print(f'warning: {message}.', file=sys.stderr)
+    if placed and (extent < 1).any(1).all():
+        raise UsageError(f'{path}: all boxes are smaller than a pixel, and would be left out: write them in pixels.')
 
 
 def _require_unique(path: Path, kind: str, key: str, values: Iterable) -> None:

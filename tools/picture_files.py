@@ -12,17 +12,10 @@ from orepa_mm.errors import UsageError
 
 
 def read_picture(path: Path, kind: str, scaled: bool = False) -> tuple[Image.Image | None, tuple[int, int] | None]:
-    """The decoded picture, and its width and height; None where only cv2 knows the format.
+    """The decoded picture, called ``kind`` in messages, with its width and height; None where only cv2 knows the format.
 
-    cv2, which the toolboxes decode with, fills the rest of a file that is cut short with grey and says nothing.
-
-    Args:
-        path: The file.
-        kind: What it is called in messages.
-        scaled: Whether a smaller picture will do, if that is faster.
-
-    Raises:
-        UsageError: When it cannot be read to its end, or has more pixels than OpenCV opens.
+    cv2, which the toolboxes decode with, fills the rest of a file that is cut short with grey and says nothing. ``scaled``: a smaller
+    picture will do, if that is faster.
     """
     most = int(os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', 2**30))
     try:

@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""Check a config's datasets: files there, readable, and of the classes the model is built for.
+"""Check a config's datasets: files there and readable, annotations of these files, classes numbered alike wherever they are numbered.
 
 tools/train.py and tools/test.py do so before every run, opening a sample of large sets. This opens every picture and label map::
 
     python tools/preflight.py configs/cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024.py
 
-What cannot work is an error, what may be meant is a warning. Layouts not known here and remote storage are left to the toolbox.
+and says what it counted. What cannot work, or would mean something else, is an error; what may be meant is a warning. Layouts not known
+here and remote storage are left to the toolbox.
 """
 
 import argparse
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from coco_files import read_coco
 from common import UsageError, add_common_options, load_config, run
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, METRICS, Registry, init_default_scope
 from picture_files import is_turned, read_picture
 from PIL import Image
 from progress import track
+
+from orepa_mm.checkpoints.reading import read_checkpoint
 
 SAMPLE = 200  # files of a dataset that are opened before a run
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
@@ -35,38 +38,77 @@ OTHER_CLASSES = (
     "For other classes set type='BaseSegDataset', or a dataset class of your own, metainfo=dict(classes=(...), palette=[...]), img_suffix, "
     'seg_map_suffix and num_classes of the heads; label maps count the classes from 0, with 255 for void.'
 )
+ORDER = (
+    'COCO files number classes in the order of their categories, folders in alphabetic order, metainfo=dict(classes=(...)) in the order of '
+    'its names. Write them in one order, all classes everywhere.'
+)
 
 
-def check_data(cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE) -> None:
+@dataclass
+class Contents:
+    """What a dataset holds: how much, the config's classes, their numbers where files name them, COCO images (name, width, height)."""
+
+    where: Path
+    count: str
+    names: Sequence[str] = ()
+    labels: dict[str, int] = field(default_factory=dict)
+    images: dict[Any, tuple] = field(default_factory=dict)
+
+
+def check_data(
+    cfg: Config, splits: tuple[str, ...], sample: int | None = SAMPLE, others: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
     """Check the datasets of the dataloaders ``splits`` ('train', 'val', 'test') of ``cfg``; doubts are printed as warnings.
 
     Args:
         cfg: The config.
         splits: Names of the dataloaders.
         sample: How many files of a dataset to open, spread over all of it; None opens every one.
+        others: The classes of what is tested on the datasets, in its order, by how it is called.
+
+    Returns:
+        What each dataset holds, in words.
 
     Raises:
-        UsageError: When a folder or file is missing, empty, damaged, of another format, or of other classes than the model's.
+        UsageError: When a folder or file is missing, empty, damaged, of another format, or means something else than the config.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     Image.MAX_IMAGE_PIXELS = None  # a guard that refuses large aerial pictures: here, and in the training that follows
-    seen = []
+    found: dict[str, Contents | None] = {}
+    labels: dict[str, dict[str, int]] = {}
+    names = {}
     for split in splits:
-        for dataset in _datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
-            if dataset not in seen:  # most configs test on the validation set
-                seen.append(dataset)
-                _check_dataset(dataset, cfg, sample)
+        datasets = list(_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')))
+        for i, dataset in enumerate(datasets):
+            if str(dataset) not in found:  # most configs test on the validation set
+                found[str(dataset)] = _check_dataset(dataset, cfg, sample)
+            contents = found[str(dataset)]
+            if contents is not None:
+                labels[str(contents.where)] = contents.labels
+                names[f'the classes of {split}_dataloader' + f' (dataset {i})' * (len(datasets) > 1)] = contents.names
         for evaluator in _as_list(cfg.get(f'{split}_evaluator')):
-            ann_file = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
-            if isinstance(ann_file, str) and not _is_remote(evaluator):
-                _need(Path(ann_file), 'annotation file')
-                if getattr(evaluator.get('type'), '__name__', evaluator.get('type')) == 'CocoMetric':
-                    read_coco(Path(ann_file))  # the metric does so after the first epoch
+            labels |= _check_evaluator(evaluator, found[str(datasets[0])] if len(datasets) == 1 else None)
+    labels |= {owner: {name: label for label, name in enumerate(listed)} for owner, listed in (*names.items(), *(others or {}).items())}
+    for (a, first), (b, second) in combinations(labels.items(), 2):
+        name = next((name for name in first if second.get(name, first[name]) != first[name]), '')
+        _require(not name, f'"{name}" is class {first.get(name)} in {a}, and class {second.get(name)} in {b}. {ORDER}')
+    return [f'{contents.where}: {contents.count}' for contents in found.values() if contents is not None]
+
+
+def classes_of(checkpoint: str | Path) -> dict[str, Sequence[str]]:
+    """The classes a checkpoint says it was trained for, by its name: ``others`` of :func:`check_data`."""
+    meta = (read_checkpoint(checkpoint).get('meta') if Path(checkpoint).is_file() else None) or {}
+    classes = {key.lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}.get('classes')
+    return {str(checkpoint): classes or ()}
 
 
 def _require(condition: Any, message: str) -> None:
     if not condition:
         raise UsageError(message)
+
+
+def _warn(message: str) -> None:
+    print(f'warning: {message}', file=sys.stderr)
 
 
 def _need(path: Path, kind: str, reason: str = '') -> None:
@@ -75,6 +117,16 @@ def _need(path: Path, kind: str, reason: str = '') -> None:
 
 def _as_list(value: Any) -> list:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _count(number: int, what: str, of: int = 0) -> str:
+    plural = '' if max(number, of) == 1 else 'es' if what[-1] in 'sx' else 's'
+    return f'{number}{f" of {of}" if number < of else ""} {what}{plural}'
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ', '.join(f'"{name}"' for name in names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 def _datasets(dataset: Any) -> Iterator[dict]:
@@ -95,23 +147,64 @@ def _is_remote(dataset: dict) -> bool:
     return addressed or any(args.get('backend', 'local') != 'local' or 'path_mapping' in args for args in backends)
 
 
-def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> None:
-    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
-        known = registry.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
+def _class_of(settings: dict, registry: Registry, *methods: str) -> tuple[Any, str]:
+    """The class a part of a config is built of, and the name of the first of its bases that has one of the methods."""
+    kind = settings.get('type')
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(settings.get('_scope_')) as here:
+            kind = here.get(kind)
+    return kind, next((c.__name__ for c in getattr(kind, '__mro__', ()) if vars(c).keys() & {*methods}), '')
+
+
+def _check_evaluator(evaluator: dict, tested: Contents | None) -> dict[str, dict[str, int]]:
+    """Compare the annotation file of mmdet's metric with the one dataset it judges; the labels it gives the classes, by its path."""
+    ann_file = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
+    if not isinstance(ann_file, str) or _is_remote(evaluator):
+        return {}
+    path = Path(ann_file)
+    _need(path, 'annotation file')
+    if _class_of(evaluator, METRICS, 'compute_metrics')[1] != 'CocoMetric':
+        return {}
+    content = read_coco(path, annotated=not evaluator.get('format_only'))  # the metric does so after the first epoch
+    if tested is None or not tested.images:
+        return {}
+    images, labels = _images(content), _labels(content, tested.names)
+    key = next((key for key, image in tested.images.items() if images.get(key) != image), None)
+    name, width, height = images.get(key, ('missing', 0, 0))
+    _require(
+        key is None,
+        f'{path}: is not of the images that are tested: image {key!r} is {name} ({width} x {height}) here, and in {tested.where} '
+        '{} ({} x {}). Set ann_file of the evaluator to that of the dataset.'.format(*tested.images.get(key, '???')),
+    )
+    if len(images) > len(tested.images):
+        _warn(f'{path}: {len(images) - len(tested.images)} of its {len(images)} images are not tested, and count as missed.')
+    absent = [name for name in tested.names if name not in labels]
+    remedy = 'Its prediction would end the evaluation with an IndexError; write all classes of the config into the categories of the file.'
+    _require(not absent, f'{path}: has no category {_listed(absent)}, of the classes of the config. {remedy}')
+    return {ann_file: labels}
+
+
+def _images(content: dict) -> dict[Any, tuple]:
+    return {image['id']: (Path(image['file_name']).name, image['width'], image['height']) for image in content['images']}
+
+
+def _labels(content: dict, names: Sequence[str]) -> dict[str, int]:
+    """The numbers of the classes: those that the config names, in the order of the file."""
+    listed = (category['name'] for category in content['categories'])
+    return {name: label for label, name in enumerate(name for name in listed if name in names)}
+
+
+def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> Contents | None:
     # A subclass that reads its files itself may have any layout.
-    reader = next((c.__name__ for c in getattr(known, '__mro__', ()) if {'load_data_list', 'parse_data_info'} & vars(c).keys()), None)
+    known, reader = _class_of(dataset, DATASETS, 'load_data_list', 'parse_data_info')
     if reader not in READERS or _is_remote(dataset):
-        return
+        return None
     if reader == 'BaseSegDataset':
         _need(Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {}).get('img_path') or ''), 'folder')
     names = (dataset.get('metainfo') or {}).get('classes')
     if isinstance(names, str):  # a file; a missing one would be taken for a list of letters
         remedy = 'metainfo=dict(classes=...) takes the names themselves, as a tuple, or a text file with one a line.'
         _require(Path(names).is_file(), f'{names}: no such file of class names: {remedy}')
-        try:
-            Path(names).read_text()
-        except UnicodeDecodeError:
-            raise UsageError(f'{names}: is no text: {remedy}') from None
     settings = {key: value for key, value in dataset.items() if key not in ('type', '_scope_')} | dict(pipeline=[], lazy_init=True)
     try:
         built = known(**settings)  # knows its paths and defaults, and has read no data
@@ -119,7 +212,7 @@ def _check_dataset(dataset: dict, cfg: Config, sample: int | None) -> None:
         reason = (str(error) or 'files are missing')[:300]
         remedy = OTHER_CLASSES if 'not a subset' in reason else REMEDY
         raise UsageError(f'{dataset.get("data_root")}: {known.__name__} cannot be built: {reason}. {remedy}') from None
-    READERS[reader](built, reader, dataset, cfg, sample)
+    return READERS[reader](built, reader, dataset, cfg, sample)
 
 
 def _files(folder: Path, suffixes: str | tuple[str, ...], fold: Callable[[str], str] = str) -> Iterator[Path]:
@@ -128,13 +221,12 @@ def _files(folder: Path, suffixes: str | tuple[str, ...], fold: Callable[[str], 
         yield from (Path(parent, name) for name in names if not name.startswith('.') and fold(name).endswith(suffixes))
 
 
-def _for_some(check: Callable[[Any], None], items: list, count: int | None) -> None:
-    """Run ``check`` on ``count`` of the items; decoding pictures leaves Python's lock."""
+def _for_some(check: Callable[[Any], Any], items: list, count: int | None) -> list:
+    """What ``check`` returns for ``count`` of the items; decoding pictures leaves Python's lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         some = _spread(items, count)
         done = pool.map(check, some)
-        for _ in track(done, 'opening pictures', len(some)) if count is None else done:  # a sample takes a moment
-            pass
+        return list(track(done, 'opening pictures', len(some)) if count is None else done)  # a sample takes a moment
 
 
 def _spread(items: list, count: int | None) -> list:
@@ -187,110 +279,147 @@ def _heads(node: Any, path: str = 'model') -> Iterator[tuple[str, int]]:
         yield from _heads(value, f'{path}[{i}]')
 
 
-def _check_num_classes(built: BaseDataset, dataset: dict, cfg: Config, where: Path, classes: int, things: int | None = None) -> None:
-    """Compare the model's class counts with the dataset's, which are ``things`` for heads that find objects.
-
-    It is an error of a head that gets every label, or where no head is right; but a published set may be used with the head of a larger
-    one, or without its background.
-    """
-    published = type(built).METAINFO.get('classes') and type(built).__module__.startswith(('mmdet.', 'mmseg.', 'mmpretrain.'))
-    own = not published or (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
-    heads = [(option, count, classes if '+' in option else things or classes) for option, count in _heads(cfg.get('model'))]
-    wrong = [head for head in heads if head[1] != head[2]]
-    for option, count, right in wrong:
-        message = f'{option}={count}, but the dataset at {where} has {right} classes: set it to {right}.'
-        main = len(wrong) == len(heads) or re.search(r'\b(bbox|mask|decode)_head\b', option)
-        _require(not main or not (own or count < right - 1) or (count, right) == (1, 2), message)  # one output tells two classes apart
-        if main or count > 2:  # beside heads that are right, two outputs are for edges
-            print(f'warning: {message[:-1]}, unless this is meant.', file=sys.stderr)
+def _warn_of_heads(cfg: Config, where: Path, *counts: int) -> None:
+    """Say which class counts of the model are not the dataset's; what is right for a head, only its class knows."""
+    heads = ((option, count) for option, count in _heads(cfg.get('model')) if 'auxiliary' not in option or count > 2)  # 2 are for edges
+    others = [f'{option}={count}' for option, count in heads if count not in counts]
+    if others:
+        _warn(f'the dataset at {where} has {_count(counts[0], "class")}, and the config says {", ".join(others)}: right if that is meant.')
 
 
-def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
+def _check_coco(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> Contents:
     path = Path(built.ann_file)
     _need(path, 'annotation file')
     key = 'coco_url' if reader == 'LVISV1Dataset' else 'file_name'
     masks = bool((_step(dataset, 'LoadAnnotations') or {}).get('with_mask'))
     content = read_coco(path, key, annotated=not built.test_mode, panoptic=reader == 'CocoPanopticDataset', masks=masks)
+    names, lvis = _as_list(built.metainfo.get('classes')), 'LVIS' in reader
+    categories = {item['id']: item['name'] for item in content['categories'] if lvis or item['name'] in names}
+    absent = [] if lvis else [name for name in names if name not in categories.values()]
+    if absent:
+        listed = _listed(item['name'] for item in content['categories'])
+        found = f'{path}: has no category {_listed(absent)}, of the {len(names)} classes of the config; it has {listed}'
+        remedy = "set metainfo=dict(classes=(...)) of the datasets, and num_classes of the model's heads, to the categories of the file."
+        _require(len(absent) < len(names), f'{found}: {remedy}')
+        _warn(f'{found}: {remedy}')
+    objects = [
+        (annotation['image_id'], categories[item['category_id']])
+        for annotation in content.get('annotations', ())
+        for item in annotation.get('segments_info', [annotation])
+        if item['category_id'] in categories and not item.get('ignore')
+    ]
     images = content['images']
-    if not built.test_mode and (built.filter_cfg or {}).get('filter_empty_gt'):
-        used = {annotation['image_id'] for annotation in content['annotations']}
-        images = [image for image in images if image['id'] in used]
+    if not built.test_mode and built.filter_cfg:
+        used, least = {image for image, _ in objects}, built.filter_cfg.get('min_size', 0)
+        every = not built.filter_cfg.get('filter_empty_gt')
+        images = [image for image in images if (every or image['id'] in used) and min(image['width'], image['height']) >= least]
         _require(images, f'{path}: has no annotations to train on.')
     check_picture = _picture_check(dataset, cfg)
 
     def check(image: dict) -> None:
-        name = image[key].replace('http://images.cocodataset.org/', '')
-        file = Path(built.data_prefix['img'], name[-16:] if reader == 'LVISV05Dataset' and name.startswith('COCO') else name)
+        file = Path(built.data_prefix['img'], image[key].replace('http://images.cocodataset.org/', ''))
         _need(file, 'picture', f', though {path} lists it')
-        check_picture(file)
+        size, said = check_picture(file), (image['width'], image['height'])
+        turned = " The picture says that it is to be turned; color_type='color_ignore_orientation' would not." * (said[::-1] == size)
+        _require(
+            size in (None, said),
+            f'{file}: is read with {size} pixels of width and height, and {path} says {said}: its boxes and masks are of another picture; '
+            f'resize the pictures and the file together.{turned}',
+        )
 
     _for_some(check, images, sample)
-    names, categories = _as_list(built.metainfo.get('classes')), [category['name'] for category in content['categories']]
-    absent = [] if 'LVIS' in reader else [name for name in names if name not in categories]
-    if absent:
-        found = f'has no category "{absent[0]}", one of the {len(names)} classes of the config; it has {", ".join(categories[:5])}'
-        remedy = "set metainfo=dict(classes=(...)) of the datasets, and num_classes of the model's heads, to the categories of the file."
-        _require(len(absent) < len(names), f'{path}: {found}: {remedy}')
-        print(f'warning: {path}: {found}: {remedy}', file=sys.stderr)
+    known = {image['id'] for image in images}
+    objects = [name for image, name in objects if image in known]
     things = len(built.metainfo.get('thing_classes') or ()) if reader == 'CocoPanopticDataset' else len(names)
-    if names and things and not built.return_classes:  # a model that reads the classes' names has no output for each
-        _check_num_classes(built, dataset, cfg, path, len(names), things)
+    text = f'{_count(len(images), "image")}, {_count(len(objects), "box")} of {_count(len(set(objects)), "class", len(names))}'
+    if built.return_classes:  # a model that reads the classes' names has no number for each
+        return Contents(path, text)
+    if names:
+        _warn_of_heads(cfg, path, len(names), things)
+    if lvis:
+        return Contents(path, text, names)
+    tested = _images(content) if reader == 'CocoDataset' else {}  # metrics of panoptic sets have files of things alone beside
+    return Contents(path, text, names, _labels(content, names), tested)
 
 
-def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
-    names = built.metainfo.get('classes') or range(256)
-    if built.metainfo.get('classes'):
-        _check_num_classes(built, dataset, cfg, built.data_root, len(names))
+def _check_segmentation(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> Contents:
+    names = built.metainfo.get('classes') or ()
+    if names:
+        _warn_of_heads(cfg, built.data_root, len(names))
     if built.ann_file or not built.data_prefix.get('seg_map_path'):
-        return
+        return Contents(Path(built.data_root or ''), 'listed in a file', names)
     labelled = not dataset.get('pipeline') or _step(dataset, 'LoadAnnotations')
     images, labels = (Path(built.data_prefix[key]) for key in ('img_path', 'seg_map_path'))
     hint = CONVERT if 'labelTrainIds' in built.seg_map_suffix else ''
     for folder, suffix in ((images, built.img_suffix), (labels, built.seg_map_suffix))[: 2 if labelled else 1]:
         _require(any(_files(folder, suffix)), f'{folder}: has no files that end in {suffix}. {hint}{REMEDY}')
-    classes = built.METAINFO.get('classes') or names
-    highest = len(classes) - (not built.reduce_zero_label)  # with reduce_zero_label, 0 is unlabelled and the classes begin at 1
+    classes = built.METAINFO.get('classes') or names or range(256)
+    first = int(built.reduce_zero_label)  # then 0 is unlabelled and the classes begin at 1
+    highest = len(classes) - 1 + first
     allowed = f'the dataset has {len(classes)} classes: labels are 0 to {highest}, and {built.ignore_index} is ignored'
     check_picture = _picture_check(dataset, cfg)
 
-    def check(picture: Path) -> None:
+    def check(picture: Path) -> np.ndarray | None:
+        """The number of pixels of each label, the ignored ones last."""
         size = check_picture(picture)
-        if labelled:
-            label = labels / (str(picture.relative_to(images)).removesuffix(built.img_suffix) + built.seg_map_suffix)
-            _need(label, 'label map', f', though there is {picture}')
-            opened, covered = read_picture(label, 'label map')
-            _require(
-                size in (None, covered),
-                f'{label}: has {" x ".join(map(str, covered))} pixels, and its picture {picture} is read with '
-                f'{" x ".join(map(str, size or ()))}: both must be of one size.',
-            )
-            values = np.asarray(opened)
-            _require(values.ndim == 2, f'{label}: is a picture in colour; a label map has one channel, of class indices.')
-            wrong = values[(values > highest) & (values != built.ignore_index)][:1]
-            _require(not wrong.size, f'{label}: has the label {wrong.max(initial=0)}, but {allowed}. {hint}{OTHER_CLASSES}')
+        if not labelled:
+            return None
+        label = labels / (str(picture.relative_to(images)).removesuffix(built.img_suffix) + built.seg_map_suffix)
+        _need(label, 'label map', f', though there is {picture}')
+        opened, covered = read_picture(label, 'label map')
+        _require(
+            size in (None, covered),
+            f'{label}: has {" x ".join(map(str, covered))} pixels, and its picture {picture} is read with '
+            f'{" x ".join(map(str, size or ()))}: both must be of one size.',
+        )
+        values = np.asarray(opened).astype(np.int64)
+        _require(values.ndim == 2, f'{label}: is a picture in colour; a label map has one channel, of class indices.')
+        ignored = values == built.ignore_index
+        wrong = values[((values > highest) | (values < 0)) & ~ignored][:1]
+        _require(not wrong.size, f'{label}: has the label {wrong.max(initial=0)}, but {allowed}. {hint}{OTHER_CLASSES}')
+        return np.append(np.bincount(values[~ignored], minlength=highest + 1), ignored.sum())
 
-    _for_some(check, sorted(_files(images, built.img_suffix)), sample)
+    pictures = sorted(_files(images, built.img_suffix))
+    counts = _for_some(check, pictures, sample)
+    text = _count(len(pictures), 'image')
+    if labelled and names:
+        *pixels, ignored = np.sum(counts, 0)[first:]
+        seen = [name for name, number in zip(classes, pixels, strict=True) if number]
+        _require(
+            len(classes) < 2 or len(seen) > 1 or not ignored,
+            f'{labels}: the {len(counts)} label maps opened hold {_listed(seen) or "no class"} and {built.ignore_index}, which is ignored: '
+            f'masks of 0 and 255 have to be written anew with 0 and 1. {hint}{OTHER_CLASSES}',
+        )
+        absent = [name for name in names if name not in seen]
+        if absent:
+            _warn(f'{labels}: none of the {len(counts)} label maps opened has {_listed(absent)}.')
+        text += f', labels of {_count(len(names) - len(absent), "class", len(names))}'
+    return Contents(images, text, names)
 
 
-def _check_folders(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> None:
+def _check_folders(built: BaseDataset, reader: str, dataset: dict, cfg: Config, sample: int | None) -> Contents:
+    folder, names = Path(built.img_prefix), built.CLASSES or ()
     if built.ann_file:
-        return
-    folder, names = Path(built.img_prefix), built.CLASSES
+        return Contents(Path(built.ann_file), 'listed in a file', names)
     _need(folder, 'folder')
     classes = sorted(child for child in folder.iterdir() if child.is_dir()) if built.with_label else [folder]
     _require(classes, f'{folder}: has no class folders; the layout is <split>/<class>/<picture>, or a list in meta/<split>.txt. {REMEDY}')
     if built.with_label:
-        found = f'has {len(classes)} class folders, but the dataset of the config has {len(names or ())} classes'
+        found = f'has {len(classes)} class folders, but the dataset of the config has {len(names)} classes'
         remedy = "metainfo=dict(classes=(...)) of the datasets to the folders' names in alphabetic order, and num_classes of the head."
         _require(not names or len(names) == len(classes), f'{folder}: {found}: set {remedy}')
-        _check_num_classes(built, dataset, cfg, folder, len(classes))
+        _warn_of_heads(cfg, folder, len(classes))
     each = None if sample is None else max(1, sample // len(classes))
     pictures = [picture for child in classes for picture in islice(_files(child, built.extensions, str.lower), each)]
     _require(pictures, f'{folder}: has no pictures ({", ".join(sorted(built.extensions))}).')
     _for_some(_picture_check(dataset, cfg), pictures, sample)
+    if not built.with_label:
+        return Contents(folder, _count(len(pictures), 'image'))
+    labels = {child.name: label for label, child in enumerate(classes)}
+    return Contents(folder, f'{_count(len(pictures), "image")} of {_count(len(classes), "class")}', names, labels)
 
 
-READERS = dict.fromkeys(('CocoDataset', 'CocoPanopticDataset', 'LVISV05Dataset', 'LVISV1Dataset'), _check_coco)
+READERS = dict.fromkeys(('CocoDataset', 'CocoPanopticDataset', 'LVISV1Dataset'), _check_coco)
 READERS |= dict(BaseSegDataset=_check_segmentation, CustomDataset=_check_folders)
 
 
@@ -299,8 +428,7 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     add_common_options(parser)
     cfg = load_config(parser.parse_args())
-    check_data(cfg, ('train', 'val', 'test'), sample=None)
-    print('no fault found in the datasets of the config')
+    print(*check_data(cfg, ('train', 'val', 'test'), sample=None), 'no fault found in the datasets of the config', sep='\n')
 
 
 if __name__ == '__main__':

@@ -11,11 +11,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from augmentation import mend_augmentation
 from common import UsageError, add_common_options, build_runner, load_config, run
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
-from preflight import check_data
+from preflight import check_data, classes_of
 
 from orepa_mm.engine.distributed import check_together, start_processes
 from orepa_mm.files import check_writable, replacing
@@ -142,9 +143,10 @@ def main() -> None:
         check_writable(args.show_dir, folder=True)
     start_processes(cfg)
     if not args.no_check_data:
-        check_together(lambda: check_data(cfg, ('test',)))
+        check_together(lambda: check_data(cfg, ('test',), others=classes_of(args.checkpoint)))
     if args.tta:
         augment(cfg)
+        mend_augmentation(cfg)
     cfg.load_from = args.checkpoint
     runner = build_runner(cfg)
     if args.out:

@@ -42,12 +42,12 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
     layers = {f'{name}.weight': m for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d)}
-    for key, layer in layers.items():
-        if key in state and not layer.brings_norm:  # it was not expanded, so it is of another shape
-            inside = f'{key.removesuffix("weight")}kernel.'
-            expected = {name: value for name, value in expected.items() if not name.startswith(inside)}
-            expected[key] = torch.empty(layer.plain_shape, device='meta')
-    plain = [key for key in layers if key in state and layers[key].brings_norm]
+    reshaped_kernels = [key for key, layer in layers.items() if key in state and tuple(state[key].shape) != layer.plain_shape]
+    for key in reshaped_kernels:  # plain ones, which stand for the branches of their layer
+        inside = key.removesuffix('weight')
+        expected = {name: value for name, value in expected.items() if not name.startswith(inside) or name == f'{inside}bias'}
+        expected[key] = torch.empty(layers[key].plain_shape, device='meta')
+    plain = [key for key in layers if key in state and key not in reshaped_kernels]
     if plain:
         raise CheckpointError(
             f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers ({type(layers[plain[0]]).__name__}) whose '
@@ -161,7 +161,8 @@ def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
         elif same_form and deep and not wants_deep:
             remedy = 'its deep linear stem can be trained as a plain one: set plain_stem=True of the backbone'
         else:
-            reshaped = [key for key in stem if key in given and given[key].shape != expected[key].shape]
+            # Weights for pictures of other channels are left out, and said to be, as by the stock backbone.
+            reshaped = [key for key in stem if key in given and _but_inputs(given[key]) != _but_inputs(expected[key])]
             if not reshaped:
                 continue
             shapes = f'{reshaped[0]} {tuple(given[reshaped[0]].shape)} for {tuple(expected[reshaped[0]].shape)}'
@@ -169,6 +170,11 @@ def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
         raise CheckpointError(
             f'{path}: does not fit the model of the config, its stem is another one; {remedy}, or take another checkpoint.'
         )
+
+
+def _but_inputs(kernel: Tensor) -> torch.Size:
+    """The shape without the number of input channels."""
+    return kernel.shape[:1] + kernel.shape[2:]
 
 
 def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -21,13 +21,7 @@ TOLERANCE = 1e-4  # of an output's scale: float32 through other kernels
 
 @dataclass
 class Agreement:
-    """Of one call.
-
-    Attributes:
-        found: What the outputs are, in words.
-        largest: The largest difference, of the output's scale; None where labels are all there is.
-        problem: Why the predictions are not the same; '' where they are.
-    """
+    """What came out of a call: in words, the largest difference of the scale (None for labels), and the problem, '' for none."""
 
     found: str
     largest: float | None
@@ -36,15 +30,7 @@ class Agreement:
 
 @torch.no_grad()
 def stock_predictions(model: BaseModel, pictures: Tensor) -> list[Any]:
-    """What the toolbox's own ``test_step`` predicts.
-
-    Args:
-        model: Of mmdet, mmseg or mmpretrain, in evaluation mode.
-        pictures: uint8 [N, 3, H, W], RGB.
-
-    Returns:
-        The toolbox's data samples, boxes and label maps in pixels of ``pictures``.
-    """
+    """What the toolbox's own ``test_step`` predicts for pictures as the exported network takes them, in their pixels."""
     return model.test_step(batch_of(scope_of(model), pictures))
 
 
@@ -66,14 +52,7 @@ def median_ms(run: Callable[[], object], count: int) -> float:
 
 @torch.no_grad()
 def compare(reference: BaseModel, network: DeployNetwork, run: Run, pictures: Tensor) -> Agreement:
-    """Compare what an exported network and the training form's stock code predict.
-
-    Args:
-        reference: The model in training form.
-        network: What was exported, for what its outputs are.
-        run: Runs the exported network.
-        pictures: uint8 [N, 3, H, W], RGB.
-    """
+    """Compare what an exported network (``network``, which ``run`` runs) and the training form's stock code predict for ``pictures``."""
     return COMPARISONS[network.task](reference, network, run(pictures), pictures)
 
 
@@ -105,12 +84,7 @@ def _compare_maps(reference: BaseModel, network: DeployNetwork, outputs: tuple[T
 
 
 def differing_labels(expected: Tensor, labels: Tensor) -> tuple[int, int]:
-    """How many labels are not the best of ``expected``, and how many of these not even within the tolerance.
-
-    Args:
-        expected: Scores [N, classes, ...].
-        labels: [N, ...].
-    """
+    """How many labels are not the best of the scores [N, classes, ...], and how many of these not even within the tolerance."""
     best, chosen = expected.max(1), expected.gather(1, labels.unsqueeze(1)).squeeze(1)
     differing = best.indices != labels
     wrong = differing & (best.values - chosen > TOLERANCE * expected.abs().max())
@@ -155,14 +129,7 @@ def _compare_detections(reference: BaseModel, network: Any, outputs: tuple[Tenso
 
 
 def match(expected: Tensor, expected_labels: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-    """Pairs [P, 2] of indices: each expected box in turn with the nearest box of its label that is still free.
-
-    Args:
-        expected: [M, 4].
-        expected_labels: [M].
-        boxes: [K, 4].
-        labels: [K].
-    """
+    """Pairs [P, 2] of indices: each expected box [M, 4] in turn with the nearest box [K, 4] of its label that is still free."""
     distances = (expected[:, None] - boxes[None]).abs().amax(2)
     distances[expected_labels[:, None] != labels[None]] = float('inf')
     pairs = []

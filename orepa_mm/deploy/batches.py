@@ -7,7 +7,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..layers import ReparameterizableConv2d
 
 SIZES = dict(mmpretrain=(224, 224), mmdet=(224, 320), mmseg=(128, 256))
 
@@ -28,21 +30,24 @@ def real_batches(cfg: Config, count: int = 2) -> list[Any]:
 
 
 def batch_of(scope: str, pictures: Tensor) -> dict[str, Any]:
-    """The batch a dataloader of a toolbox makes of pictures that need no resizing, for the model's ``test_step``.
-
-    Args:
-        scope: ``'mmdet'``, ``'mmseg'`` or ``'mmpretrain'``.
-        pictures: uint8 [N, 3, H, W], RGB.
-    """
+    """The batch a toolbox's loader makes of pictures [N, C, H, W] that need no resizing; of three channels they are RGB."""
     name = dict(mmpretrain='DataSample', mmdet='DetDataSample', mmseg='SegDataSample')[scope]
     sample = getattr(import_module(f'{scope}.structures'), name)
     shape = tuple(pictures.shape[2:])
     meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
-    return dict(inputs=[picture.flip(0) for picture in pictures], data_samples=[sample(metainfo=dict(meta)) for _ in pictures])
+    return dict(
+        inputs=[picture.flip(0) if len(picture) == 3 else picture for picture in pictures],
+        data_samples=[sample(metainfo=dict(meta)) for _ in pictures],
+    )
 
 
-def random_batch(cfg: Config, count: int = 2, seed: int = 0) -> dict[str, Any]:
+def input_channels(model: nn.Module) -> int:
+    """How many channels the pictures of a model have: those of its first convolution."""
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d | ReparameterizableConv2d)), 3)
+
+
+def random_batch(cfg: Config, channels: int = 3, count: int = 2, seed: int = 0) -> dict[str, Any]:
     """``count`` pictures of noise, as a batch for the model's ``test_step``."""
     generator = torch.Generator().manual_seed(seed)
     scope = cfg.default_scope
-    return batch_of(scope, torch.randint(0, 256, (count, 3, *SIZES[scope]), dtype=torch.uint8, generator=generator))
+    return batch_of(scope, torch.randint(0, 256, (count, channels, *SIZES[scope]), dtype=torch.uint8, generator=generator))

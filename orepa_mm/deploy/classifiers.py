@@ -39,12 +39,7 @@ def build_classifier(library: str, name: str, num_classes: int) -> nn.Module:
 
 
 def to_library(stock: BaseModel, library: str, batches: Iterable[Any]) -> tuple[str, nn.Module]:
-    """Name and model of ``library`` that computes what the stock ResNet classifier of mmpretrain computes, on normalised pictures.
-
-    Args:
-        stock: An ``ImageClassifier`` of mmpretrain with a ResNet and a linear head, in evaluation mode.
-        library: ``'torchvision'`` or ``'timm'``.
-        batches: What to compare them on, as for ``stock.test_step``.
+    """Name and model of torchvision or timm that computes what a stock ResNet classifier of mmpretrain computes, compared on ``batches``.
 
     Raises:
         DeployError: When the library has no model with these weights, or its outputs differ.

@@ -19,18 +19,9 @@ TASKS = dict(mmpretrain='classification', mmseg='segmentation')
 
 
 def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, float]:
-    """The metrics of a network on the test set of a config.
+    """The metrics, by name, of a network on the test set of a config of mmpretrain or mmseg: its dataset, pipeline and evaluator.
 
-    Dataset, pipeline and evaluator are those of the config; a segmentor's logits go through the stock class's ``postprocess_result``. Each
-    picture is one call on the whole of it, as the pipeline leaves it.
-
-    Args:
-        cfg: Of mmpretrain or mmseg, with a test set.
-        network: Exported from this config's model.
-        progress: Goes through the batches, and may show how far it is.
-
-    Returns:
-        Metric by name, those of a single number, as ``Runner.test`` gives them.
+    Each picture is one call on the whole of it, as the pipeline leaves it.
 
     Raises:
         UsageError: When the config is of another task than the network, or has no test set, or one with another number of classes.
@@ -48,7 +39,8 @@ def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any
     classes = len(loader.dataset.metainfo.get('classes') or ())
     for batch in progress(loader):
         # What loaders of MM give is BGR; the file takes RGB.
-        outputs = [torch.from_numpy(network(np.ascontiguousarray(picture.flip(0)[None].numpy()))) for picture in batch['inputs']]
+        pictures = [picture.flip(0) if len(picture) == 3 else picture for picture in batch['inputs']]
+        outputs = [torch.from_numpy(network(np.ascontiguousarray(picture[None].numpy()))) for picture in pictures]
         if classes and outputs[0].shape[1] not in (classes, 1):
             raise UsageError(
                 f"{cfg.filename}: the test set has {classes} classes, and the network's {network.output} {outputs[0].shape[1]}."
@@ -59,10 +51,12 @@ def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any
 
 
 def _classified(cfg: Config, network: OnnxNetwork) -> Callable[[Tensor, Any], Any]:
-    probabilities = network.facts.get('scores') == 'probabilities'
+    kind = network.facts.get('scores')
 
     def answer(scores: Tensor, sample: Any) -> Any:
-        scores = scores[0] if probabilities else scores[0].softmax(0)
+        if kind == 'sigmoid logits':  # metrics of several labels read the scores
+            return sample.set_pred_score(scores[0].sigmoid())
+        scores = scores[0] if kind == 'probabilities' else scores[0].softmax(0)
         return sample.set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))
 
     return answer

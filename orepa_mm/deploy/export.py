@@ -1,22 +1,20 @@
 """From a config and a checkpoint to a file that runs anywhere, compared with the training form before it is kept."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from mmengine.config import Config
-from torch.export import ExportedProgram
 
 from ..errors import ExportError, UsageError
 from . import formats
 from .agreement import TOLERANCE, Agreement, compare, median_ms, stock_predictions
 from .loading import load_model
 from .metadata import fixed_preparation, metadata, preparation, usual_size
-from .networks import DeployNetwork, deploy_network
+from .networks import deploy_network
 from .pictures import find_pictures, read_picture
 
 SCALES = ((1, 1), (0.7, 0.9), (1.25, 1.5), (1.6, 1.15))  # of the size that is asked for: what a dynamic graph is tried at
@@ -24,14 +22,7 @@ SCALES = ((1, 1), (0.7, 0.9), (1.25, 1.5), (1.6, 1.15))  # of the size that is a
 
 @dataclass
 class Row:
-    """One call of the check.
-
-    Attributes:
-        size: Height and width.
-        pictures: Names of the files.
-        agreement: What came out.
-        milliseconds: Of the training form with its stock code, the network in eager mode, and what runs the file (and ONNX beside it).
-    """
+    """One call of the check: its size (height, width), names of files, what came out, and milliseconds by what ran."""
 
     size: tuple[int, int]
     pictures: list[str]
@@ -56,27 +47,12 @@ def export(
 ) -> Iterator[Row]:
     """Write ``path`` and compare it with the training form's stock predictions; the file is there when the first row comes.
 
-    Args:
-        cfg: Of mmdet, mmseg or mmpretrain.
-        checkpoint: Of that config, in training form.
-        path: The file to write; on an error it may be left, with what does not agree.
-        file_format: 'onnx', or 'pt2' for a package of AOTInductor.
-        size: Height and width of the pictures; default: of the config's test pipeline. A dynamic graph is checked around it.
-        dynamic: Whether the file takes pictures of any size.
-        softmax: As for :class:`.Classifier`.
-        labels: As for :class:`.Segmentor`.
-        opset: As for :func:`.write_onnx`.
-        pictures: As for :func:`.find_pictures`.
-        ema: As for :func:`.load_model`.
-        calls: Each time is the median of so many.
-
-    Yields:
-        A row for each of four sizes, or of four pictures where the size is fixed.
+    A row comes for each of four sizes, or of four pictures where the size is fixed; each time is the median of ``calls``. On an error
+    ``path`` may be left, with what does not agree. ``file_format`` is 'onnx', or 'pt2' for a package of AOTInductor; other arguments as for
+    :class:`.Classifier`, :class:`.Segmentor`, :func:`.write_onnx`, :func:`.find_pictures`, :func:`.load_model`.
 
     Raises:
         ExportError: When the model cannot be exported, or what was written predicts something else.
-        CheckpointError: When the checkpoint is not of the config.
-        UsageError: When a setting is wrong.
     """
     size = size or usual_size(cfg)
     if size is None:
@@ -92,44 +68,33 @@ def export(
     network = deploy_network(deepcopy(reference), softmax, labels)
     program = formats.export_program(network, size, dynamic)
     lowest = formats.lowest_side(network)
-    steps, others = preparation(cfg)
+    steps, others = preparation(cfg, network.channels)
     facts = metadata(cfg, network, checkpoint, steps if dynamic else fixed_preparation(steps, size, network), others)
     if dynamic:
         facts['sides'] = f'[{lowest}, {formats.LARGEST}]'
     if file_format == 'onnx':
         formats.write_onnx(program, network, facts, path, opset)
-        runners = {'onnxruntime': formats.load_onnx(path)}
+        runtime, run = 'onnxruntime', formats.load_onnx(path)
     else:
         formats.write_package(program, facts, path)
-        runners = {'AOTInductor': formats.load_package(path)} | _onnx_beside(program, network)
-    run = next(iter(runners.values()))
+        runtime, run = 'AOTInductor', formats.load_package(path)
     for index, scales in enumerate(SCALES):
         height, width = (min(max(int(side * scale), lowest), formats.LARGEST) for side, scale in zip(size, scales, strict=True))
         here = (height, width) if dynamic else size
         names = [files[(index + shift) % len(files)] for shift in range(2 if dynamic and network.batched else 1)]
-        picture = torch.cat([read_picture(name, here) for name in names])
+        picture = torch.cat([read_picture(name, here, network.channels) for name in names])
         agreement = compare(reference, network, run, picture)
         if agreement.problem:
             where = f'{here[0]} x {here[1]}, {", ".join(name.name for name in names)}'
             raise ExportError(f'what was written does not predict what the training form does ({where}): {agreement.problem}.')
         with torch.no_grad():
-            times = {'training form': median_ms(partial(stock_predictions, reference, picture), calls)}
-            times['eager'] = median_ms(partial(network, picture), calls)
-            for name, runner in runners.items():
-                times[name] = median_ms(partial(runner, picture), calls)
+            callers: dict[str, Callable[[torch.Tensor], object]] = {
+                'training form': partial(stock_predictions, reference),
+                'eager': network,
+                runtime: run,
+            }
+            times = {name: median_ms(partial(caller, picture), calls) for name, caller in callers.items()}
         yield Row(here, [name.name for name in names], agreement, times)
-
-
-def _onnx_beside(program: ExportedProgram, network: DeployNetwork) -> dict[str, formats.Run]:
-    """onnxruntime to time beside a compiled package, where it is installed."""
-    try:
-        formats.require_packages()
-    except UsageError:
-        return {}
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / 'model.onnx'
-        formats.write_onnx(program, network, {}, path)
-        return {'onnxruntime': formats.load_onnx(path)}
 
 
 def table(rows: list[Row]) -> str:

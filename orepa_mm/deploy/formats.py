@@ -75,12 +75,7 @@ def _own_operators(network: DeployNetwork) -> str:
 
 
 def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool) -> ExportedProgram:
-    """The graph of a network.
-
-    Args:
-        network: What to export.
-        size: Height and width of the pictures; with ``dynamic`` one of the sizes that will come.
-        dynamic: Whether the graph takes pictures of any size from :func:`lowest_side` on, and any number where the network is batched.
+    """The graph of a network for pictures of one size, or of any from :func:`lowest_side` on; several at once where it is batched.
 
     Raises:
         ExportError: When the network has something that no graph can hold, or pictures of this size are too small for it.
@@ -98,7 +93,7 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
         size, batch = (2 * side, 3 * side), 2 if network.batched else 1
         height, width = (Dim(side, min=lowest, max=LARGEST) for side in ('height', 'width'))
         shapes = ({2: height, 3: width} | ({0: Dim('batch', min=1, max=LARGEST_BATCH)} if network.batched else {}),)
-    picture = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = torch.randint(0, 256, (batch, network.channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad(), _quiet():
             network(picture)
@@ -113,14 +108,7 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
 
 
 def write_onnx(program: ExportedProgram, network: DeployNetwork, metadata: dict[str, str], path: Path, opset: int | None = None) -> None:
-    """Write an ONNX file, weights included.
-
-    Args:
-        program: Of :func:`export_program`.
-        network: What it is the graph of.
-        metadata: Keys and values for ``metadata_props``.
-        path: The file.
-        opset: The version of ONNX's operators; default: torch's.
+    """Write an ONNX file, weights and ``metadata`` included; ``opset`` is torch's where none is given.
 
     Raises:
         ExportError: When an operator of the graph has no translation, or none at this ``opset``.

@@ -33,13 +33,9 @@ def build_model(cfg: Config) -> BaseModel:
 
 
 def weights_of(checkpoint: dict[str, Any], path: str | Path, ema: bool | None = None) -> dict[str, Tensor]:
-    """The state dict of a checkpoint.
+    """The state dict of a checkpoint: with ``ema`` the averaged weights of mmengine's ``EMAHook``, with False those that were trained.
 
-    Args:
-        checkpoint: As :func:`.read_checkpoint` gives it.
-        path: Where it is from, for messages.
-        ema: True for the averaged weights of mmengine's ``EMAHook``, False for those that were trained. The hook saves the averaged ones as
-            ``state_dict`` and the others as ``ema_state_dict``. Default: ``state_dict``, whatever it holds.
+    The hook saves the averaged ones as ``state_dict``, which is the default.
 
     Raises:
         CheckpointError: When ``ema`` is given and the run had no ``EMAHook``.
@@ -56,22 +52,13 @@ def weights_of(checkpoint: dict[str, Any], path: str | Path, ema: bool | None = 
 
 
 def load_model(cfg: Config, path: str | Path, ema: bool | None = None, *, expand: bool = True) -> BaseModel:
-    """The model of a config with all weights of a checkpoint, in evaluation mode on the CPU.
+    """The model of a config with all weights of a local checkpoint, nothing missing or left over, in evaluation mode on the CPU.
 
-    Both must be of one model: nothing is missing, nothing left over.
-
-    Args:
-        cfg: Of mmdet, mmseg or mmpretrain; with our layers or without.
-        path: A local checkpoint; no code is run from it.
-        ema: As for :func:`weights_of`.
-        expand: Turn plain kernels into branches where the config has layers with branches; otherwise they are refused.
-
-    Returns:
-        The model, with ``dataset_meta`` (classes, palette) where the checkpoint holds it.
+    It has ``dataset_meta`` (classes, palette) where the checkpoint holds it. Without ``expand`` plain kernels are refused where the config
+    has layers with branches.
 
     Raises:
         CheckpointError: When the file cannot be read or does not fit the config.
-        UsageError: As :func:`build_model`.
     """
     checkpoint = read_checkpoint(path)
     state = weights_of(checkpoint, path, ema)

@@ -15,17 +15,20 @@ Step = dict[str, Any]
 QUIET = ('Load', 'Pack', 'Collect', 'ToTensor', 'ImageToTensor')  # transforms that leave the picture as it is
 
 
-def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The transforms of the config's test dataset, without wrappers such as augmentation in testing; empty where there is none."""
+def _test_dataset(cfg: Config) -> dict[str, Any]:
     dataset: Any = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:
         dataset = dataset['dataset']
-    return dataset.get('pipeline') or cfg.get('test_pipeline') or []
+    return dataset
+
+
+def _name(transform: dict[str, Any]) -> str:
+    return getattr(transform['type'], '__name__', str(transform['type'])).rpartition('.')[2]
 
 
 def _resize(transform: dict[str, Any]) -> Step:
     how = dict(interpolation=transform.get('interpolation', 'bilinear'), antialias=transform.get('backend') == 'pillow')
-    if transform['type'].endswith('ResizeEdge'):
+    if _name(transform) == 'ResizeEdge':
         return dict(step='resize', **{f'{transform.get("edge", "short")}_side': transform['scale']}, **how)
     return dict(step='resize', scale=list(_pair(transform['scale'])), keep_ratio=bool(transform.get('keep_ratio')), **how)
 
@@ -34,7 +37,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def preparation(cfg: Config) -> tuple[list[Step], list[str]]:
+def preparation(cfg: Config, channels: int = 3) -> tuple[list[Step], list[str]]:
     """How a picture is resized before the network sees it, from the config's test pipeline.
 
     Returns:
@@ -43,8 +46,8 @@ def preparation(cfg: Config) -> tuple[list[Step], list[str]]:
         the bottom; and the names of the transforms that are none of these.
     """
     steps, others = [], []
-    for transform in test_pipeline(cfg):
-        name = str(transform['type']).rpartition('.')[2]
+    for transform in _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline') or []:
+        name = _name(transform)
         if name in ('Resize', 'ResizeEdge') and 'scale' in transform:
             steps.append(_resize(transform))
         elif name == 'CenterCrop':
@@ -52,8 +55,8 @@ def preparation(cfg: Config) -> tuple[list[Step], list[str]]:
         elif name == 'Pad' and transform.get('size'):
             value = transform.get('pad_val', 0)
             value = value.get('img', 0) if isinstance(value, dict) else value
-            bgr = [value] * 3 if isinstance(value, int | float) else list(value)
-            steps.append(dict(step='pad', size=list(_pair(transform['size'])), value=bgr[::-1]))
+            fill = [value] * channels if isinstance(value, int | float) else list(value)
+            steps.append(dict(step='pad', size=list(_pair(transform['size'])), value=fill[::-1] if channels == 3 else fill))
         elif not name.startswith(QUIET):
             others.append(name)
     return steps, others
@@ -78,35 +81,26 @@ def fixed_preparation(steps: list[Step], size: tuple[int, int], network: DeployN
         return [dict(step='resize', scale=box, keep_ratio=False, **how)]
     # A scale has a long and a short side, whichever way a picture stands; this box lies as it lies.
     mean = network.picture.mean.flatten().round().clamp(0, 255).tolist()
-    fill = mean if network.picture.rgb else mean[::-1]
+    fill = mean[::-1] if network.picture.flipped else mean
+    fill = fill * network.channels if len(fill) == 1 else fill
     return [dict(step='resize', inside=box, **how), dict(step='pad', size=box, value=fill)]
 
 
 def dataset_names(cfg: Config, model: BaseModel) -> tuple[list[Any], list[Any]]:
     """Classes and palette of the checkpoint, else of the config; empty where neither names them."""
-    dataset: Any = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    metas = [getattr(model, 'dataset_meta', {}), dataset.get('metainfo') or {}]
+    metas = [getattr(model, 'dataset_meta', {}), _test_dataset(cfg).get('metainfo') or {}]
     metas = [{key.lower(): value for key, value in meta.items()} for meta in metas]
     classes, palette = (next((list(meta[key]) for meta in metas if meta.get(key)), []) for key in ('classes', 'palette'))
     return classes, [list(colour) for colour in palette]
 
 
 def metadata(cfg: Config, network: DeployNetwork, checkpoint: str | Path, steps: list[Step], others: list[str]) -> dict[str, str]:
-    """The keys and values that go into the file.
-
-    Args:
-        cfg: The config the network is from.
-        network: What is exported.
-        checkpoint: The file its weights are from.
-        steps: How a picture is prepared.
-        others: Names of transforms that the steps leave out.
-    """
+    """The keys and values that go into the file; ``steps`` and ``others`` as :func:`preparation` gives them."""
     classes, palette = dataset_names(cfg, network.model)
     values = dict(
         task=network.task,
-        input='uint8 RGB pictures [N, 3, H, W]; mean, deviation and padding are part of the graph'
+        channels={1: 'grey', 3: 'RGB', 4: 'BGRA'}.get(network.channels, 'as the config loads them'),
+        input=f'uint8 pictures [N, {network.channels}, H, W]; mean, deviation and padding are part of the graph'
         + ('' if network.batched else '; N is 1'),
         prepare=steps,
         **(dict(also_prepare=others) if others else {}),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
 
 
@@ -31,12 +32,7 @@ def pictures_in(folder: Path, count: int) -> list[Path]:
 
 
 def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4) -> list[Path]:
-    """Paths of up to ``count`` pictures.
-
-    Args:
-        cfg: The config whose test dataset is looked into where no folder is given.
-        folder: A folder, with what is below it.
-        count: How many to find.
+    """Paths of up to ``count`` pictures, of a folder and below, or of a config's test dataset.
 
     Raises:
         UsageError: When there is none.
@@ -60,26 +56,23 @@ def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4)
 _GIVE = 'give pictures the model was made for with --pictures FOLDER.'
 
 
-def read_pixels(path: Path) -> np.ndarray[Any, Any]:
-    """A picture as uint8 [H, W, 3], RGB.
+def read_pixels(path: Path, channels: int = 3) -> np.ndarray[Any, Any]:
+    """A picture as uint8 [H, W, C]: grey, RGB or, as the toolboxes' loaders give it, BGRA.
 
     Raises:
-        UsageError: When the file is no picture.
+        UsageError: When the file is no picture, or pictures have no such number of channels.
     """
+    if channels not in MODES:
+        raise UsageError(f'the network takes pictures of {channels} channels; picture files are read with {", ".join(map(str, MODES))}.')
     try:
         with Image.open(path) as file:
-            return np.array(ImageOps.exif_transpose(file).convert('RGB'))
+            pixels = np.array(ImageOps.exif_transpose(file).convert(MODES[channels])).reshape(*file.size[::-1], channels)
+            return pixels[..., [2, 1, 0, 3]] if channels == 4 else pixels
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f'{path}: cannot be read as a picture ({error}).') from None
 
 
-def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """A picture as uint8 [1, 3, H, W], RGB, resized to ``size`` (height, width) where that is given.
-
-    Raises:
-        UsageError: When the file is no picture.
-    """
-    picture = read_pixels(path)
-    if size is not None:
-        picture = np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).contiguous()
+def read_picture(path: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """As :func:`read_pixels`, as uint8 [1, C, H, W] of ``size`` (height, width)."""
+    pixels = Image.fromarray(read_pixels(path, channels).squeeze()).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(pixels).reshape(*size, channels)).permute(2, 0, 1).unsqueeze(0).contiguous()

@@ -1,12 +1,10 @@
 """Eight-bit networks for onnxruntime, calibrated with real pictures."""
 
 import json
-import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from ..errors import UsageError
 from .formats import require_packages
 
 Array = np.ndarray[Any, Any]
-Step = dict[str, Any]
 PACKAGES = ('onnx', 'onnxruntime')
 OUTPUTS = dict(classification='scores', segmentation='logits')  # task -> what is compared
 LARGE = 1024  # pixels of a side
@@ -25,18 +22,10 @@ NOISE = 0.3  # correlation of neighbouring pixels; that of noise is 0, also afte
 
 
 class OnnxNetwork:
-    """An exported classifier or segmentor in onnxruntime, on the CPU.
-
-    Args:
-        model: The file, or its content.
-        threads: Of each operator.
-
-    Attributes:
-        facts: The file's metadata: task, classes, prepare and the like.
-        task: ``'classification'`` or ``'segmentation'``.
+    """An exported classifier or segmentor, a file or its content, in onnxruntime on the CPU; ``facts`` are its metadata.
 
     Raises:
-        UsageError: When the file is no ONNX network, or none of the two kinds with a uint8 picture as its input.
+        UsageError: When it is no ONNX network, or none of the two kinds with a uint8 picture as its input.
     """
 
     def __init__(self, model: Path | bytes, threads: int = 1) -> None:
@@ -65,32 +54,14 @@ class OnnxNetwork:
         self.input, self.shape = inputs[0].name, inputs[0].shape
 
     def __call__(self, picture: Array) -> Array:
-        """uint8 [N, 3, H, W], RGB -> scores [N, classes] or logits [N, classes, H', W']."""
+        """uint8 [N, C, H, W] -> scores [N, classes] or logits [N, classes, H', W']."""
         return self.session.run([self.output], {self.input: picture})[0]
 
-    def prepare(self, picture: Array, size: tuple[int, int] | None = None) -> Array:
-        """A picture as the network takes it.
-
-        Args:
-            picture: uint8 [H, W, 3], RGB.
-            size: Height and width; default: as the file's metadata say.
-
-        Returns:
-            uint8 [1, 3, H', W'], RGB.
-
-        Raises:
-            UsageError: When neither the metadata nor ``size`` says how large.
-        """
-        steps = self.facts.get('prepare') or []
-        if size is None and all(isinstance(side, int) for side in self.shape[2:]) and not steps:
-            size = tuple(self.shape[2:])
-        if size is not None:
-            steps = [dict(step='resize', scale=[size[1], size[0]])]
-        if not steps:
-            raise UsageError('the network does not say how large its pictures are: give --size HEIGHT WIDTH.')
-        for step in steps:
-            picture = _STEPS[step['step']](picture, step)
-        return np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
+    def answers(self, output: Array) -> Array:
+        """The label of each picture or pixel; where several are possible, which of them."""
+        if self.task == 'segmentation' and output.shape[1] == 1:
+            return output > np.log(1 / (1 / self.facts.get('threshold', 0.3) - 1))  # mmseg's where the file does not say
+        return output > 0 if self.facts.get('scores') == 'sigmoid logits' else output.argmax(1)
 
 
 def _parsed(value: str) -> Any:
@@ -100,64 +71,16 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _resize(picture: Array, step: Step) -> Array:
-    import mmcv
-
-    height, width = picture.shape[:2]
-    how = dict(interpolation=step.get('interpolation', 'bilinear'), backend='pillow' if step.get('antialias') else 'cv2')
-    if 'scale' in step:
-        resize = mmcv.imrescale if step.get('keep_ratio') else mmcv.imresize
-        return resize(picture, tuple(step['scale']), **how)
-    if 'inside' in step:
-        ratio = min(step['inside'][0] / width, step['inside'][1] / height)
-        return mmcv.imresize(picture, (max(1, int(width * ratio + 0.5)), max(1, int(height * ratio + 0.5))), **how)
-    sides = dict(short_side=min(height, width), long_side=max(height, width), width_side=width, height_side=height)
-    (name,) = sides.keys() & step.keys()
-    scaled = tuple(int(step[name] * side / sides[name]) for side in (width, height))
-    return mmcv.imresize(picture, scaled, **how)
-
-
-def _crop(picture: Array, step: Step) -> Array:
-    height, width = picture.shape[:2]
-    top, left = (max(0, round((side - target) / 2)) for side, target in ((height, step['size'][1]), (width, step['size'][0])))
-    return picture[top : top + step['size'][1], left : left + step['size'][0]]
-
-
-def _pad(picture: Array, step: Step) -> Array:
-    import mmcv
-
-    width, height = step['size']
-    return mmcv.impad(picture, shape=(max(height, picture.shape[0]), max(width, picture.shape[1])), pad_val=tuple(step['value']))
-
-
-_STEPS = dict(resize=_resize, crop=_crop, pad=_pad)
-
-
 def neighbour_correlation(picture: Array) -> float:
-    """Correlation of the grey values of neighbouring pixels, of the rows or the columns, the larger; 0 where all are equal.
-
-    Args:
-        picture: uint8 [H, W, 3]; of a large one the middle.
-    """
+    """Correlation of the grey values of neighbouring pixels of a picture [H, W, C], of the rows or the columns; 0 where all are equal."""
     top, left = (max(0, side - LARGE) // 2 for side in picture.shape[:2])
     grey = picture[top : top + LARGE, left : left + LARGE].mean(2)
-    found = [0.0]
-    for a, b in ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1])):
-        if a.size and a.std() > 0 and b.std() > 0:
-            found.append(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]))
-    return max(found)
+    pairs = ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1]))
+    return max([0.0, *(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in pairs if a.size and a.std() > 0 and b.std() > 0)])
 
 
 def check_correlations(correlations: list[float], source: Path) -> None:
-    """Refuse pictures that are all noise or blank: ranges measured on them are not those of real pictures.
-
-    Args:
-        correlations: :func:`neighbour_correlation` of each.
-        source: Where they lie.
-
-    Raises:
-        UsageError: When no picture has neighbouring pixels that are alike.
-    """
+    """Refuse pictures from ``source`` that are all noise or blank: ranges measured on them are not those of real pictures."""
     largest = max(correlations)
     if largest < NOISE:
         raise UsageError(
@@ -167,19 +90,11 @@ def check_correlations(correlations: list[float], source: Path) -> None:
         )
 
 
-def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True) -> bytes:
-    """An int8 network from a float one: onnxruntime's static quantization, weights int8, activations uint8.
+def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True, full_range: bool = False) -> bytes:
+    """The content of an int8 network from a float one: onnxruntime's static quantization, weights int8, activations uint8.
 
-    Args:
-        model: ONNX file of a float network.
-        pictures: What its activations' ranges are measured on, each uint8 [1, 3, H, W] RGB as the network takes it.
-        per_channel: A scale for each output channel of a kernel instead of one for the kernel.
-
-    Returns:
-        The content of the ONNX file, metadata as in ``model``.
-
-    Raises:
-        UsageError: When ``model`` is quantized already.
+    The activations' ranges are measured on ``pictures``, uint8 [1, C, H, W]. ``per_channel``: a scale for each output channel of a kernel.
+    ``full_range``: weights of eight bits instead of seven; processors without VNNI add two products in 16 bits, which overflow then.
     """
     require_packages(PACKAGES)
     import onnx
@@ -199,7 +114,7 @@ def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True) -
             picture = next(self.rest, None)
             return None if picture is None else {name: picture}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         prepared, out = Path(folder) / 'prepared.onnx', Path(folder) / 'int8.onnx'
         quant_pre_process(model, prepared)
         quantize_static(
@@ -210,31 +125,19 @@ def quantize(model: Path, pictures: Iterable[Array], per_channel: bool = True) -
             per_channel=per_channel,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=not full_range,
         )
         quantized = onnx.load(out)
     onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in graph.metadata_props})
     return quantized.SerializeToString()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """onnxruntime's quantization gives advice on the root logger, which is followed here already."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 @dataclass
 class Change:
     """How far the outputs of two networks are apart over some pictures.
 
-    Attributes:
-        typical: Root mean square of the differences, relative to that of the outputs around their mean.
-        largest: The largest difference, relative to the largest magnitude.
-        same: Share of the answers (labels of pictures or of pixels) that are the same.
+    ``typical``: root mean square of the differences, relative to that of the outputs around their mean; ``largest``: relative to the
+    largest magnitude; ``same``: share of the answers (labels of pictures or of pixels) that are the same.
     """
 
     typical: float
@@ -243,26 +146,20 @@ class Change:
 
 
 def change(expected: OnnxNetwork, actual: OnnxNetwork, pictures: list[Array]) -> Change:
-    """Compare two networks on pictures, each uint8 [1, 3, H, W]."""
+    """Compare two networks on pictures, each uint8 [1, C, H, W]."""
     squares = spread = largest = scale = same = count = answers = 0.0
     mean = np.mean([expected(picture).mean() for picture in pictures])
     for picture in pictures:
         a, b = expected(picture).astype(np.float64), actual(picture).astype(np.float64)
         squares, spread, count = squares + ((a - b) ** 2).sum(), spread + ((a - mean) ** 2).sum(), count + a.size
         largest, scale = max(largest, np.abs(a - b).max()), max(scale, np.abs(a).max())
-        equal = a.argmax(1) == b.argmax(1)
+        equal = expected.answers(a) == expected.answers(b)
         same, answers = same + equal.sum(), answers + equal.size
     return Change(float(np.sqrt(squares / spread)), float(largest / scale), float(same / answers))
 
 
 def latencies(networks: list[OnnxNetwork], picture: Array, rounds: int = 30) -> list[float]:
-    """Median milliseconds of a call of each network, the networks in turn.
-
-    Args:
-        networks: What to time.
-        picture: uint8 [1, 3, H, W].
-        rounds: Calls of each, after three that do not count.
-    """
+    """Median milliseconds of a call of each network, the networks in turn, after three calls that do not count."""
     times: list[list[float]] = [[] for _ in networks]
     for i in range(rounds + 3):
         for network, found in zip(networks, times, strict=True):

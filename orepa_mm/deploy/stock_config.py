@@ -23,11 +23,7 @@ DEPLOYED = ('deploy', 'small_kernel_merged')
 def stock_config(cfg: Config) -> Config:
     """The config of what :func:`.reparameterize` makes of a config's model; it needs nothing of this package.
 
-    Data, schedule and all else stay. Gone are our layers, hooks, optimizer constructor and imports, the weights a training would start
-    from (``init_cfg`` of type Pretrained, ``load_from``) and the folder of the run.
-
-    Args:
-        cfg: Of mmdet, mmseg or mmpretrain. Not changed.
+    Gone are our layers, hooks, constructor and imports, the weights a training would start from and the folder of the run.
 
     Raises:
         DeployError: When the config has something that no stock class can do.

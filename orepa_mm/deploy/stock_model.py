@@ -10,9 +10,8 @@ from mmengine.model import BaseModel
 
 from ..errors import DeployError
 from ..reparam import plan_swaps, reparameterize
-from ..reparam.comparison import largest_difference
 from .loading import build_model
-from .outputs import dense_outputs
+from .parts import PartComparison
 from .stock_config import deploy_stock_blocks, stock_config
 from .stock_state import stock_state
 
@@ -21,64 +20,47 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 class StockModel(NamedTuple):
-    """What :func:`to_stock_model` gives.
-
-    Attributes:
-        cfg: Config of the stock model, without anything of this package.
-        model: The stock model with its weights, in evaluation mode.
-        differences: Dtype -> largest difference of its outputs from the training form's, relative to their scale.
-    """
+    """Stock config and model, in evaluation mode; dtype -> largest difference of a part's outputs; paths of layers that were not called."""
 
     cfg: Config
     model: BaseModel
     differences: dict[torch.dtype, float]
+    unreached: list[str]
 
 
 def to_stock_model(cfg: Config, model: BaseModel, batches: Iterable[Any]) -> StockModel:
-    """The stock model that computes what ``model`` computes.
+    """The stock model that computes what ``model``, in training form and evaluation mode, computes; norms are kept, for training on.
 
-    Norms are kept, so the result can be trained on. Both are run side by side, in float32 and in float64; in float64 both forms are made
-    from the same weights anew, so that an error in the arithmetic cannot hide behind rounding.
-
-    Args:
-        cfg: The config of ``model``.
-        model: In training form and evaluation mode; not changed.
-        batches: What to run them on, each as for ``model.test_step``; at least one.
+    The weights are loaded strictly, and :class:`.PartComparison` compares both on ``batches``, each as for ``model.test_step``.
 
     Raises:
         DeployError: When the model has nothing to re-parameterize, when there is no stock class for it, and when the outputs differ.
     """
     if not plan_swaps(model):
         raise DeployError('the model has no layer with training-time branches: it is the stock model already.')
-    stock_cfg = stock_config(cfg)
-    stock_cfg, stock = _stock_of(stock_cfg, reparameterize(deepcopy(model)))
-    double = deepcopy(model).double()
-    pairs = {torch.float32: (model, stock), torch.float64: (double, _stock_of(stock_cfg, reparameterize(deepcopy(double)))[1])}
-    differences = dict.fromkeys(pairs, 0.0)
+    stock_cfg, stock = _stock_of(stock_config(cfg), reparameterize(deepcopy(model)))
+    comparison = PartComparison(model, stock)
     for batch in batches:
-        run = dense_outputs(model, batch)
-        for dtype, (trained, deployed) in pairs.items():
-            differences[dtype] = max(differences[dtype], largest_difference(run(trained), run(deployed)))
-    for dtype, difference in differences.items():
+        comparison.run(batch)
+    for dtype, difference in comparison.differences.items():
         if not difference <= TOLERANCES[dtype]:
             raise DeployError(
                 f"the outputs of the stock model differ from the training form's by {difference:.1e} of their scale in {dtype}, more than "
                 f'{TOLERANCES[dtype]:.0e}; nothing was written. Usual cause: weights or norm statistics that are not finite or far out '
                 'of range.'
             )
-    return StockModel(stock_cfg, stock, differences)
+    return StockModel(stock_cfg, stock, comparison.differences, sorted(comparison.unreached))
 
 
 def _stock_of(cfg: Config, plain: BaseModel) -> tuple[Config, BaseModel]:
-    dtype = next(plain.parameters()).dtype
     try:
         stock = build_model(cfg)
-        state = stock_state(plain, stock.to(dtype))
+        state = stock_state(plain, stock)
     except DeployError as error:
         cfg = deploy_stock_blocks(cfg)
         stock = build_model(cfg)
         try:
-            state = stock_state(plain, stock.to(dtype))
+            state = stock_state(plain, stock)
         except DeployError:
             raise error from None
     _check_stock(stock)

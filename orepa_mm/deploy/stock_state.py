@@ -10,15 +10,10 @@ from ..errors import DeployError
 
 
 def stock_state(plain: nn.Module, stock: nn.Module) -> dict[str, Tensor]:
-    """The state dict that makes ``stock`` compute what ``plain`` computes.
+    """The state dict that makes ``stock`` compute what ``plain``, a re-parameterized model, computes.
 
-    The keys of the two are the same but where a layer with norms of its own was, such as a Diverse Branch Block, whose plain convolution
-    has a bias that the stock one has not. It goes into the norm behind the convolution. Where the layer did without the stock norm, that
-    norm passes all else through.
-
-    Args:
-        plain: A re-parameterized model.
-        stock: The stock model of the same architecture.
+    The keys are the same but where a layer with norms of its own was, such as a Diverse Branch Block, whose plain convolution has a bias
+    that the stock one has not. It goes into the norm behind, which passes all else through where the layer did without that norm.
 
     Raises:
         DeployError: When the keys or shapes of the two differ otherwise.

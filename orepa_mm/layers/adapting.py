@@ -36,25 +36,24 @@ class Adapting(nn.Module):
         """
 
     def holds_plain_kernel(self, state: dict[str, Tensor], prefix: str) -> bool:
-        """Whether a state dict has a plain kernel under ``prefix``, and none of this module's branches."""
-        return f'{prefix}weight' in state and not any(f'{prefix}{name}' in state for name, _ in self.named_parameters() if name != 'bias')
+        """Whether a state dict has a plain kernel of this module's shape under ``prefix``, and none of its branches."""
+        return self._has_plain_kernel(state, prefix) and tuple(state[f'{prefix}weight'].shape) == self.plain_shape
 
-    def holds_fitting_kernel(self, state: dict[str, Tensor], prefix: str) -> bool:
-        """As :meth:`holds_plain_kernel`, of this module's shape."""
-        return self.holds_plain_kernel(state, prefix) and tuple(state[f'{prefix}weight'].shape) == self.plain_shape
+    def _has_plain_kernel(self, state: dict[str, Tensor], prefix: str) -> bool:
+        return f'{prefix}weight' in state and not any(f'{prefix}{name}' in state for name, _ in self.named_parameters() if name != 'bias')
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *found: list[str]
     ) -> None:
         self.adapt_state_dict(state_dict, prefix, local_metadata.get('assign_to_params_buffers', False))
-        if self.holds_fitting_kernel(state_dict, prefix):
+        if self.holds_plain_kernel(state_dict, prefix):
             # Loaders that are not strict would drop it and train or test a network with random kernels.
             raise PlainKernelError(
                 f'the checkpoint holds a plain kernel "{prefix}weight" where the model has a {type(self).__name__} with its training-time '
                 'branches, and it cannot start from a plain kernel: it is a re-parameterized checkpoint, or one of a stock model. Load the '
                 'training-form checkpoint, or use the stock config for this one (tools/model_converters/reparameterize_model.py writes it).'
             )
-        if self.holds_plain_kernel(state_dict, prefix):
+        if self._has_plain_kernel(state_dict, prefix):
             *_, errors = found
             errors.append(  # torch's words, for those who look for them
                 f'size mismatch for {prefix}weight: copying a param with shape {state_dict[f"{prefix}weight"].shape} from checkpoint, '
@@ -105,7 +104,7 @@ def adapt_branches(kernel: Any, state: dict[str, Tensor], prefix: str, assign: b
     Kernels in the layout [O, I/g, k, k] and earlier names become what they are now, branches that the kernel lacks are added to the plain
     one, and those that the state dict lacks start at zero.
     """
-    if kernel.holds_fitting_kernel(state, prefix):  # of a plain stage
+    if kernel.holds_plain_kernel(state, prefix):  # of a plain stage
         expand_in_state(kernel, state, prefix, prefix, assign)
     _rename(state, prefix, kernel.groups, kernel.shape[1])
     for name in ('origin', 'seq_kxk'):

@@ -67,7 +67,7 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         Raises:
             PlainKernelError: For a kernel with a bias where the layer has none, and one that the branches cannot represent.
         """
-        if not self.holds_fitting_kernel(state, prefix):
+        if not self.holds_plain_kernel(state, prefix):
             return
         if self.bias is None and f'{prefix}bias' in state:
             raise PlainKernelError(

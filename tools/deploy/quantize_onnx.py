@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
 from preflight import check_data  # noqa: E402
 from progress import track  # noqa: E402
@@ -41,6 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('pictures', type=Path, metavar='FOLDER', help='real pictures to calibrate with, of the training set')
     parser.add_argument('out', type=Path, metavar='OUT', help='ONNX file to write')
     parser.add_argument('--per-tensor', action='store_true', help='one scale for a kernel (default: one for each of its output channels)')
+    parser.add_argument(
+        '--full-range', action='store_true', help='weights of 8 bits, for processors with VNNI; others would saturate (default: 7 bits)'
+    )
     parser.add_argument('--count', type=int, default=100, help='pictures to calibrate with, as many more to compare on (default: 100)')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the pictures (default: as the file says)')
     parser.add_argument('--config', help='config whose test set both networks are evaluated on')
@@ -51,13 +54,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def prepared(network: OnnxNetwork, path: Path, size: tuple[int, int] | None = None) -> Array:
+    """A picture file as the network takes it, by the steps in its metadata or resized to ``size``."""
+    from run_onnx import as_input, open_picture, prepare
+
+    steps = network.facts.get('prepare') or []
+    if size or not steps:
+        height, width = size or network.shape[2:]
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise UsageError('the network does not say how large its pictures are: give --size HEIGHT WIDTH.')
+        steps = [dict(step='resize', scale=[width, height], keep_ratio=False, interpolation='bilinear', antialias=False)]
+    return as_input(prepare(open_picture(path, network.shape[1]), steps)[0])
+
+
 def pictures_of(args: argparse.Namespace, network: OnnxNetwork) -> tuple[list[Array], list[Array], str]:
     """Pictures to calibrate with, pictures to compare on, and which the latter are: others where the folder has enough, else all of it."""
     ready, correlations = [], []
     for path in track(pictures_in(args.pictures, 2 * args.count), 'reading'):  # one by one: photographs take a lot of memory
-        picture = read_pixels(path)
-        correlations.append(neighbour_correlation(picture))
-        ready.append(network.prepare(picture, args.size))
+        correlations.append(neighbour_correlation(read_pixels(path, network.shape[1])))
+        ready.append(prepared(network, path, args.size))
     check_correlations(correlations, args.pictures)
     if len(ready) == 2 * args.count:
         return ready[::2], ready[1::2], f'{args.count} pictures that were not calibrated with'
@@ -92,13 +107,12 @@ def main() -> None:
         raise UsageError('--count and --threads are at least 1.')
     if args.size and min(args.size) < 1:
         raise UsageError(f'--size {args.size[0]} {args.size[1]}: sides are at least 1 pixel.')
-    cfg = None
+    network, cfg = OnnxNetwork(args.model, args.threads), None
     if args.config:
         cfg = load_config(args)
-        check_data(cfg, ('test',))
-    network = OnnxNetwork(args.model, args.threads)
+        check_data(cfg, ('test',), others={str(args.model): network.facts.get('classes') or ()})
     calibration, others, which = pictures_of(args, network)
-    content = quantize(args.model, track(calibration, 'calibrating'), per_channel=not args.per_tensor)
+    content = quantize(args.model, track(calibration, 'calibrating'), not args.per_tensor, args.full_range)
     quantized = OnnxNetwork(content, args.threads)
     with replacing(args.out) as partial:
         partial.write_bytes(content)

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageOps
 
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 RESAMPLING = dict(nearest=Image.Resampling.NEAREST, bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC)
 
 
@@ -41,16 +42,19 @@ class Model:
             refuse(f'{path}: its metadata are not those of export_onnx.py, so it is not known how to run it ({error})')
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.input = self.session.get_inputs()[0]
+        self.channels = self.input.shape[1]
+        if self.channels not in MODES:
+            refuse(f'{path}: takes pictures of {self.channels} channels, which picture files have not')
 
     def __call__(self, picture: Image.Image) -> dict[str, np.ndarray]:
-        array = np.asarray(picture).transpose(2, 0, 1)[None]
+        array = as_input(picture)
         for have, need in zip(array.shape[2:], self.input.shape[2:], strict=True):
             if isinstance(need, int) and have != need:
                 refuse(f'the model takes pictures of {self.input.shape[2]} x {self.input.shape[3]}, not {array.shape[2:]}')
         smallest, largest = json.loads(self.facts.get('sides', '[1, 100000]'))
         if min(array.shape[2:]) < smallest or max(array.shape[2:]) > largest:
             refuse(f'the model takes sides of {smallest} to {largest} pixels, not {array.shape[2]} x {array.shape[3]}')
-        return dict(zip(self.outputs, self.session.run(None, {self.input.name: np.ascontiguousarray(array)}), strict=True))
+        return dict(zip(self.outputs, self.session.run(None, {self.input.name: array}), strict=True))
 
     def name(self, label: int) -> str:
         return str(self.classes[label]) if label < len(self.classes) else f'class {label}'
@@ -59,6 +63,12 @@ class Model:
         if label < len(self.palette):
             return tuple(self.palette[label])
         return tuple(int(c) for c in np.random.default_rng(label).integers(64, 256, 3))
+
+
+def as_input(picture: Image.Image) -> np.ndarray:
+    """uint8 [1, C, H, W]; of four channels BGRA, as OpenCV loads it."""
+    array = np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray(array[:, [2, 1, 0, 3]] if array.shape[1] == 4 else array)
 
 
 def prepare(picture: Image.Image, steps: list[dict]) -> tuple[Image.Image, tuple[int, int]]:
@@ -79,7 +89,8 @@ def prepare(picture: Image.Image, steps: list[dict]) -> tuple[Image.Image, tuple
             picture = picture.crop((left, top, min(left + w, width), min(top + h, height)))
             inside = picture.size
         elif step['step'] == 'pad':
-            canvas = Image.new('RGB', tuple(step['size']), tuple(int(value) for value in step['value']))
+            fill = [int(value) for value in step['value']]
+            canvas = Image.new(picture.mode, tuple(step['size']), tuple(fill if len(fill) != 4 else [*fill[2::-1], fill[3]]))
             canvas.paste(picture, (0, 0))
             picture = canvas
     return picture, inside
@@ -110,15 +121,21 @@ def paste(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndar
     return weights(y1, y2, height, mask.shape[0]) @ mask @ weights(x1, x2, width, mask.shape[1]).T
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
 def classify(model: Model, picture: Image.Image, args: argparse.Namespace) -> Image.Image:
     scores = model(prepare(picture, model.steps)[0])['scores'][0]
-    if model.facts['scores'] == 'logits':
+    if model.facts['scores'] == 'sigmoid logits':  # a picture can have several labels
+        scores = sigmoid(scores)
+    elif model.facts['scores'] == 'logits':
         scores = np.exp(scores - scores.max())
         scores /= scores.sum()
     best = np.argsort(-scores)[:5]
     for label in best:
         print(f'  {scores[label]:.3f}  {model.name(label)}')
-    drawn = picture.copy()
+    drawn = picture.convert('RGB')
     write(ImageDraw.Draw(drawn), (2, 2), f'{model.name(best[0])} {scores[best[0]]:.2f}', model.colour(best[0]))
     return drawn
 
@@ -131,14 +148,14 @@ def segment(model: Model, picture: Image.Image, args: argparse.Namespace) -> Ima
     elif outputs['logits'].shape[1] > 1:
         labels = outputs['logits'][0].argmax(0)
     else:
-        labels = outputs['logits'][0, 0] > 0
+        labels = sigmoid(outputs['logits'][0, 0]) > float(model.facts.get('threshold', 0.3))  # mmseg's where the file does not say
     labels = Image.fromarray(labels[:height, :width].astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST)
     labels = np.asarray(labels)
     found, counts = np.unique(labels, return_counts=True)
     for label, count in sorted(zip(found, counts, strict=True), key=lambda pair: -pair[1]):
         print(f'  {count / labels.size:6.1%}  {model.name(label)}')
     colours = np.array([model.colour(label) for label in range(found.max() + 1)], np.uint8)
-    return Image.blend(picture, Image.fromarray(colours[labels]), 0.5)
+    return Image.blend(picture.convert('RGB'), Image.fromarray(colours[labels]), 0.5)
 
 
 def detect(model: Model, picture: Image.Image, args: argparse.Namespace) -> Image.Image:
@@ -151,7 +168,7 @@ def detect(model: Model, picture: Image.Image, args: argparse.Namespace) -> Imag
     for index in shown:
         print(f'  {scores[index]:.3f}  {model.name(labels[index]):<15} {" ".join(f"{value:7.1f}" for value in boxes[index])}')
     print(f'  {len(shown)} of {len(scores)} boxes score {args.score_thr} or more')
-    drawn, upwards = np.array(picture), shown[::-1]  # the best over the others
+    drawn, upwards = np.array(picture.convert('RGB')), shown[::-1]  # the best over the others
     for index in upwards if 'masks' in outputs else ():
         mask = paste(outputs['masks'][index], boxes[index], width, height) >= float(model.facts['mask_threshold'])
         drawn[mask] = drawn[mask] // 2 + np.array(model.colour(labels[index]), np.uint8) // 2
@@ -170,10 +187,10 @@ def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colo
     draw.text(place, text, fill='black' if sum(colour) > 380 else 'white')
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path, channels: int) -> Image.Image:
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert('RGB')
+            return ImageOps.exif_transpose(file).convert(MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         refuse(f'{path}: cannot be read as a picture ({error})')
 
@@ -191,7 +208,7 @@ def main() -> None:
     model = Model(args.model)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(args.pictures):
-        picture = open_picture(path)
+        picture = open_picture(path, model.channels)
         print(path)
         drawn = model.run(model, picture, args)
         same_name = any(other.stem == path.stem for other in args.pictures[:index])

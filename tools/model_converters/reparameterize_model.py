@@ -3,8 +3,8 @@
 
     python tools/model_converters/reparameterize_model.py configs/coco/mask-rcnn_orepa-r50_fpn_1x_coco.py epoch_12.pth deployed/
 
-Test, fine-tune and serve the result with the stock mmdet, mmseg or mmpretrain. Before anything is written both models run side by side, on
-pictures of the test set where its files are there and on random ones, in float32 and float64; above the tolerance nothing is written.
+Test, fine-tune and serve the result with the stock mmdet, mmseg or mmpretrain. Before anything is written the parts of both models are
+compared, on pictures of the test set, or random ones where its files are not there; above the tolerance nothing is written.
 
 --format torchvision or timm writes OUT_DIR/model.pth, the state dict of one of their ResNet classifiers, and OUT_DIR/model.json, which says
 of which.
@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import add_common_options, load_config, run  # noqa: E402
 
-from orepa_mm.deploy.batches import random_batch, real_batches  # noqa: E402
+from orepa_mm.deploy.batches import input_channels, random_batch, real_batches  # noqa: E402
 from orepa_mm.deploy.classifiers import LIBRARIES, to_library  # noqa: E402
 from orepa_mm.deploy.loading import load_model  # noqa: E402
 from orepa_mm.deploy.stock_files import write_classifier, write_stock_model  # noqa: E402
@@ -48,15 +48,19 @@ def main() -> None:
     cfg = load_config(args)
     model = load_model(cfg, args.checkpoint, args.ema, expand=False)
     real = real_batches(cfg)
-    print(f'comparing both forms on {len(real)} pictures of the test set and on 2 random ones' + ' (its files are not there)' * (not real))
-    stock = to_stock_model(cfg, model, [*real, random_batch(cfg)])
+    print(
+        'comparing both forms on', f'{len(real)} pictures of the test set' if real else 'random pictures (no files of a test set are there)'
+    )
+    stock = to_stock_model(cfg, model, real or [random_batch(cfg, input_channels(model))])
     for dtype, difference in stock.differences.items():
         print(f"  {str(dtype).removeprefix('torch.')}: largest difference {difference:.1e} of the outputs' scale")
+    if stock.unreached:
+        print(f'  not called: {len(stock.unreached)} layers ({", ".join(stock.unreached[:3])} ...); their weights are loaded as they are')
     if args.format == 'mm':
         write_stock_model(args.out_dir, stock, args.checkpoint)
         print(f'wrote {args.out_dir / "config.py"} and {args.out_dir / "model.pth"}')
     else:
-        name, network = to_library(stock.model, args.format, [*real, random_batch(cfg)])
+        name, network = to_library(stock.model, args.format, real or [random_batch(cfg, input_channels(model))])
         write_classifier(args.out_dir, stock, args.checkpoint, args.format, name, network)
         print(f'wrote {args.out_dir / "model.pth"}: the state dict of {args.format} {name}')
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, stock.model))

@@ -10,38 +10,43 @@ __all__ = ['DeployNetwork', 'deploy_network']
 
 
 def deploy_network(model: BaseModel, softmax: bool = False, labels: bool = False) -> DeployNetwork:
-    """The network of a model of mmdet, mmseg or mmpretrain that leaves this package.
-
-    Args:
-        model: As :func:`.load_model` gives it; it is re-parameterized in place. Norms stay: what runs the result folds them.
-        softmax: As for :class:`.Classifier`.
-        labels: As for :class:`.Segmentor`.
+    """The network of a model that leaves this package. The model is re-parameterized in place; norms stay, what runs the result folds them.
 
     Raises:
         ExportError: When the model is of a kind that cannot be exported.
     """
     network: DeployNetwork
-    if hasattr(model, 'decode_head'):
+    packages = {kind.__module__.partition('.')[0] for kind in type(model).__mro__}
+    if 'mmseg' in packages:
         from .segmentor import Segmentor
 
         network = Segmentor(model, labels)
-    elif hasattr(model, 'head'):
+    elif 'mmpretrain' in packages:
         from .classifier import Classifier
 
         network = Classifier(model, softmax)
-    elif hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
-        from .two_stage import TwoStageDetector
-
-        network = TwoStageDetector(model)
-    elif hasattr(model, 'bbox_head') and not hasattr(model, 'mask_head'):
-        from .single_stage import SingleStageDetector
-
-        network = SingleStageDetector(model)
+    elif 'mmdet' in packages:
+        network = _detector(model)
     else:
-        raise ExportError(f'{type(model).__name__}: is no classifier, segmentor or detector of a kind that can be exported.')
+        raise ExportError(f'{type(model).__name__}: is no model of mmdet, mmseg or mmpretrain.')
     if softmax and network.task != 'classification':
         raise ExportError('--softmax is for classifiers.')
     if labels and network.task != 'segmentation':
         raise ExportError('--labels is for segmentors.')
     reparameterize(model)
     return network.eval()
+
+
+def _detector(model: BaseModel) -> DeployNetwork:
+    from mmdet.models import SingleStageDetector as StockSingleStage
+    from mmdet.models import TwoStageDetector as StockTwoStage
+
+    from .boxes import check_stock
+    from .single_stage import SingleStageDetector
+    from .two_stage import TwoStageDetector
+
+    for stock, ours in ((StockTwoStage, TwoStageDetector), (StockSingleStage, SingleStageDetector)):
+        if isinstance(model, stock):
+            check_stock(model, stock, 'predict')
+            return ours(model)
+    raise ExportError(f'{type(model).__name__}: is no detector with one dense head or with proposals, which can be exported.')

@@ -6,6 +6,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from ..batches import input_channels
 from .picture import PictureInput
 
 
@@ -18,6 +19,7 @@ class DeployNetwork(nn.Module):
     Attributes:
         task: What :class:`.Metadata` says it does.
         batched: Whether it takes several pictures at once.
+        channels: Of the pictures.
         outputs: The names of what ``forward`` returns, in its order.
     """
 
@@ -29,10 +31,11 @@ class DeployNetwork(nn.Module):
     def __init__(self, model: BaseModel) -> None:
         super().__init__()
         self.model = model
-        self.picture = PictureInput(model.data_preprocessor)
+        self.channels = input_channels(model)
+        self.picture = PictureInput(model.data_preprocessor, self.channels)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        """``picture``: uint8 [N, 3, H, W], RGB."""
+        """``picture``: uint8 [N, C, H, W], RGB where C is 3, else as the config's loader gives them."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
@@ -47,5 +50,5 @@ class DeployNetwork(nn.Module):
     def coarsest_stride(self) -> int:
         """Pixels of the picture, along a side, to one of its coarsest feature map."""
         side = 512
-        maps = self.feature_maps(self.picture(torch.zeros(1, 3, side, side, dtype=torch.uint8)))
+        maps = self.feature_maps(self.picture(torch.zeros(1, self.channels, side, side, dtype=torch.uint8)))
         return side // min(size for features in maps for size in features.shape[2:])

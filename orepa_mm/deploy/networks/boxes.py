@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ...errors import ExportError
 
+CANDIDATES = 10_000  # of a detector of many classes the best are looked at; the time of suppression grows with the square
 NMS_SETTINGS = {'type', 'iou_threshold', 'iou_thr', 'class_agnostic', 'split_thr'}  # of mmcv's batched_nms; the last is for memory only
 
 
@@ -25,15 +26,7 @@ class Candidates(NamedTuple):
 
 
 class Suppression:
-    """Non-maximum suppression within groups, as mmcv's ``batched_nms`` does it.
-
-    Args:
-        settings: ``nms`` of a test config.
-        most: How many boxes are kept.
-
-    Raises:
-        ExportError: For another suppression than the plain one.
-    """
+    """Non-maximum suppression within groups, as mmcv's ``batched_nms`` does it by ``nms`` of a test config; ``most`` boxes are kept."""
 
     def __init__(self, settings: dict[str, Any] | None, most: int) -> None:
         settings = dict(settings or {})
@@ -53,31 +46,29 @@ class Suppression:
             # Each group is moved to a place of its own. A zero more, as nothing has no maximum.
             span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
             boxes = boxes + (groups.to(boxes) * span).unsqueeze(1)
-        keep = nms(boxes, scores, self.threshold)
-        return keep[: self.most] if self.most > 0 else keep
+        if self.most <= 0:
+            return nms(boxes, scores, self.threshold)
+        # Worse ones suppress none of these, so the result is the same as long as enough of them stay.
+        scores, best = scores.topk(torch.sym_min(self.most + CANDIDATES, scores.shape[0]))
+        return best[nms(boxes[best], scores, self.threshold)[: self.most]]
 
 
-def check_stock(head: BaseModule, base: type, *methods: str) -> None:
-    """Raise :class:`.ExportError` where a head has methods of its own for what is done here."""
+def check_stock(head: nn.Module, base: type, *methods: str) -> None:
+    """Raise :class:`.ExportError` where a model or head has methods of its own for what is done here."""
     own = [name for name in methods if getattr(type(head), name, None) is not getattr(base, name)]
     if own:
         raise ExportError(
             f'{type(head).__name__}: makes boxes in a way of its own ({", ".join(own)}), which has no translation; '
-            f'heads that leave this to {base.__name__} go out.'
+            f'what leaves this to {base.__name__} goes out.'
         )
 
 
 def candidates(
     head: BaseModule, outputs: tuple[list[Tensor], ...], shape: tuple[int, int], settings: dict[str, Any], threshold: float = -1
 ) -> Candidates:
-    """The best boxes of each pyramid level of a dense head, for one picture.
+    """The best boxes of each level of a dense head's outputs for one picture: scores, deltas and, where it has them, factors of the scores.
 
-    Args:
-        head: Of mmdet, with ``prior_generator`` and ``bbox_coder``.
-        outputs: Scores, box deltas and, where the head has them, factors of the scores: lists of [1, ..., H, W] by level.
-        shape: Height and width of the picture, to which boxes are clipped.
-        settings: A test config: ``nms_pre`` boxes of a level are looked at, those of more than ``min_bbox_size`` pixels are kept.
-        threshold: Of the scores, before they meet their factors.
+    Boxes are clipped to ``shape``; ``threshold`` is of the scores before they meet their factors.
     """
     count, smallest = settings.get('nms_pre', -1), settings.get('min_bbox_size', -1)
     maps, deltas, *factors = outputs

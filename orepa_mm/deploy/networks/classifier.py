@@ -10,15 +10,7 @@ from .base import DeployNetwork
 
 
 class Classifier(DeployNetwork):
-    """Pictures -> ``scores`` [N, classes].
-
-    Args:
-        model: An ``ImageClassifier`` of mmpretrain.
-        softmax: Whether the scores are probabilities, not logits.
-
-    Raises:
-        ExportError: When the head gives no score for each class, or probabilities are asked of one that allows several labels.
-    """
+    """Pictures -> ``scores`` [N, classes] of an ``ImageClassifier`` of mmpretrain: logits, or with ``softmax`` probabilities."""
 
     task = 'classification'
     outputs = ('scores',)
@@ -32,14 +24,14 @@ class Classifier(DeployNetwork):
         if softmax and isinstance(head, MultiLabelClsHead):
             raise ExportError(f'{type(head).__name__}: a picture can have several labels, so there is no softmax; leave --softmax out.')
         super().__init__(model)
-        self.softmax = softmax
+        self.softmax, self.several = softmax, isinstance(head, MultiLabelClsHead)
 
     def forward(self, picture: Tensor) -> tuple[Tensor]:
         scores = self.model.head(self.model.extract_feat(self.picture(picture)))
         return (scores.softmax(1) if self.softmax else scores,)
 
     def facts(self) -> dict[str, Any]:
-        return dict(scores='probabilities' if self.softmax else 'logits')
+        return dict(scores='probabilities' if self.softmax else 'sigmoid logits' if self.several else 'logits')
 
     def feature_maps(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.model.extract_feat(x, stage='backbone')

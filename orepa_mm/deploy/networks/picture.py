@@ -8,38 +8,33 @@ from torch import Tensor, nn
 
 
 class PictureInput(nn.Module):
-    """What a model's data preprocessor does in testing, on a plain RGB picture: channel order, mean and deviation, padding.
+    """What a model's data preprocessor does in testing, on a plain picture: channel order, mean and deviation, padding.
 
-    Input: uint8 [N, 3, H, W], RGB. Output: float32 [N, 3, H', W'], padded at the right and at the bottom to a multiple of ``divisor``.
-
-    The order of the channels, the divisor and the padding's value are asked of the preprocessor by giving it pictures of one pixel, so
-    it may be of any class.
-
-    Args:
-        preprocessor: The model's ``data_preprocessor``, which takes the pictures of the toolbox's loader: BGR.
+    Input: uint8 [N, C, H, W], RGB where C is 3, else as the toolbox's loader gives them. Output: float32, padded at the right and at the
+    bottom to a multiple of ``divisor``. The preprocessor is asked by pictures of one pixel, so it may be of any class.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preprocessor: BaseModule) -> None:
+    def __init__(self, preprocessor: BaseModule, channels: int = 3) -> None:
         super().__init__()
-        black, blue = (self._ask(preprocessor, first) for first in (0, 255))
-        self.rgb = int((black - blue)[:, 0, 0].abs().argmax()) == 2
+        black, blue = (self._ask(preprocessor, channels, first) for first in (0, 255))
+        self.flipped = channels == 3 and int((black - blue)[:, 0, 0].abs().argmax()) == 0
         self.divisor = black.shape[-1]
         self.padding = float(black[0, -1, -1]) if self.divisor > 1 else 0.0
         for name, default in (('mean', 0.0), ('std', 1.0)):
             value = getattr(preprocessor, name, None)
-            self.register_buffer(name, torch.full((3, 1, 1), default) if value is None else value.detach().clone().float(), False)
+            self.register_buffer(name, torch.full((channels, 1, 1), default) if value is None else value.detach().clone().float(), False)
 
     @staticmethod
-    def _ask(preprocessor: BaseModule, first: int) -> Tensor:
+    def _ask(preprocessor: BaseModule, channels: int, first: int) -> Tensor:
         """What it makes of one pixel with this value in the first channel."""
-        pixel = torch.tensor([first, 0, 0], dtype=torch.uint8).view(3, 1, 1)
+        pixel = torch.tensor([first] + [0] * (channels - 1), dtype=torch.uint8).view(channels, 1, 1)
         return preprocessor(dict(inputs=[pixel], data_samples=[BaseDataElement()]), False)['inputs'][0]
 
     def forward(self, picture: Tensor) -> Tensor:
-        x = picture if self.rgb else picture.flip(1)
+        x = picture.flip(1) if self.flipped else picture
         x = (x.float() - self.mean) / self.std
         if self.divisor == 1:
             return x

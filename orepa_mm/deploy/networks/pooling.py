@@ -5,13 +5,9 @@ from torch import Tensor, nn
 
 
 class AdaptiveAveragePool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products.
+    """``nn.AdaptiveAvgPool2d`` as two matrix products; None keeps the input's rows or columns.
 
     ONNX has no such operator, and what exporters make of it keeps the windows of the size it was exported with.
-
-    Args:
-        rows: Of the output; None keeps the input's.
-        columns: As ``rows``.
     """
 
     def __init__(self, rows: int | None, columns: int | None) -> None:

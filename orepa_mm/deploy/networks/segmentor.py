@@ -1,5 +1,7 @@
 """Segmentors of mmseg."""
 
+from typing import Any
+
 from mmengine.model import BaseModel
 from torch import Tensor
 
@@ -9,15 +11,7 @@ from .pooling import replace_adaptive_pools
 
 
 class Segmentor(DeployNetwork):
-    """Pictures -> ``logits`` [N, classes, H, W] at the picture's size, or ``labels`` [N, H, W].
-
-    Args:
-        model: An ``EncoderDecoder`` of mmseg that is tested on whole pictures; its adaptive pools are replaced.
-        labels: Whether each pixel's label is the output.
-
-    Raises:
-        ExportError: When the model is of another kind, or is tested in windows.
-    """
+    """Pictures -> ``logits`` [N, classes, H, W] at the picture's size, or ``labels`` [N, H, W], of an ``EncoderDecoder``."""
 
     task = 'segmentation'
 
@@ -46,3 +40,7 @@ class Segmentor(DeployNetwork):
         if logits.shape[1] > 1:
             return (logits.argmax(1),)
         return ((logits.sigmoid() > self.model.decode_head.threshold).squeeze(1).long(),)
+
+    def facts(self) -> dict[str, Any]:
+        """A model of one channel says from which probability on a pixel is the foreground."""
+        return dict(threshold=self.model.decode_head.threshold) if self.model.out_channels == 1 else {}

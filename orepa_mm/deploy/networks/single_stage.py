@@ -11,14 +11,7 @@ from .boxes import Suppression, candidates, check_stock
 
 
 class SingleStageDetector(DeployNetwork):
-    """A picture -> ``boxes`` [K, 4] xyxy in its pixels, ``scores`` [K] in falling order, ``labels`` [K].
-
-    Args:
-        model: A ``SingleStageDetector`` of mmdet.
-
-    Raises:
-        ExportError: When its head makes boxes in a way of its own, or its suppression is not the plain one.
-    """
+    """A picture -> ``boxes`` [K, 4] xyxy in its pixels, ``scores`` [K] in falling order, ``labels`` [K]."""
 
     task = 'detection'
     batched = False
@@ -31,8 +24,11 @@ class SingleStageDetector(DeployNetwork):
         if not isinstance(head, BaseDenseHead):
             raise ExportError(f'{type(model).__name__} with {type(head).__name__}: is no dense head, and has no translation.')
         check_stock(head, BaseDenseHead, 'predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
-        if getattr(head.loss_cls, 'custom_cls_channels', False):
-            raise ExportError(f'{type(head.loss_cls).__name__}: has an activation of its own, which has no translation.')
+        loss = getattr(head, 'loss_cls', None)
+        if loss is None or getattr(loss, 'custom_cls_channels', False):
+            raise ExportError(
+                f'{type(head).__name__} with {type(loss).__name__} as loss_cls: has an activation of its own, which has no translation.'
+            )
         settings = model.test_cfg
         self.score_threshold = float(settings.get('score_thr', 0))
         self.suppression = Suppression(settings.get('nms'), settings.get('max_per_img', -1))

@@ -15,11 +15,7 @@ class TwoStageDetector(DeployNetwork):
     """A picture -> ``boxes`` [K, 4] xyxy in its pixels, ``scores`` [K] in falling order, ``labels`` [K] and, where the model has them,
     ``masks`` [K, h, w]: the probability that a point of the box belongs to the object.
 
-    Args:
-        model: A ``TwoStageDetector`` of mmdet; its RoI layers are switched to torchvision's operator, which gives the same.
-
-    Raises:
-        ExportError: When a head works in a way of its own, or a suppression is not the plain one.
+    The model's RoI layers are switched to torchvision's operator, which gives the same.
     """
 
     task = 'detection'
@@ -29,6 +25,8 @@ class TwoStageDetector(DeployNetwork):
         from mmdet.models.dense_heads import RPNHead
         from mmdet.models.roi_heads import BBoxHead, FCNMaskHead, StandardRoIHead
 
+        if not model.with_rpn or not model.with_roi_head:
+            raise ExportError(f'{type(model).__name__}: has no proposals of its own.')
         roi_head = model.roi_head
         check_stock(model.rpn_head, RPNHead, 'predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
         check_stock(roi_head, StandardRoIHead, 'predict', 'predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward')
