@@ -65,13 +65,6 @@ def test_there_and_back_again(start, training):
             assert relative(value, reference.state_dict()[key]) < 1e-10
 
 
-def test_expanding_what_was_reparameterized():
-    model = nn.Sequential(OREPAConv2d(4, 8, 3), OREPAConv2d(8, 4, 1)).double()
-    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    expected = model(x)
-    assert relative(expand(reparameterize(model))(x), expected) < 1e-10 and branches(model) == 2
-
-
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('start', STARTS)
 def test_half_precision_keeps_its_digits(start, dtype):
@@ -159,6 +152,7 @@ def test_layers_that_stay_plain_are_listed(caplog):
         (lambda: nn.Sequential(nn.Conv2d(2, 2, 2)), {}, 'nothing to expand: "0" has a kernel of 2 x 2'),
         (plain_net, dict(pattern='xyz'), 'nothing to expand: no convolution was chosen'),
         (plain_net, dict(start='random'), "start='random' is unknown; choose from balanced, zeros, shared"),
+        (plain_net, dict(method='OREPAA'), "method='OREPAA' is unknown; choose from ExpandNet, OREPA"),
         (lambda: nn.Conv2d(2, 2, (3, 1)), {}, 'a kernel of 3 x 1'),
         (lambda: expand(plain_net()), {}, 'nothing to expand'),
     ],
@@ -425,20 +419,6 @@ def test_a_bare_convolution_is_expanded_as_one_in_a_model(start):
     assert bare.kernel.branches == ('origin', 'avg')
     for key, value in inside.state_dict().items():
         assert torch.equal(bare.state_dict()[key], value), key
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(method='OREPAA'), "method='OREPAA' is unknown; choose from ExpandNet, OREPA"),
-        (dict(method='DBB'), "method='DBB': its branches have norms, whose statistics do not follow from a kernel"),
-    ],
-)
-def test_methods_that_cannot_be_expanded_to(options, message):
-    model = plain_net()
-    with pytest.raises(ExpandError, match=message):
-        expand(model, **options)
-    assert not branches(model)
 
 
 BLOCKS = {  # of timm, which merge their own branches

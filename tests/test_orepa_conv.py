@@ -167,21 +167,6 @@ def test_in_small_pieces_the_numbers_are_the_same(monkeypatch):
     assert all(relative(a, b) < 1e-10 for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_second_derivatives_are_those_of_the_plain_formula(form):
-    conv = build(form, dtype=torch.float64)
-    results = []
-    for closed_form in (True, False):
-        for module in conv.modules():
-            if isinstance(module, OREPAKernel):
-                module.closed_form = closed_form
-        parameters = list(conv.kernel.parameters())
-        first = torch.autograd.grad(conv.weight.pow(3).sum(), parameters, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), parameters)
-        results.append([*first, *second])
-    assert all(relative(a, b) < 1e-10 for a, b in zip(*results, strict=True))
-
-
 @pytest.mark.parametrize('form', ['3x3', 'grouped', 'many-groups', 'stem'])
 def test_checkpoints_with_the_other_order_of_channels_load(form):
     conv = build(form)
