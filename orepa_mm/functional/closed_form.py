@@ -77,10 +77,12 @@ def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
         if 'sequence' in s:
             torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1, out=w.view(w.shape[0], -1, w.shape[3]))
             w.mul_(s['sequence'][:, :, None])
+            if 'origin' in s:
+                w.addcmul_(b.origin[:, c], s['origin'][:, :, None])
+        elif 'origin' in s:
+            torch.mul(b.origin[:, c], s['origin'][:, :, None], out=w)
         else:
             w.zero_()
-        if 'origin' in s:
-            w.addcmul_(b.origin[:, c], s['origin'][:, :, None])
         if 'separable' in s:
             add_separable(w, b.pointwise[:, c] * s['separable'][:, :, None], b.depthwise)
         if 'freq' in s:
