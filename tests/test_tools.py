@@ -252,12 +252,6 @@ def test_annotation_file_that_is_not_coco(text, message, tools, tmp_path):
     refused(tools.train('coco', tmp_path / 'run', options={'train_dataloader.dataset.ann_file': str(path)}), 'annotations.json', message)
 
 
-def test_number_of_classes_that_does_not_match(tools, tmp_path):
-    options = {'model.roi_head.mask_head.num_classes': 7}
-    refused(tools.train('coco', tmp_path / 'run', options=options), 'model.roi_head.mask_head.num_classes=7', '80 classes')
-    refused(tools.train('imagenet', tmp_path / 'run', options={'model.head.num_classes': 9}), 'model.head.num_classes=9', '5 classes')
-
-
 def test_class_the_annotations_do_not_have(tools, tmp_path):
     options = {'train_dataloader.dataset.metainfo.classes': '("balloon",)'}
     refused(tools.train('coco', tmp_path / 'run', options=options), 'no category "balloon"', 'metainfo')
