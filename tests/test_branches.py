@@ -4,6 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from method_case import relative
 from mmdet.registry import MODELS as MMDET
 from mmengine.config import Config
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
@@ -34,10 +35,6 @@ def build(branches='full', kernel_size: int = 3, groups: int = 2, channels: tupl
         for parameter in conv.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return conv
-
-
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def parts(kernel: OREPAKernel, branches: tuple[str, ...]) -> Branches:

@@ -415,8 +415,9 @@ def test_expanding_a_file(tools, tmp_path, resnet50):
 def test_a_bare_convolution_is_expanded_as_one_in_a_model(start):
     conv, options = nn.Conv2d(4, 4, 3), dict(start=start, branches=('origin', 'avg'))
     (inside,) = expand(nn.Sequential(copy.deepcopy(conv)), **options)
-    bare = expand(conv, **options)
-    assert bare.kernel.branches == ('origin', 'avg')
+    conv.register_forward_hook(lambda module, args, output: output + 1)
+    bare, x = expand(conv, **options), torch.randn(1, 4, 9, 8)
+    assert bare.kernel.branches == ('origin', 'avg') and relative(bare(x), conv(x)) < 1e-5
     for key, value in inside.state_dict().items():
         assert torch.equal(bare.state_dict()[key], value), key
 

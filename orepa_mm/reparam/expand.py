@@ -69,7 +69,9 @@ def expand(
         if reason:
             raise ExpandError(f'the convolution {reason}')
         _check_start(start)
-        return layer.from_conv(model, start, **options)
+        expanded = layer.from_conv(model, start, **options)
+        share_hooks(model, expanded)
+        return expanded
     planned = plan_expansion(model, method, branches, start, kernel_sizes, pattern, where, first_layer)
     convs = {path: model.get_submodule(path) for path in planned}
     for path, new in planned.items():
