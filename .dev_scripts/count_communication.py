@@ -21,9 +21,7 @@ from orepa_mm.deploy.loading import build_model  # noqa: E402
 CONFIGS = (
     'imagenet/{}-resnet18_4xb64-120e_in1k',
     'imagenet/{}-resnet50_4xb64-120e_in1k',
-    'imagenet/{}-resnet101_4xb64-120e_in1k',
     'coco/mask-rcnn_{}-r50_fpn_1x_coco',
-    'cityscapes/pspnet_{}-r50-d8_4xb2-40k_cityscapes-512x1024',
 )
 METHODS = {  # the config's method, and the branches of its layers where they are not the method's own
     'none': ('none', None),
@@ -31,7 +29,7 @@ METHODS = {  # the config's method, and the branches of its layers where they ar
     'OREPA, light': ('orepa', 'light'),
 }
 NETWORKS = {'10 Gbit/s': 10e9 / 8, '100 Gbit/s': 100e9 / 8}  # bytes a second
-HEADER = ('network', 'method', 'trained parameters, M', 'gradients, MB', 'in 16 bits, MB', *(f'at {name}, ms' for name in NETWORKS))
+HEADER = ('network', 'method', 'trained parameters, M', 'gradients, MB', *(f'at {name}, ms' for name in NETWORKS))
 
 
 def trained_parameters(cfg: Config) -> int:
@@ -40,7 +38,7 @@ def trained_parameters(cfg: Config) -> int:
 
 
 def row(config: str, method: str) -> tuple[str, ...]:
-    """A line of the table: sizes with 4 and 2 bytes a gradient, and how long the 4-byte ones take each network card of a ring.
+    """A line of the table: 4 bytes a gradient, and how long they take each network card of a ring.
 
     In a ring of n machines each card sends every byte 2 (n - 1) / n times; the figures are its limit, 2.
     """
@@ -51,7 +49,7 @@ def row(config: str, method: str) -> tuple[str, ...]:
         cfg.merge_from_dict({'model.backbone.branches': branches})
     count = trained_parameters(cfg)
     times = [f'{2 * 4 * count / rate * 1e3:.0f}' for rate in NETWORKS.values()]
-    return network, method, f'{count / 1e6:.2f}', f'{4 * count / 1e6:.0f}', f'{2 * count / 1e6:.0f}', *times
+    return network, method, f'{count / 1e6:.2f}', f'{4 * count / 1e6:.0f}', *times
 
 
 def rows() -> list[tuple[str, str]]:

@@ -4,20 +4,61 @@ Nothing here needs more than is installed: without mmengine no registry is touch
 """
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def type_name(kind: Any) -> str:
+    """The bare name of a type as configs have it: a name, one with a scope or modules before it, or a class; '' for None."""
+    return '' if kind is None else getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def scope_of(cfg: Any) -> str:
+    """The toolbox of a config: its ``default_scope``, or where the class of its model is from; '' where neither says so."""
+    from mmengine.utils import get_object_from_string
+
+    scope, kind = cfg.get('default_scope'), (cfg.get('model') or {}).get('type')
+    if scope and scope != 'mmengine':
+        return scope
+    return toolbox_of(get_object_from_string(kind) if isinstance(kind, str) else kind)
+
+
+def toolbox_of(kind: Any, known: Iterable[str] = ()) -> str:
+    """The toolbox, one of ``known`` where these are given, that a class is of or built on; '' for none."""
+    from mmengine.registry import MODELS
+
+    packages = [each.__module__.partition('.')[0] for each in getattr(kind, '__mro__', ())]
+    return next((name for name in packages if name in (known or MODELS.children)), '')
+
+
+def class_of(kind: Any, registry: Any, scope: str | None) -> Any:
+    """What a type of a config is, in a registry of mmengine; a name may be of the scope, or have its own before it."""
+    with registry.switch_scope_and_registry(scope or None) as inner:
+        return inner.get(kind) if isinstance(kind, str) else kind
+
+
+def drop_own_scope(node: Any) -> None:
+    """Take out the scope that mmengine gives what is read from ``orepa_mm::...``; the toolboxes' registries have all of it."""
+    if isinstance(node, dict):
+        if node.get('_scope_') == __package__:
+            del node['_scope_']
+        node = list(node.values())
+    for value in node if isinstance(node, list | tuple) else ():
+        drop_own_scope(value)
 
 
 def register_layers() -> None:
     from mmengine.registry import MODELS
 
-    from .layers import METHODS, conv_builder
+    from .layers import METHODS
 
     # The root registry is where mmcv's build_conv_layer looks, whatever the scope.
     for layer in METHODS.values():
-        MODELS.register_module(name=layer.__name__, module=conv_builder(layer), force=True)
+        MODELS.register_module(name=layer.__name__, module=layer, force=True)
 
 
 def register_backbones(toolbox: str) -> None:

@@ -1,11 +1,13 @@
 """Runs of a few steps whose hook changes the model's parameters on the way."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import Dataset
 
 
@@ -21,7 +23,7 @@ class RandomPictures(Dataset):
         return dict(inputs=self.data[index])
 
 
-def built(model: dict, hook: dict, work_dir: Path, epochs: int, by_iterations: bool = False, resume: bool = False, **changes) -> Runner:
+def built(model: Any, hook: dict, work_dir: Path, epochs: int, by_iterations: bool = False, resume: bool = False, **changes) -> Runner:
     """A Runner of two steps an epoch with an averaged model and ``hook``, which acts after the first epoch or three iterations."""
     cfg = dict(
         model=model,
@@ -43,6 +45,8 @@ def built(model: dict, hook: dict, work_dir: Path, epochs: int, by_iterations: b
         log_level='ERROR',
         resume=resume,
     )
+    if isinstance(model, nn.Module):  # as somebody's own script builds it
+        return Runner(**(cfg | changes))
     return Runner.from_cfg(Config(cfg | changes))
 
 

@@ -7,6 +7,7 @@ import torch
 
 import orepa_mm
 from orepa_mm import DBBConv2d, OREPAConv2d
+from orepa_mm.errors import FuseError
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 NARROW = dict(stem_channels=8, base_channels=8)
@@ -15,8 +16,7 @@ NARROW = dict(stem_channels=8, base_channels=8)
 def build(scope: str, depth: int = 50, train: bool = False, kind: str = 'OREPAResNet', **kwargs):
     registry = importlib.import_module(f'{scope}.registry').MODELS
     net = registry.build(dict(type=kind, depth=depth, out_indices=(0, 1, 2, 3), **NARROW, **kwargs))
-    net.train(train)  # the stock train() and eval() of ResNet return None
-    return net
+    return net.train(train)
 
 
 def relative(actual, expected):
@@ -204,3 +204,17 @@ def test_squeeze_and_excitation(kind, options, method):
     assert relative(net(x)[-1], expected) < 1e-10
     kernels = {name: m.weight.shape for name, m in stock(depth=50, **NARROW, **options).named_modules() if type(m) is torch.nn.Conv2d}
     assert kernels == {name: m.weight.shape for name, m in net.named_modules() if type(m) is torch.nn.Conv2d}
+
+
+@pytest.mark.parametrize('name', ['mmdet.OREPAResNeXt', 'mmpretrain.OREPARepVGG', 'mmdet.ResNet', 'mmseg.ResNet'])
+def test_the_documented_line_holds_for_bare_backbones(name):
+    """The stock ``train()`` and ``eval()`` of backbones return nothing."""
+    scope, kind = name.split('.')
+    options = dict(arch='A0', base_channels=8) if 'VGG' in kind else dict(depth=50, **NARROW)
+    net = importlib.import_module(f'{scope}.registry').MODELS.build(dict(type=kind, **options))
+    if kind.startswith('OREPA'):
+        assert orepa_mm.reparameterize(net.eval()) is net and not any(isinstance(m, OREPAConv2d) for m in net.modules())
+        return
+    for call in (orepa_mm.reparameterize, lambda model: orepa_mm.reparameterized(model).__enter__()):
+        with pytest.raises(FuseError, match=r'call model.eval\(\) on a line of its own'):
+            call(orepa_mm.expand(net).eval() if call is orepa_mm.reparameterize else net.eval())

@@ -6,14 +6,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from small_runs import built
 from torch import nn
 
-from orepa_mm import OREPAConv2d
+from orepa_mm import OREPAConv2d, expand, reparameterize
 from orepa_mm.engine.check_hook import CheckHook
+from orepa_mm.errors import CheckpointError, UsageError
 
 
 def network(scale: float = 0.13, **options) -> nn.Module:
@@ -91,3 +93,119 @@ def test_several_optimizers(rates, warned):
     runner = SimpleNamespace(model=model, optim_wrapper=OptimWrapperDict(stem=wrappers[0], rest=wrappers[1]), logger=Mock())
     CheckHook().before_train(runner)
     assert runner.logger.warning.called == warned
+
+
+def test_a_runner_without_a_config_refuses_what_cannot_be_resumed(tmp_path):
+    checkpoint = built(dict(type='WithAStem'), {}, tmp_path / 'first', 1, custom_hooks=[dict(type='CheckHook')])
+    checkpoint.train()
+    plain = reparameterize(checkpoint.model.eval()).state_dict()
+    whole = torch.load(tmp_path / 'first/epoch_1.pth', weights_only=False)
+    for name, content in dict(plain=whole | dict(state_dict=plain), weights=dict(state_dict=whole['state_dict'])).items():
+        torch.save(content, tmp_path / f'{name}.pth')
+        changes = dict(custom_hooks=[dict(type='CheckHook')], load_from=str(tmp_path / f'{name}.pth'), resume=True)
+        with pytest.raises(CheckpointError, match=rf'{name}\.pth: cannot be resumed'):
+            built(WithAStem(), {}, tmp_path / name, 2, **changes).train()
+
+
+@HOOKS.register_module()
+class ChangesTheModel(Hook):
+    def __init__(self, when: str) -> None:
+        setattr(self, when, self.change)
+
+    def change(self, runner) -> None:
+        expand(runner.model)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ByName:
+    """As YOLO trainers do: weights of plain layers and norms, and all biases."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        pass
+
+    def __call__(self, model):
+        plain = [p for module in model.modules() for p in vars(module)['_parameters'].values() if isinstance(module, nn.Conv2d)]
+        return OptimWrapper(torch.optim.SGD(plain, lr=0.01))
+
+
+@pytest.mark.parametrize('how', ['before_train', 'before_train_epoch', 'ByName', 'frozen'])
+def test_every_trainable_parameter_is_held_or_the_run_stops(how, tmp_path):
+    options = dict(custom_hooks=[dict(type='CheckHook')])
+    if how.startswith('before'):
+        options['custom_hooks'].append(dict(type='ChangesTheModel', when=how))
+    else:
+        options['optim_wrapper'] = dict(constructor='ByName')
+    runner = built(WithAStem(), {}, tmp_path / 'run', 1, **options)
+    before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+    if how == 'frozen':  # of what is not to train, nothing is asked
+        runner.model.conv1.requires_grad_(False)
+        runner.train()
+        assert not torch.equal(before['conv2.weight'], runner.model.conv2.weight)
+        return
+    with pytest.raises(UsageError, match=r'trainable parameters are in no optimizer'):
+        runner.train()
+    assert all(torch.equal(value, before[name]) for name, value in runner.model.named_parameters() if name in before)
+
+
+@MODELS.register_module()
+class Twins(BaseModel):
+    def __init__(self, branches=('origin', 'avg', 'point')):
+        super().__init__()
+        self.conv1, self.conv2 = (OREPAConv2d(3, 3, 3, padding=1, branches=branches) for _ in range(2))
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.conv2(self.conv1(inputs)).square().mean())
+
+
+def twins(work_dir, epochs, keys=('conv1',), branches=('origin', 'avg', 'point'), hooks=({},), milestones=(2,), **optimizer):
+    """A run, or the rest of one; the parameters of ``keys`` are a group of their own."""
+    wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-3) | optimizer,
+        constructor='OREPAOptimWrapperConstructor',
+        paramwise_cfg=dict(custom_keys={key: dict(lr_mult=0.5) for key in keys}),
+    )
+    changes = dict(optim_wrapper=wrapper, param_scheduler=dict(type='MultiStepLR', milestones=list(milestones)), log_level='WARNING')
+    hooks = [hook or dict(type='CheckHook') for hook in hooks]
+    model = dict(type='Twins', branches=branches)
+    runner = built(model, {}, work_dir, epochs, resume=epochs > 1, custom_hooks=hooks, **changes)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('named', [True, False])
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ({}, dict(branches=('origin', 'avg', 'freq'))),  # as many, and as large
+        ({}, dict(branches=('origin', 'avg'))),
+        (dict(hooks=({}, dict(type='PruneBranchesHook', threshold=0.9, iteration=1))), {}),
+        ({}, dict(keys=('conv2',))),  # as large a group
+        ({}, dict(keys=('conv',))),
+    ],
+)
+def test_an_optimizers_state_is_not_given_to_other_parameters(before, after, named, tmp_path):
+    twins(tmp_path / 'run', 1, **before)
+    if not named:  # of a run without CheckHook, or of an older one
+        if 'keys' in after:
+            return  # such a file cannot tell
+        checkpoint = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+        del checkpoint['meta']['names_in_optimizers']
+        torch.save(checkpoint, tmp_path / 'run/epoch_1.pth')
+    with pytest.raises(CheckpointError, match="cannot be resumed, because its optimizer's state is of other parameters"):
+        twins(tmp_path / 'run', 2, **after)
+
+
+@pytest.mark.parametrize('change', [dict(lr=0.02), dict(weight_decay=0.1, momentum=0.5), dict(milestones=(1,)), {}])
+def test_settings_that_resuming_overrides_are_named(change, tmp_path):
+    twins(tmp_path / 'run', 1)
+    runner = twins(tmp_path / 'run', 3, **change)
+    log = ''.join(path.read_text() for path in (tmp_path / 'run').glob('*/*.log'))
+    expected = {
+        'lr': 'lr=0.01 and not 0.02',
+        'weight_decay': 'weight_decay=0.001 and not 0.1',
+        'momentum': 'momentum=0.9 and not 0.5',
+        'milestones': 'milestones=',
+    }
+    for key, text in expected.items():
+        assert (text in log) == (key in change), log
+    assert runner.optim_wrapper.optimizer.param_groups[0]['momentum'] == 0.9

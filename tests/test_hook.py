@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
+from orepa_mm.layers import SqueezedConv2d
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +45,8 @@ class Witness(Hook):
 
     priority = 'LOWEST'
 
+    own_forwards = 0  # of layers with branches
+
     def __init__(self):
         self.seen = {}
 
@@ -54,21 +57,31 @@ class Witness(Hook):
     def before_val(self, runner):
         self.note('before_val', runner)
 
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        Witness.own_forwards = 0
+
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        branches = sum(isinstance(m, OREPAConv2d) for m in runner.model.modules())
-        self.seen.setdefault('during', []).append(branches)
+        self.seen.setdefault('during', []).append(Witness.own_forwards)
         runner.save_checkpoint(runner.work_dir, f'during_{batch_idx}.pth', save_optimizer=False)
 
     def after_val(self, runner):
         self.note('after_val', runner)
 
 
-def test_a_validation_in_the_middle_of_training_changes_nothing(mini_data, tmp_path):
+def test_a_validation_in_the_middle_of_training_changes_nothing(mini_data, tmp_path, monkeypatch):
+    forward = SqueezedConv2d.forward
+
+    def counted(layer, input):
+        Witness.own_forwards += 1
+        return forward(layer, input)
+
+    monkeypatch.setattr(SqueezedConv2d, 'forward', counted)
     runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='Witness')])
     runner.train()
     witness = next(hook for hook in runner.hooks if isinstance(hook, Witness))
     layers = witness.seen['before_val'][0][0]
-    assert layers == 17 and set(witness.seen['during']) == {0}  # it did test in deployed form
+    # The first batch runs in training form and compares, the others run in deployed form.
+    assert layers == 17 and witness.seen['during'] == [17, 0, 17, 0]
     for (_, before, modules), (branches, after, again) in zip(witness.seen['before_val'], witness.seen['after_val'], strict=True):
         assert branches == layers and modules == again
         assert before.keys() == after.keys() and any(key.startswith('optimizer') for key in before)
@@ -95,23 +108,44 @@ def test_training_with_and_without_the_hook_is_bit_identical(mini_data, tmp_path
 
 @HOOKS.register_module(force=True)
 class Failing(Hook):
+    """Raises behind the first batch of a test, or while the second runs."""
+
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        assert not any(isinstance(m, OREPAConv2d) for m in runner.model.modules())
-        raise ZeroDivisionError
+        if runner.work_dir.endswith('forward') and batch_idx == 0:
+            self.handle = runner.model.head.register_forward_pre_hook(self.interrupt)
+        else:
+            raise KeyboardInterrupt
+
+    def interrupt(self, *args):
+        self.handle.remove()
+        raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('then', ['val', 'train', 'save'])
-def test_training_form_comes_back_after_testing_raised(then, mini_data, tmp_path):
-    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='Failing')])
-    before, keys = [id(m) for m in runner.model.modules()], set(runner.model.state_dict())
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(('where', 'then'), [('forward', 'train'), ('hook', 'train'), ('hook', 'val'), ('hook', 'save'), ('hook', 'own')])
+def test_a_test_that_was_interrupted_leaves_nothing_behind(where, then, mini_data, tmp_path):
+    hooks, checkpoint = [dict(type='ReparameterizeHook'), dict(type='Failing')], dict(type='AtomicCheckpointHook', save_best='auto')
+    runner = build_runner(mini_data, tmp_path / where, hooks)
+    runner.register_hook(HOOKS.build(checkpoint))
+    before = [id(m) for m in runner.model.modules()]
+    state = {key: value.clone() for key, value in runner.model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
         runner.test()
-    if then == 'save':
-        runner.save_checkpoint(str(tmp_path), 'after.pth', save_optimizer=False, save_param_scheduler=False)
-        assert set(torch.load(tmp_path / 'after.pth', weights_only=False)['state_dict']) == keys
+    if then == 'train':
+        runner.train()
+        held = {id(p) for group in runner.optim_wrapper.optimizer.param_groups for p in group['params']}
+        assert held == {id(p) for p in runner.model.parameters()}
+        after = runner.model.state_dict()
+        kernels = [key for key in state if '.kernel.' in key]
+        assert kernels and not any(torch.equal(state[key], after[key]) for key in kernels)
+    elif then == 'val':
+        assert 'accuracy/top1' in runner.val()
+    elif then == 'own':  # a loop of somebody's own, and be it with frozen norms
+        runner.model.backbone(torch.randn(1, 3, 64, 64))[0].sum().backward()
+        assert all(p.grad is not None for p in runner.model.backbone.parameters())
     else:
-        getattr(runner, then)()
-        assert [id(m) for m in runner.model.modules()] == before
+        runner.save_checkpoint(str(tmp_path), 'after.pth', save_optimizer=False, save_param_scheduler=False)
+        assert set(torch.load(tmp_path / 'after.pth', weights_only=False)['state_dict']) == set(state)
+    assert [id(m) for m in runner.model.modules()] == before
 
 
 def test_it_logs_layers_parameters_and_difference(mini_data, tmp_path):
@@ -161,11 +195,33 @@ def test_a_training_compiled_by_mmengine(mini_data, tmp_path):
     assert ((weights[0] - weights[1]).abs().max() / weights[1].abs().max()).item() < 1e-3  # float32 through steps behind batch norms
 
 
-def test_a_model_without_branches_is_in_deployed_form(mini_data, tmp_path):
-    changes = {'model.backbone.conv_cfg': dict(type='Conv2d'), 'model.backbone.init': None}
-    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')], **changes)
+@HOOKS.register_module(force=True)
+class Ending(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize('how', ['method', 'conv_cfg'])
+def test_a_model_without_branches_is_in_deployed_form(how, mini_data, tmp_path):
+    changes = {'model.backbone.method': 'none'} if how == 'method' else {'model.backbone.conv_cfg': dict(type='Conv2d')}
+    hooks = [dict(type='ReparameterizeHook'), dict(type='Ending')]
+    runner = build_runner(mini_data, tmp_path / 'run', hooks, **changes, **{'model.backbone.init': None})
     assert runner.test()
-    assert 'in deployed form already' in next((tmp_path / 'run').glob('*/*.log')).read_text()
+    log = next((tmp_path / 'run').glob('*/*.log'))
+    assert log.read_text().count('in deployed form already') == 1
+    with pytest.raises(ZeroDivisionError):
+        runner.train()
+    assert log.read_text().count('in deployed form already') == 2  # and not after the first epoch
+
+
+@pytest.mark.parametrize('names', ['backbone', ['backbone.layer1', 'head']])
+def test_efficient_norms_pass_over_layers_with_branches(names, mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='CheckHook')])
+    runner.cfg.efficient_conv_bn_eval = names
+    runner.cfg.train_cfg.max_epochs = 1
+    runner.train()
+    assert 'efficient_conv_bn_eval passes over' in next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert runner.cfg.efficient_conv_bn_eval == ([] if names == 'backbone' else ['head'])
 
 
 def test_with_ema_the_averaged_weights_are_tested_and_training_weights_kept(mini_data, tmp_path):

@@ -197,3 +197,34 @@ def test_custom_l2_needs_statistics():
     stateless = dict(type='BN', track_running_stats=False)
     with pytest.raises(ValueError, match='running statistics of the norms in RepVGG blocks'):
         wrapper(MODELS.build(dict(type='OREPARepVGG', arch='A0', method='RepVGG', base_channels=8, norm_cfg=stateless)), custom_l2=True)
+
+
+@pytest.mark.parametrize('conv', [None, 'OREPAConv2d', 'DBBConv2d', 'ExpandNetConv2d'])
+def test_depthwise_layers_follow_their_rule_whatever_they_are(conv):
+    cfg = conv and dict(type=conv, plain_sizes=(1,), **(dict(norm_cfg=dict(type='BN')) if conv[:3] == 'DBB' else {}))
+    model = MODELS.build(dict(type='MobileNetV2', widen_factor=0.25, conv_cfg=cfg, out_indices=(0,)))
+    found = settings(model, wrapper(model, dwconv_decay_mult=0.5, norm_decay_mult=0.0))
+    layers = dict(model.named_modules())
+    for name, (_, decay) in found.items():
+        module = layers[name.rpartition('.')[0]]
+        norm = isinstance(module, nn.BatchNorm2d)
+        depthwise = any(
+            getattr(layers[path], 'groups', 1) == getattr(layers[path], 'in_channels', 0) for path in layers if name.startswith(f'{path}.')
+        )
+        assert decay == pytest.approx(0.0 if norm else 0.005 if depthwise else 0.01), name
+
+
+def test_what_a_custom_key_leaves_open_follows_the_other_rules():
+    model = MODELS.build(dict(type='OREPAResNet', depth=18, stem_channels=8, base_channels=8))
+    model.fc = nn.Linear(4, 2)
+    keys = {'conv1': dict(lr_mult=0.1), 'bn1': dict(lr_mult=0.1), 'bn2': dict(decay_mult=0.5), 'fc': dict(decay_mult=0.5)}
+    found = settings(model, wrapper(model, norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=keys))
+    expected = {
+        'bn1.weight': (0.01, 0.0),
+        'bn1.bias': (0.01, 0.0),
+        'layer1.0.bn2.weight': (0.1, 0.005),
+        'fc.weight': (0.1, 0.005),
+        'fc.bias': (0.1, 0.005),
+        'conv1.kernel.stages.0.origin': (0.01, 0.01),
+    }
+    assert {name: found[name] for name in expected} == {name: pytest.approx(value) for name, value in expected.items()}

@@ -8,9 +8,13 @@ import pytest
 import torch
 from conftest import ROOT, few
 from mmengine.fileio import get_file_backend
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from small_runs import run
+from torch import nn
 
 from orepa_mm.engine.checkpoint_hook import BACKEND, repair_last_checkpoint
-from orepa_mm.errors import UsageError
+from orepa_mm.errors import CheckpointError, UsageError
 
 CONFIG = """
 _base_ = '{base}'
@@ -101,5 +105,49 @@ def test_last_checkpoint_names_the_newest_that_is_whole(tmp_path, caplog):
     assert record.read_text() == str(tmp_path / 'epoch_1.pth') and not caplog.text
     for number in (1, 2):
         (tmp_path / f'epoch_{number}.pth').unlink()
+    for text in (str(tmp_path / 'epoch_1.pth'), ''):
+        record.write_text(text)
+        with pytest.raises(CheckpointError, match='none to resume from: .*best_accuracy.pth: holds weights only'):
+            repair_last_checkpoint(tmp_path, None, logger)
+    for path in tmp_path.glob('*.pth'):
+        path.unlink()
     repair_last_checkpoint(tmp_path, None, logger)
-    assert not record.exists() and 'no whole checkpoint' in caplog.text
+    assert not record.exists()
+    folder = tmp_path / 'epoch_1.pth'  # as strategies write them
+    folder.mkdir()
+    record.write_text(str(folder))
+    repair_last_checkpoint(tmp_path, None, logger)
+    assert record.read_text() == str(folder)
+
+
+@pytest.mark.parametrize('hook', ['CheckpointHook', 'AtomicCheckpointHook'])
+@pytest.mark.parametrize('damage', ['cut', 'foreign', 'not recorded', 'empty'])
+def test_resuming_never_starts_anew_beside_checkpoints(damage, hook, tmp_path):
+    hooks = dict(default_hooks=dict(checkpoint=dict(type=hook, interval=1)), custom_hooks=[dict(type='CheckHook')])
+    model = dict(type='BaseModelOfOne')
+    if damage != 'empty':
+        run(model, {}, tmp_path, 1, **hooks)
+    path = tmp_path / 'epoch_1.pth'
+    if damage == 'cut':
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == 'foreign':
+        torch.save(dict(weights=[1]), path)
+    elif damage == 'not recorded':
+        (tmp_path / 'last_checkpoint').unlink()
+    content = path.read_bytes() if path.exists() else b''
+    if damage == 'empty' or (damage == 'not recorded' and hook.startswith('Atomic')):  # which finds it
+        assert run(model, {}, tmp_path, 2, resume=True, **hooks).epoch == 2
+        return
+    with pytest.raises(CheckpointError):
+        run(model, {}, tmp_path, 2, resume=True, **hooks)
+    assert path.read_bytes() == content and not (tmp_path / 'epoch_2.pth').exists()
+
+
+@MODELS.register_module()
+class BaseModelOfOne(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.conv(inputs).square().mean())

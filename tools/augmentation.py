@@ -5,6 +5,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from orepa_mm.registry import class_of
+
 
 def mend_augmentation(cfg: Config) -> None:
     """Put classes that are right in the place of two stock ones, in a config whose model is augmented."""
@@ -37,5 +39,5 @@ def mend_augmentation(cfg: Config) -> None:
 
 
 def _replace(settings: Any, registry: Any, stock: type, ours: type) -> None:
-    if settings and stock in (settings.type, registry.get(settings.type) if isinstance(settings.type, str) else None):
+    if settings and class_of(settings.type, registry, None) is stock:
         settings.type = ours.__name__

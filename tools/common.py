@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -19,8 +18,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
+from orepa_mm.engine.check_hook import CheckHook
 from orepa_mm.engine.distributed import adapt_to_cpus
 from orepa_mm.errors import OREPAError, UsageError
+from orepa_mm.registry import drop_own_scope, scope_of
 
 
 def run(main: Callable[[], None]) -> None:
@@ -108,25 +109,16 @@ class _Settings(DictAction):
 
 
 def merge_options(cfg: Config, options: dict) -> None:
-    """``cfg.merge_from_dict``, but a key of the config that itself has dots in it is found.
+    """``cfg.merge_from_dict``, where the names of parameters in ``custom_keys`` may have dots in them.
 
-    ``optim_wrapper.paramwise_cfg.custom_keys.backbone.conv1.lr_mult=0.3`` sets what the config has under ``'backbone.conv1'``.
+    ``optim_wrapper.paramwise_cfg.custom_keys.backbone.conv1.lr_mult=0.3`` sets the multiplier of ``'backbone.conv1'``.
     """
-    cfg.merge_from_dict({path: value for path, value in options.items() if not _set_dotted(cfg, path, value)})
-
-
-def _set_dotted(cfg: Config, path: str, value: Any) -> bool:
-    node, parts, dotted = cfg, path.split('.'), False
-    while len(parts) > 1:
-        length = next((n for n in range(len(parts) - 1, 0, -1) if isinstance(node, dict | Config) and '.'.join(parts[:n]) in node), None)
-        if length is None:
-            return False
-        dotted = dotted or length > 1
-        node, parts = node['.'.join(parts[:length])], parts[length:]
-    if not dotted or not isinstance(node, dict):
-        return False
-    node[parts[0]] = value
-    return True
+    for path, value in options.items():
+        node, custom, rest = path.partition('.custom_keys.')
+        key, _, setting = (rest, '', '') if isinstance(value, dict) else rest.rpartition('.')
+        if custom and key:
+            path, value = f'{node}.custom_keys', {key: {setting: value} if setting else value}
+        cfg.merge_from_dict({path: value})
 
 
 def require_torchvision() -> None:
@@ -167,7 +159,9 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    if cfg.get('default_scope') == 'mmpretrain':
+    drop_own_scope(list(cfg.values()))
+    cfg.default_scope = scope_of(cfg) or 'mmengine'
+    if cfg.default_scope == 'mmpretrain':
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(name) is not None:
                 cfg[name] = ConfigDict(dict(pin_memory=True, collate_fn=dict(type='default_collate')), **cfg[name])
@@ -176,11 +170,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def build_runner(cfg: Config) -> Runner:
     """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names, with the checks of ``CheckHook``."""
-    hooks = cfg.get('custom_hooks') or []
-    if not any(hook.get('type') == 'CheckHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='CheckHook')]
     changed = adapt_to_cpus(cfg) if cfg.launcher != 'none' and get_device() == 'cpu' else None
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not any(isinstance(hook, CheckHook) for hook in runner.hooks):
+        runner.register_hook(CheckHook())
     if changed:
         runner.logger.warning(changed)
     return runner

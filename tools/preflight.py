@@ -30,6 +30,7 @@ from PIL import Image
 from progress import track
 
 from orepa_mm.checkpoints.reading import read_checkpoint
+from orepa_mm.registry import class_of, scope_of, type_name
 
 SAMPLE = 200  # files of a dataset that are opened before a run
 REMEDY = 'Set data_root (or the dataset settings) in the config or with --cfg-options; demo/make_mini_data.py draws small sets.'
@@ -72,7 +73,7 @@ def check_data(
     Raises:
         UsageError: When a folder or file is missing, empty, damaged, of another format, or means something else than the config.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(scope_of(cfg) or 'mmengine')
     Image.MAX_IMAGE_PIXELS = None  # a guard that refuses large aerial pictures: here, and in the training that follows
     found: dict[str, Contents | None] = {}
     labels: dict[str, dict[str, int]] = {}
@@ -149,10 +150,7 @@ def _is_remote(dataset: dict) -> bool:
 
 def _class_of(settings: dict, registry: Registry, *methods: str) -> tuple[Any, str]:
     """The class a part of a config is built of, and the name of the first of its bases that has one of the methods."""
-    kind = settings.get('type')
-    if isinstance(kind, str):
-        with registry.switch_scope_and_registry(settings.get('_scope_')) as here:
-            kind = here.get(kind)
+    kind = class_of(settings.get('type'), registry, settings.get('_scope_'))
     return kind, next((c.__name__ for c in getattr(kind, '__mro__', ()) if vars(c).keys() & {*methods}), '')
 
 
@@ -237,7 +235,7 @@ def _spread(items: list, count: int | None) -> list:
 def _step(dataset: dict, name: str) -> dict | None:
     """The step of the pipeline whose type ends in ``name``."""
     steps = [step for step in dataset.get('pipeline') or () if isinstance(step, dict)]
-    return next((step for step in steps if getattr(step.get('type'), '__name__', str(step.get('type'))).endswith(name)), None)
+    return next((step for step in steps if type_name(step.get('type')).endswith(name)), None)
 
 
 def _picture_check(dataset: dict, cfg: Config) -> Callable[[Path], tuple[int, int] | None]:

@@ -6,6 +6,7 @@ outputs are from the training form's; --no-reparameterize tests the training for
 """
 
 import argparse
+import inspect
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -15,11 +16,13 @@ from augmentation import mend_augmentation
 from common import UsageError, add_common_options, build_runner, load_config, run
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from preflight import check_data, classes_of
 
 from orepa_mm.engine.distributed import check_together, start_processes
 from orepa_mm.files import check_writable, replacing
+from orepa_mm.registry import class_of, scope_of, type_name
 
 HOOK = 'ReparameterizeHook'
 MERGED = dict(  # how each toolbox merges the predictions of augmented pictures, where the config does not say
@@ -50,41 +53,47 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose_form(cfg: Config, reparameterize: bool | None) -> None:
-    hooks = cfg.get('custom_hooks') or []
-    present = any(hook.get('type') == HOOK for hook in hooks)
+    hooks, defaults = cfg.get('custom_hooks') or [], cfg.get('default_hooks') or {}
+    present = any(map(_is_ours, (*hooks, *defaults.values())))
     if reparameterize and not present:
         cfg.custom_hooks = [*hooks, dict(type=HOOK)]
     elif reparameterize is False:
-        cfg.custom_hooks = [hook for hook in hooks if hook.get('type') != HOOK]
+        cfg.custom_hooks = [hook for hook in hooks if not _is_ours(hook)]
+        cfg.default_hooks = {name: hook for name, hook in defaults.items() if not _is_ours(hook)}
+
+
+def _is_ours(hook: dict | None) -> bool:
+    return type_name((hook or {}).get('type')) == HOOK
 
 
 def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UsageError('--show and --show-dir need default_hooks.visualization in the config.')
-    scope = cfg.default_scope
+    takes = inspect.signature(class_of(hook.type, HOOKS, scope_of(cfg))).parameters
     if args.show_dir:
         args.show_dir = str(Path(args.show_dir).resolve())  # mmdet would put a relative one below the work dir
     hook.update(show=args.show, wait_time=args.wait_time)
-    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    hook['draw' if 'draw' in takes else 'enable'] = True
     if not args.show_dir:
         return
-    if scope == 'mmdet':
-        hook.test_out_dir = args.show_dir
-    elif scope == 'mmseg':
-        cfg.visualizer.save_dir = args.show_dir
+    folder = next((name for name in ('test_out_dir', 'out_dir') if name in takes), None)
+    if folder:
+        hook[folder] = args.show_dir
     else:
-        hook.out_dir = args.show_dir
+        cfg.visualizer.save_dir = args.show_dir
 
 
 def augment(cfg: Config) -> None:
     """Put the toolbox's test-time augmentation around model and pipeline; flips where the config has none of its own."""
-    scope = cfg.default_scope
+    scope = scope_of(cfg)
     if scope == 'mmdet' and (cfg.model.get('mask_head') or cfg.model.get('roi_head', {}).get('mask_head')):
         raise UsageError('--tta: mmdet has no test-time augmentation for instance masks; test without it.')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
+    if scope not in MERGED and not {'tta_model', 'tta_pipeline'} <= cfg.keys():
+        raise UsageError(f'--tta: for {scope} give tta_model and tta_pipeline in the config.')
     if 'tta_model' not in cfg:
         cfg.tta_model = MERGED[scope]
     if 'tta_pipeline' not in cfg:
@@ -101,20 +110,20 @@ def augment(cfg: Config) -> None:
 
 
 def keep_predictions(cfg: Config, out: str) -> None:
-    if cfg.default_scope == 'mmseg':
+    if scope_of(cfg) == 'mmseg':
         for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
             evaluator.update(output_dir=out, keep_results=True)
     elif not out.endswith(('.pkl', '.pickle')):
-        raise UsageError(f'--out {out}: the predictions of {cfg.default_scope} go into a .pkl file.')
+        raise UsageError(f'--out {out}: the predictions of {scope_of(cfg)} go into a .pkl file.')
 
 
 def add_dump(runner: Runner, scope: str, out: str) -> None:
+    if scope == 'mmseg':  # its metric writes label maps
+        return
     if scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults as Dump
-    elif scope == 'mmpretrain':
-        from mmengine.evaluator import DumpResults as Dump
     else:
-        return
+        from mmengine.evaluator import DumpResults as Dump
     runner.test_evaluator.metrics.append(Dump(out_file_path=out))
 
 
@@ -136,7 +145,7 @@ def main() -> None:
         paint_predictions(cfg, args)
     if args.out:
         keep_predictions(cfg, args.out)
-        check_writable(args.out, folder=cfg.default_scope == 'mmseg')
+        check_writable(args.out, folder=scope_of(cfg) == 'mmseg')
     if args.metrics:
         check_writable(args.metrics)
     if args.show_dir:
@@ -150,7 +159,7 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     runner = build_runner(cfg)
     if args.out:
-        add_dump(runner, cfg.default_scope, args.out)
+        add_dump(runner, scope_of(cfg), args.out)
     metrics = runner.test()
     if args.metrics and is_main_process():
         with replacing(args.metrics) as partial:

@@ -13,6 +13,7 @@ from mmengine.device import get_device
 from preflight import check_data
 
 from orepa_mm.engine.distributed import check_together, start_processes
+from orepa_mm.registry import type_name
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +39,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
             raise UsageError('--amp: mixed-precision training needs a GPU, and none was found.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    elif cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+    elif type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise UsageError(
             f'{args.config}: trains in mixed precision, which needs a GPU, and none was found; '
             'for full precision add --cfg-options optim_wrapper.type=OptimWrapper.'

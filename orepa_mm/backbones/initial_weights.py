@@ -46,7 +46,7 @@ def start_as_plain(backbone: BaseModule) -> None:
     """
     given: Any = backbone.init_cfg or []
     configs: list[dict[str, Any]] = [given] if isinstance(given, dict) else given
-    if any(config['type'] in ('Pretrained', 'PretrainedInit') for config in configs):
+    if any('checkpoint' in config for config in configs):
         return
     layers = [module for module in backbone.modules() if isinstance(module, OREPAConv2d)]
     plain = [layer.plain_layer() for layer in layers]

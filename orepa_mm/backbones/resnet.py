@@ -11,6 +11,7 @@ from ..checkpoints.stem import squeeze_stem
 from ..errors import LayerError
 from ..layers import METHODS, ReparameterizableConv2d
 from ..layers.base import shape_of
+from ..registry import type_name
 from .initial_weights import BalancedStart, check_given
 
 
@@ -101,7 +102,7 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
             raise LayerError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
             conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches, init)
-        if plain_stem and conv_cfg['type'] in [layer.__name__ for layer in METHODS.values()]:
+        if plain_stem and type_name(conv_cfg['type']) in [layer.__name__ for layer in METHODS.values()]:
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
         self.plain_stem, self.init = plain_stem, conv_cfg.get('init', 'published')
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)

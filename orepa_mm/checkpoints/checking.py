@@ -65,11 +65,11 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     missing = [key for key in expected if key not in state]
     reshaped = {key: f'{key} {tuple(state[key].shape)} for {tuple(v.shape)}' for key, v in expected.items()
                 if key in state and state[key].shape != v.shape}  # fmt: skip
-    left = [key for key in state if key not in expected and not _is_no_weight(key)]
+    left = [key for key in state if key not in expected and not is_no_weight(key)]
     if missing and left:
         missing, left = _reported(model, {key: value for key, value in given.items() if key not in reshaped}, path)
         missing = [key for key in missing if key in expected and key not in reshaped]
-        left = [key for key in left if not _is_no_weight(key)]
+        left = [key for key in left if not is_no_weight(key)]
     folded = [key for key in state if key.endswith('.bias') and key not in expected and _lacks_norm(key, given, missing)]
     if folded:
         raise CheckpointError(
@@ -114,7 +114,7 @@ def _reported(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> t
     return missing, unexpected
 
 
-def _is_no_weight(key: str) -> bool:
+def is_no_weight(key: str) -> bool:
     """Whether a network computes the same without it; a gradient_matrix is of a run that kept it in the model."""
     return key.startswith('data_preprocessor.') or 'num_batches_tracked' in key or key.endswith('.gradient_matrix')
 
@@ -187,7 +187,7 @@ def check_pretrained(model: nn.Module) -> None:
     for module in model.modules():
         configs = getattr(module, 'init_cfg', None) or []
         for config in [configs] if isinstance(configs, dict) else configs:
-            if config.get('type') == 'Pretrained' and is_local(config['checkpoint']):
+            if 'checkpoint' in config and is_local(config['checkpoint']):
                 state = state_dict_of(read_checkpoint(config['checkpoint']))
                 prefix = config.get('prefix') or ''
                 selected = without_prefix(state, prefix)

@@ -14,6 +14,10 @@ class ChecksWeights(nn.Module):
     Loaders that are not strict, as those of the inferencers, would drop them and run a network with random weights.
     """
 
+    def train(self, mode: bool = True) -> nn.Module:  # type: ignore[override]
+        super().train(mode)
+        return self  # as torch's, where the stock backbones return nothing
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         if weights and not any(parameter.is_meta for parameter in self.parameters()):  # there, loading only tells which keys fit

@@ -10,7 +10,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from ..registry import TOOLBOXES
+from ..registry import TOOLBOXES, toolbox_of
 from ..reparam.comparison import largest_difference
 from .batches import batch_of
 from .formats import Run
@@ -31,13 +31,7 @@ class Agreement:
 @torch.no_grad()
 def stock_predictions(model: BaseModel, pictures: Tensor) -> list[Any]:
     """What the toolbox's own ``test_step`` predicts for pictures as the exported network takes them, in their pixels."""
-    return model.test_step(batch_of(scope_of(model), pictures))
-
-
-def scope_of(model: BaseModel) -> str:
-    """The toolbox a model is of, or the one its class is built on."""
-    packages = [kind.__module__.partition('.')[0] for kind in type(model).__mro__]
-    return next(package for package in packages if package in TOOLBOXES)
+    return model.test_step(batch_of(toolbox_of(type(model), TOOLBOXES), pictures))
 
 
 def median_ms(run: Callable[[], object], count: int) -> float:
@@ -57,7 +51,7 @@ def compare(reference: BaseModel, network: DeployNetwork, run: Run, pictures: Te
 
 
 def _compare_scores(reference: BaseModel, network: DeployNetwork, outputs: tuple[Tensor, ...], pictures: Tensor) -> Agreement:
-    batch = reference.data_preprocessor(batch_of(scope_of(reference), pictures), False)
+    batch = reference.data_preprocessor(batch_of(toolbox_of(type(reference), TOOLBOXES), pictures), False)
     expected = reference(**batch, mode='tensor')
     expected = expected.softmax(1) if network.softmax else expected
     (scores,) = outputs
@@ -146,7 +140,7 @@ def _mask_probabilities(model: BaseModel, pictures: Tensor, boxes: Tensor, label
     head = model.roi_head
     if not len(boxes):
         return boxes.new_zeros(0, 1, 1)
-    features = model.extract_feat(model.data_preprocessor(batch_of(scope_of(model), pictures), False)['inputs'])
+    features = model.extract_feat(model.data_preprocessor(batch_of(toolbox_of(type(model), TOOLBOXES), pictures), False)['inputs'])
     regions = head.mask_roi_extractor(features[: head.mask_roi_extractor.num_inputs], torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1))
     masks = head.mask_head(head.shared_head(regions) if head.with_shared_head else regions).sigmoid()
     return masks[:, 0] if head.mask_head.class_agnostic else masks[torch.arange(len(labels)), labels]

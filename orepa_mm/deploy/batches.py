@@ -9,7 +9,9 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..layers import ReparameterizableConv2d
+from ..registry import scope_of
 
 SIZES = dict(mmpretrain=(224, 224), mmdet=(224, 320), mmseg=(128, 256))
 
@@ -18,9 +20,10 @@ def real_batches(cfg: Config, count: int = 2) -> list[Any]:
     """The first ``count`` pictures of the test set as batches of one, as its pipeline prepares them; none where the files are not there."""
     if cfg.get('test_dataloader') is None:
         return []
-    init_default_scope(cfg.default_scope)
+    scope = scope_of(cfg)
+    init_default_scope(scope)
     loader = dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)
-    if cfg.default_scope == 'mmpretrain':
+    if scope == 'mmpretrain':
         loader.setdefault('collate_fn', dict(type='default_collate'))
     try:
         batches = iter(Runner.build_dataloader(loader))
@@ -49,5 +52,7 @@ def input_channels(model: nn.Module) -> int:
 def random_batch(cfg: Config, channels: int = 3, count: int = 2, seed: int = 0) -> dict[str, Any]:
     """``count`` pictures of noise, as a batch for the model's ``test_step``."""
     generator = torch.Generator().manual_seed(seed)
-    scope = cfg.default_scope
+    scope = scope_of(cfg)
+    if scope not in SIZES:
+        raise UsageError(f'batches of {scope} are not known here: the pictures of the test set must be there.')
     return batch_of(scope, torch.randint(0, 256, (count, channels, *SIZES[scope]), dtype=torch.uint8, generator=generator))

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ..errors import UsageError
+from ..registry import scope_of
 from .loading import build_model
 from .quantize import OnnxNetwork
 
@@ -26,7 +27,7 @@ def evaluate(cfg: Config, network: OnnxNetwork, progress: Callable[[Iterable[Any
     Raises:
         UsageError: When the config is of another task than the network, or has no test set, or one with another number of classes.
     """
-    scope = cfg.get('default_scope')
+    scope = scope_of(cfg)
     if TASKS.get(scope) != network.task:
         raise UsageError(f'{cfg.filename}: is a config of {scope}, and the network does {network.task}.')
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:

@@ -14,17 +14,18 @@ from ..checkpoints.checking import check_state_dict
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import read_checkpoint, state_dict_of
 from ..errors import CheckpointError, UsageError
+from ..registry import scope_of
 
 
 def build_model(cfg: Config) -> BaseModel:
-    """The model of a config of mmdet, mmseg or mmpretrain as its toolbox builds it: on the CPU, with random weights, in training mode.
+    """The model of a config as its toolbox builds it: on the CPU, with random weights, in training mode.
 
     Raises:
         UsageError: When the config names no model or no toolbox.
     """
-    scope = cfg.get('default_scope')
-    if scope not in ('mmdet', 'mmseg', 'mmpretrain') or cfg.get('model') is None:
-        raise UsageError(f'{cfg.filename}: is no config of a model of mmdet, mmseg or mmpretrain (model and default_scope say so).')
+    scope = scope_of(cfg)
+    if not scope or cfg.get('model') is None:
+        raise UsageError(f'{cfg.filename}: is no config of a model of a toolbox such as mmdet, mmseg or mmpretrain (model, default_scope).')
     init_default_scope(scope)
     model = deepcopy(cfg.model)
     if scope == 'mmpretrain' and cfg.get('data_preprocessor') and 'data_preprocessor' not in model:

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
+from ..registry import type_name
 from ..version import __version__
 from .networks import DeployNetwork
 
@@ -22,13 +23,9 @@ def _test_dataset(cfg: Config) -> dict[str, Any]:
     return dataset
 
 
-def _name(transform: dict[str, Any]) -> str:
-    return getattr(transform['type'], '__name__', str(transform['type'])).rpartition('.')[2]
-
-
 def _resize(transform: dict[str, Any]) -> Step:
     how = dict(interpolation=transform.get('interpolation', 'bilinear'), antialias=transform.get('backend') == 'pillow')
-    if _name(transform) == 'ResizeEdge':
+    if type_name(transform['type']) == 'ResizeEdge':
         return dict(step='resize', **{f'{transform.get("edge", "short")}_side': transform['scale']}, **how)
     return dict(step='resize', scale=list(_pair(transform['scale'])), keep_ratio=bool(transform.get('keep_ratio')), **how)
 
@@ -47,7 +44,7 @@ def preparation(cfg: Config, channels: int = 3) -> tuple[list[Step], list[str]]:
     """
     steps, others = [], []
     for transform in _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline') or []:
-        name = _name(transform)
+        name = type_name(transform['type'])
         if name in ('Resize', 'ResizeEdge') and 'scale' in transform:
             steps.append(_resize(transform))
         elif name == 'CenterCrop':

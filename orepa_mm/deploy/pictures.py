@@ -1,17 +1,17 @@
 """Real pictures for checking and calibrating: from a folder or from a config's test dataset."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import UsageError
+from ..registry import scope_of
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
@@ -41,8 +41,8 @@ def find_pictures(cfg: Config, folder: str | Path | None = None, count: int = 4)
         return pictures_in(Path(folder), count)
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
     try:
-        init_default_scope(cfg.default_scope)
-        built = import_module(f'{cfg.default_scope}.registry').DATASETS.build(dataset)
+        init_default_scope(scope_of(cfg))
+        built = DATASETS.build(dataset)
         count = min(count, len(built))
         paths = [Path(built.get_data_info(index * len(built) // count)['img_path']) for index in range(count)]
         found = [path for path in paths if path.is_file()]

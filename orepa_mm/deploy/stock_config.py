@@ -2,15 +2,15 @@
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.utils import get_object_from_string
 
 from ..errors import DeployError
 from ..layers import METHODS
-from ..registry import TOOLBOXES
+from ..registry import class_of, drop_own_scope, scope_of, toolbox_of, type_name
 
 LAYERS = tuple(layer.__name__ for layer in METHODS.values())
 CHECKPOINT_HOOK = 'AtomicCheckpointHook'  # the only hook of ours that takes a stock one's place
@@ -28,9 +28,10 @@ def stock_config(cfg: Config) -> Config:
     Raises:
         DeployError: When the config has something that no stock class can do.
     """
-    scope = cfg.default_scope
+    scope = scope_of(cfg)
     init_default_scope(scope)
-    result = _stock(cfg.to_dict(), scope)
+    result = dict(_stock(cfg.to_dict(), scope), default_scope=scope)
+    drop_own_scope(result)
     for key in ('load_from', 'resume', 'work_dir', 'launcher', *VARIABLES):
         result.pop(key, None)
     imports = (result.pop('custom_imports', None) or {}).get('imports') or []
@@ -40,17 +41,12 @@ def stock_config(cfg: Config) -> Config:
     if imports:
         result['custom_imports'] = dict(imports=imports, allow_failed_imports=False)
     optim_wrapper = result.get('optim_wrapper') or {}
-    if _name(optim_wrapper.get('constructor')) == CONSTRUCTOR:
+    if type_name(optim_wrapper.get('constructor')) == CONSTRUCTOR:
         del optim_wrapper['constructor']
         (optim_wrapper.get('paramwise_cfg') or {}).pop('custom_l2', None)
     if _has(result, lambda value: str(value).startswith('orepa_mm.')):
         raise DeployError('the config names a class of orepa_mm in another place than the model, hooks and optimizer: take it out.')
     return Config(result)
-
-
-def _name(kind: Any) -> str:
-    """The bare name of a type as configs have it: a name, one with a scope or a module before it, or a class."""
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def _has(node: Any, found: Callable[[Any], bool]) -> bool:
@@ -60,16 +56,19 @@ def _has(node: Any, found: Callable[[Any], bool]) -> bool:
 
 
 def _stock(node: Any, scope: str) -> Any:
+    if inspect.isclass(node) or inspect.isfunction(node):  # a file has its name
+        return f'{node.__module__}.{node.__qualname__}'
     if isinstance(node, list | tuple):
         return type(node)(_stock(item, scope) for item in node if not _is_hook(item))
     if not isinstance(node, dict):
         return node
     node = {key: _stock(value, scope) for key, value in node.items() if not _is_pretrained(key, value) and not _is_hook(value)}
-    if node.get('_scope_') == 'orepa_mm':  # of a config that was read by its package
-        del node['_scope_']
-    if isinstance(node.get('conv_cfg'), dict) and _name(node['conv_cfg'].get('type')) in LAYERS:
+    if isinstance(node.get('conv_cfg'), dict) and type_name(node['conv_cfg'].get('type')) in LAYERS:
         del node['conv_cfg']
-    name = _name(node.get('type'))
+    name = type_name(node.get('type'))
+    packages = str(node.get('type')).split('.')[:-1]
+    if len(packages) > 1 and get_object_from_string(node['type']) is None:  # of a module that a function of its name hides
+        node['type'] = f'{packages[0]}.{name}'
     if name == CHECKPOINT_HOOK:
         node['type'] = 'CheckpointHook'
     if name == 'OREPARepVGG':
@@ -80,8 +79,8 @@ def _stock(node: Any, scope: str) -> Any:
             )
         node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'conv_cfg')}
         node.update(type='RepVGG' if scope == 'mmpretrain' else 'mmpretrain.RepVGG', deploy=True)
-    elif name.startswith('OREPA') and name not in LAYERS:  # built on the class of the rest of the name
-        node = _stock_resnet(node, name)
+    elif name.startswith('OREPA') and name not in (*LAYERS, CONSTRUCTOR):
+        node = _stock_resnet(node, scope)
     return node
 
 
@@ -89,7 +88,7 @@ def _is_hook(value: Any) -> bool:
     """Whether a setting is a hook of ours that a stock run does without."""
     if not isinstance(value, dict) or 'type' not in value:
         return False
-    name = _name(value['type'])
+    name = type_name(value['type'])
     hook = HOOKS.module_dict.get(name)
     return hook is not None and hook.__module__.startswith('orepa_mm.') and name != CHECKPOINT_HOOK
 
@@ -97,22 +96,22 @@ def _is_hook(value: Any) -> bool:
 def _is_pretrained(key: str, value: Any) -> bool:
     """Whether a setting says which weights a training starts from."""
     if key == 'init_cfg' and isinstance(value, dict):
-        return _name(value.get('type')) == 'Pretrained' or 'checkpoint' in value
+        return 'checkpoint' in value
     return key == 'pretrained' and isinstance(value, str)
 
 
-def _stock_resnet(node: dict[str, Any], name: str) -> dict[str, Any]:
-    if 'groups' not in node and 'ResNeXt' in name:
+def _stock_resnet(node: dict[str, Any], scope: str) -> dict[str, Any]:
+    stock = next(c for c in class_of(node['type'], MODELS, scope).__mro__ if c.__module__.partition('.')[0] != 'orepa_mm')
+    if 'groups' not in node and 'ResNeXt' in stock.__name__:
         node['groups'] = 32  # the default of some of the stock classes is another one
     node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'plain_stem')}
-    prefix = node['type'].rpartition('.')[0] if isinstance(node['type'], str) else ''  # another toolbox's scope
-    stock = name.removeprefix('OREPA')
-    return dict(node, type=f'{prefix}.{stock}' if prefix in TOOLBOXES else stock)
+    toolbox = toolbox_of(stock)
+    return dict(node, type=stock.__name__ if toolbox == scope else f'{toolbox}.{stock.__name__}')
 
 
 def deploy_stock_blocks(cfg: Config) -> Config:
     """``cfg`` with every part of the model that can be built in its deployed form built so (RepVGG, MobileOne, RepLKNet, ...)."""
-    registry = import_module(f'{cfg.default_scope}.registry').MODELS
+    scope = scope_of(cfg)
 
     def deployed(node: Any) -> Any:
         if isinstance(node, list | tuple):
@@ -121,7 +120,7 @@ def deploy_stock_blocks(cfg: Config) -> Config:
             return node
         node = {key: deployed(value) for key, value in node.items()}
         if 'type' in node:
-            kind = node['type'] if inspect.isclass(node['type']) else registry.get(node['type'])
+            kind = class_of(node['type'], MODELS, scope)
             parameters = inspect.signature(kind).parameters if kind is not None else ()
             node |= {key: True for key in DEPLOYED if key in parameters}
         return node

@@ -1,6 +1,6 @@
 """Branches beside the optimizer of a run."""
 
-from collections.abc import Iterable
+import inspect
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -46,25 +46,9 @@ class BranchesHook(Hook):
 
     priority = 'HIGHEST'  # before checkpoints are compared with the model
 
-    def __init__(
-        self,
-        method: str = 'OREPA',
-        branches: str | Iterable[str] = 'full',
-        start: str = 'balanced',
-        kernel_sizes: Iterable[int] | None = None,
-        pattern: str | None = None,
-        first_layer: bool = True,
-        scales: str = 'learned',
-    ) -> None:
-        self.options: dict[str, Any] = dict(
-            method=method,
-            branches=branches,
-            start=start,
-            kernel_sizes=kernel_sizes,
-            pattern=pattern,
-            first_layer=first_layer,
-            scales=scales,
-        )
+    def __init__(self, **options: Any) -> None:
+        inspect.signature(attach_branches).bind(None, None, **options)  # a wrong name raises now, and not when the training starts
+        self.options = options
         self.attached: list[AttachedBranches] = []  # one for each optimizer of the run
 
     def before_train(self, runner: Runner) -> None:
@@ -79,8 +63,7 @@ class BranchesHook(Hook):
         optimizers = optimizers_of(runner)
         if self.attached and all(attached_to(optimizer) for optimizer in optimizers):
             return
-        paramwise = (runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
-        if paramwise.get('custom_l2'):
+        if any(getattr(optimizer, 'decays_kernels', False) for optimizer in optimizers):
             raise BranchesError(
                 'BranchesHook: paramwise_cfg.custom_l2=True decays the kernels of layers with branches in the model, and these are beside '
                 'it: take one of the two out'

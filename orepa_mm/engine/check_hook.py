@@ -2,6 +2,8 @@
 
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -10,85 +12,88 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
 
-from ..checkpoints.beside import has_branches_beside
 from ..checkpoints.checking import check_pretrained, check_state_dict
 from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
+from ..layers import ReparameterizableConv2d
 from ..layers.kernels import DeepLinearKernel
-from ..optim import attached_to
+from ..registry import type_name
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of
+from .checkpoint_hook import BESIDE
 from .distributed import unwrapped
+from .resuming import NAMES, check_optimizer, check_training, names_in_optimizers
 
 LONGEST_STEP = 3.0  # of a plain kernel's, before it is warned of
 
 
 @HOOKS.register_module()
 class CheckHook(Hook):
-    """Refuse weights that loaders would drop in silence, and warn of learning rates that do nothing or too much.
+    """Refuse what would be dropped in silence, and warn of learning rates that do nothing or too much.
 
-    mmengine loads without strictness: a checkpoint in another form or of another architecture leaves layers at random, and only the log
-    says so. Fine-tuning may replace heads, resuming and testing must find every key. Files are read without running code from them,
-    downloaded ones too, whichever distribution of mmengine runs.
-
-    A plain stem that was loaded as a deep linear one moves many times as far in a step, so it is warned of, with the multiplier it takes.
+    mmengine loads without strictness: a checkpoint in another form or of another architecture leaves layers at random. Fine-tuning may
+    replace heads, resuming and testing must find every key, and the optimizer's state must be of the same parameters. Files are read
+    without running code from them, downloaded ones too. A training whose optimizer does not hold every trainable parameter ends before its
+    first step. A plain stem that was loaded as a deep linear one moves many times as far in a step: the warning says which multiplier it
+    takes.
 
     Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
 
         custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]
 
     Raises:
-        CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit the model.
+        CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit, or none of those there can be resumed.
+        UsageError: When a trainable parameter is in no optimizer.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         use_safe_loaders()  # not later: FlexibleRunner loads before before_run
+        self._held = False
 
     def before_run(self, runner: Runner) -> None:
         if _is_training(runner):
             with _whole(runner.model):
                 check_pretrained(unwrapped(runner.model))
             _check_multipliers(runner)
+            _pass_over_branches(runner)
 
     def before_train(self, runner: Runner) -> None:
+        if getattr(runner, '_resume', False) and not runner.iter and any(Path(runner.work_dir).glob('*.pth')):
+            raise CheckpointError(f'{runner.work_dir}: last_checkpoint names none to resume from. {BESIDE}')
         if not is_sharded(runner.model):
             _check_stems(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx == 0 or not self._held:  # by iterations a resumed training does not begin with 0
+            self._held = True
+            if not is_sharded(runner.model):
+                _check_held(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         with _whole(runner.model):
             self._check(runner, checkpoint)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if 'optimizer' in checkpoint:  # which knows parameters by their number only
+            checkpoint['meta'][NAMES] = names_in_optimizers(runner)
+
     def _check(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        path = runner.cfg.get('load_from') or 'the checkpoint to resume from'
-        resuming = _is_training(runner) and runner.cfg.get('resume')
-        if resuming and isinstance(runner.model, FullyShardedDataParallel):
-            raise CheckpointError(
-                f"{path}: a sharded training (FSDP) cannot be resumed, as mmengine's strategy does not hand torch the optimizer's state as "
-                'torch takes it; start a new run from its weights, with load_from instead of resume.'
-            )
+        path = runner._load_from or 'the checkpoint to resume from'
+        resuming = _is_training(runner) and runner._resume  # the config is empty where a Runner was built from objects
         network, state = unwrapped(runner.model), state_dict_of(checkpoint)
         plain = plain_kernels(network, state)
-        if plain and resuming and 'optimizer' in checkpoint:
-            raise CheckpointError(
-                f'{path}: cannot be resumed, because it is of a model without training-time branches and its optimizer state belongs to '
-                'other parameters; start a new run from its weights, with load_from instead of resume.'
-            )
-        if resuming and has_branches_beside(checkpoint) and not any(map(attached_to, optimizers_of(runner))):
-            raise CheckpointError(
-                f"{path}: was written with branches beside the optimizer; resume it with the BranchesHook of that run's default_hooks, or "
-                'start a new run from its weights, with load_from instead of resume.'
-            )
-        if resuming and not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
-            raise CheckpointError(
-                f'{path}: cannot be resumed, because it holds weights only; start a new run from it, with load_from instead of resume.'
-            )
+        if resuming:
+            check_training(runner, checkpoint, path, bool(plain))
         check_state_dict(network, state, path, partial=_is_training(runner) and not resuming)
+        if resuming:
+            check_optimizer(runner, checkpoint, path)
         backbones = tuple(f'{name}.' for name, module in network.named_modules() if isinstance(module, ChecksWeights))
         others = [name for name in plain if not name.startswith(backbones)]
         if others:
@@ -105,10 +110,41 @@ def _whole(model: nn.Module) -> AbstractContextManager[None]:
     return FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext()
 
 
+def _check_held(runner: Runner) -> None:
+    """A parameter that no optimizer has would stay as it is, without a word."""
+    optimizers = optimizers_of(runner)
+    if not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
+        return  # one that has copies of its own, such as DeepSpeed's
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group['params']}
+    trainable = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
+    unheld = [name for name, p in trainable.items() if id(p) not in held]
+    if unheld:
+        raise UsageError(
+            f'{len(unheld)} of {len(trainable)} trainable parameters are in no optimizer and would not train ({", ".join(unheld[:3])}): '
+            'the model was changed after the optimizer was built (expand it before), or the constructor of the optimizer passes over what '
+            "it does not know by name (use constructor='OREPAOptimWrapperConstructor'); freeze what is not to train (requires_grad=False)."
+        )
+
+
+def _pass_over_branches(runner: Runner) -> None:
+    """mmengine's transformation of graphs takes every input of a norm for a layer of torch, and ends with an error where it is none."""
+    given = runner.cfg.get('efficient_conv_bn_eval') or []
+    names = [given] if isinstance(given, str) else given
+    modules = {name: attrgetter(name)(unwrapped(runner.model)) for name in names}
+    able = [name for name, module in modules.items() if not any(isinstance(m, ReparameterizableConv2d) for m in module.modules())]
+    if len(able) < len(names):
+        runner.logger.warning('efficient_conv_bn_eval passes over modules with layers that have training-time branches.')
+        runner.cfg.efficient_conv_bn_eval = able
+
+
 def _check_multipliers(runner: Runner) -> None:
     """A learning-rate multiplier on frozen parameters, or on none, does nothing."""
-    keys = ((runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
-    for key, settings in keys.items():
+    wrapper = runner.cfg.get('optim_wrapper') or {}
+    rules = wrapper.get('paramwise_cfg') or {}
+    passed_over = any(isinstance(m, ReparameterizableConv2d) and m.groups == m.in_channels for m in runner.model.modules())
+    if passed_over and 'dwconv_decay_mult' in rules and type_name(wrapper.get('constructor')) != 'OREPAOptimWrapperConstructor':
+        runner.logger.warning("dwconv_decay_mult passes over layers with branches: set constructor='OREPAOptimWrapperConstructor'.")
+    for key, settings in (rules.get('custom_keys') or {}).items():
         if 'lr_mult' not in settings:
             continue
         parameters = [p for name, p in runner.model.named_parameters() if key in name]

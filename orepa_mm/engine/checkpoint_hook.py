@@ -2,10 +2,11 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
@@ -14,8 +15,10 @@ from mmengine.runner import Runner
 from ..checkpoints.reading import read_checkpoint
 from ..errors import CheckpointError
 from ..files import replacing
+from .distributed import check_together
 
 BACKEND = 'atomic'
+BESIDE = 'A run that started anew would write over the checkpoints there: give one (--resume PATH), or another work_dir.'
 
 
 @HOOKS.register_module()
@@ -24,7 +27,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     A checkpoint is written beside its place, flushed to the disk and renamed. Older ones (``max_keep_ckpts``, ``save_best``) are removed
     after the new one is in its place. Before resuming, ``last_checkpoint`` is made to name the newest checkpoint that is whole, and those
-    that are not are named in the log. On remote storage it is the stock hook.
+    that are not are named in the log; where there are only such, the run ends. On remote storage it is the stock hook.
 
     Fires as the stock hook, and before a run::
 
@@ -32,6 +35,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Args:
         kwargs: As for the stock hook.
+
+    Raises:
+        CheckpointError: When a run is to be resumed and its folder has checkpoints, but none that is whole.
     """
 
     backend_args: dict[str, Any] | None
@@ -42,15 +48,13 @@ class AtomicCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend=BACKEND)
 
     def before_run(self, runner: Runner) -> None:
-        if runner.cfg.get('resume') and not runner.cfg.get('load_from') and self.backend_args == dict(backend=BACKEND):
-            if is_main_process():
-                repair_last_checkpoint(Path(runner.work_dir), self.out_dir, runner.logger)
-            barrier()
+        if runner._resume and not runner._load_from and self.backend_args == dict(backend=BACKEND):
+            repair = partial(repair_last_checkpoint, Path(runner.work_dir), self.out_dir, runner.logger)
+            check_together(repair if is_main_process() else lambda: None)
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        if isinstance(self.file_backend, AtomicBackend):
-            self.file_backend.flush()
+        self._flush()
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         super().after_train_iter(runner, *args, **kwargs)
@@ -61,8 +65,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self._flush()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        super().after_val_epoch(runner, metrics)
-        self._flush()
+        if hasattr(self, 'file_backend'):  # not in a validation without training
+            super().after_val_epoch(runner, metrics)
+            self._flush()
 
     def _flush(self) -> None:
         if isinstance(self.file_backend, AtomicBackend):
@@ -78,7 +83,7 @@ class AtomicBackend(LocalBackend):
         self._unwanted: dict[str, tuple[int, int]] = {}
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        with replacing(filepath) as partial, open(partial, 'wb') as file:
+        with replacing(filepath) as unfinished, open(unfinished, 'wb') as file:
             file.write(obj)
             file.flush()
             os.fsync(file.fileno())
@@ -100,29 +105,33 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def repair_last_checkpoint(work_dir: Path, out_dir: str | Path | None, logger: logging.Logger) -> None:
-    """Let ``last_checkpoint`` in ``work_dir`` name the newest checkpoint of a training that is whole; no file where there is none."""
+    """Let ``last_checkpoint`` in ``work_dir`` name the newest checkpoint of a training that is whole.
+
+    Raises:
+        CheckpointError: When there are checkpoints, and none is.
+    """
     record = work_dir / 'last_checkpoint'
     named = Path(record.read_text(errors='replace').strip()) if record.is_file() else None
     folder = work_dir if out_dir is None else Path(out_dir) / work_dir.name
-    found = [path for path in folder.glob('*.pth') if path.is_file() and not path.is_symlink()]
+    found = [path for path in folder.glob('*.pth') if path.is_file() and not path.is_symlink() and path != named]
     found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    if named in found:
-        found.remove(named)
+    if named is not None and str(named) != '.':
         found.insert(0, named)
-    elif named is not None and str(named) != '.':
-        found.insert(0, named)
+    reasons = []
     for path in found:
         try:
-            checkpoint = read_checkpoint(path)
+            usable = path.is_dir() or 'optimizer' in read_checkpoint(path)  # a folder is a strategy's, which reads it itself
+            reasons.append(f'{path}: holds weights only.')
         except CheckpointError as error:
             logger.warning(f'Not resumed from: {error}')
+            reasons.append(str(error))
             continue
-        if 'optimizer' in checkpoint:
+        if usable:
             if path != named:
                 logger.warning(f'Resuming from {path}, the newest checkpoint that is whole.')
-                with replacing(record) as partial:
-                    partial.write_text(str(path))
+                with replacing(record) as unfinished:
+                    unfinished.write_text(str(path))
             return
-    if record.is_file():
-        logger.warning(f'{work_dir} has no whole checkpoint to resume from.')
-        record.rename(record.with_name('last_checkpoint.broken'))
+    if found:
+        raise CheckpointError(f'{work_dir}: none to resume from: {" ".join(reasons)} {BESIDE}')
+    record.unlink(missing_ok=True)  # one that names nothing

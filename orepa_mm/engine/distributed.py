@@ -13,8 +13,9 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from ..errors import UsageError
+from ..registry import type_name
 
-SYNCHRONISED = ('SyncBN', 'MMSyncBN')
+SYNCHRONISED = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -93,5 +94,7 @@ def adapt_to_cpus(cfg: Config) -> str | None:
 def _without_sync(node: Any) -> Any:
     """A config with ordinary batch norms for synchronised ones."""
     if isinstance(node, dict):
-        return type(node)({key: 'BN' if key == 'type' and value in SYNCHRONISED else _without_sync(value) for key, value in node.items()})
+        return type(node)(
+            {key: 'BN' if key == 'type' and type_name(value) in SYNCHRONISED else _without_sync(value) for key, value in node.items()}
+        )
     return type(node)(_without_sync(item) for item in node) if type(node) in (list, tuple) else node

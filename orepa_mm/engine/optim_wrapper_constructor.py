@@ -5,13 +5,18 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..functional import repvgg_l2
-from ..layers import SqueezedConv2d
+from ..layers import ReparameterizableConv2d, SqueezedConv2d
 from ..reparam.plain import is_repvgg_block
+
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)  # as the default constructor counts them
 
 
 class Decayed(NamedTuple):
@@ -30,11 +35,14 @@ class Decayed(NamedTuple):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor with two additions; with ``compile=True`` in a config it gives groups that can be compiled.
+    """mmengine's default constructor with three additions; with ``compile=True`` in a config it gives groups that can be compiled.
 
     Parameters of equal settings share a group. The default makes a group of each parameter as soon as there is a ``paramwise_cfg``, and
     foreach and fused optimizers then take one parameter at a time. The group with the base settings comes first, so it is the one
     whose learning rate is logged.
+
+    What a key of ``custom_keys`` leaves open follows the other rules, which the default constructor drops: with ``lr_mult`` only norms keep
+    their ``norm_decay_mult`` and biases their ``bias_decay_mult``. ``dwconv_decay_mult`` holds for depthwise layers with branches too.
 
     ``custom_l2=True`` decays what is deployed instead of what is trained: of an OREPA convolution the squeezed kernel instead of its
     branches, of a RepVGG block, as its published training code does, the kernel it adds up to instead of the kernels and norms of its
@@ -63,6 +71,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return  # called for a child
+        if self.base_wd is not None:
+            self._follow_rules(params, module)
         if self.paramwise_cfg.get('custom_l2'):
             self.decays: dict[int, float | None] = {id(group['params'][0]): group.get('weight_decay', self.base_wd) for group in params}
             spared = {id(p) for decayed in _decayed(module) for p in decayed.spared}
@@ -81,6 +91,23 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         merged.sort(key=lambda pair: any(pair[0][key] != value for key, value in base.items()))
         params[:] = [group for _, group in merged]
 
+    def _follow_rules(self, params: list[dict[str, Any]], model: nn.Module) -> None:
+        custom = self.paramwise_cfg.get('custom_keys', {})
+        keys = sorted(sorted(custom), key=len, reverse=True)  # the longest counts
+        groups = {id(group['params'][0]): group for group in params}
+        convs = [module for module in model.modules() if isinstance(module, nn.Conv2d | ReparameterizableConv2d)]
+        depthwise = {id(p) for conv in convs if conv.groups == conv.in_channels for p in conv.parameters()}
+        for path, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                key, one = next((key for key in keys if key in f'{path}.{name}'), None), id(parameter)
+                if one not in groups or (key is None and one not in depthwise) or 'decay_mult' in custom.get(key, {}):
+                    continue
+                kinds = ['bias'] * (name == 'bias') + ['dwconv' if one in depthwise else 'flat' if parameter.ndim == 1 else '']
+                mults = [self.paramwise_cfg.get(f'{kind}_decay_mult') for kind in (['norm'] if isinstance(module, NORMS) else kinds)]
+                for mult in [mult for mult in mults if mult is not None][:1]:
+                    groups[one]['weight_decay'] = self.base_wd * mult
+                    print_log(f'paramwise_options -- {path}.{name}:weight_decay={self.base_wd * mult}', logger='current')
+
     def __call__(self, model: nn.Module) -> OptimWrapper:
         optim_wrapper = super().__call__(model)
         # The default makes them ConfigDicts, which torch.compile cannot trace.
@@ -97,6 +124,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             strengths = [next((self.decays[id(p)] for p in each.kernels if id(p) in self.decays), 0.0) for each in decayed]
             # At the step rather than in the loss, as all weight decay: after accumulation, unscaling and clipping of gradients.
             optim_wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: _add_gradients(decayed, strengths, optimizer))
+            optim_wrapper.optimizer.decays_kernels = True  # asked by who takes them out of the model
         return optim_wrapper
 
 

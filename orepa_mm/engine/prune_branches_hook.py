@@ -37,7 +37,7 @@ class PruneBranchesHook(Hook):
         PruneError: Unless one of ``epoch`` and ``iteration`` is given, for a threshold outside 0..1, and where there is nothing to prune.
     """
 
-    priority = 'ABOVE_NORMAL'  # before EMAHook reads a checkpoint
+    priority = 'HIGHEST'  # before CheckHook and EMAHook read a checkpoint
 
     def __init__(self, threshold: float, epoch: int | None = None, iteration: int | None = None) -> None:
         if (epoch is None) == (iteration is None):

@@ -6,10 +6,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
 
 from ..errors import FuseError, ReparameterizeError
+from ..layers import ReparameterizableConv2d
 from ..reparam import Swap, plan_swaps
 from ..reparam.comparison import LayerComparison
 from ..reparam.convert import check_whole
@@ -23,19 +23,17 @@ TF32_TOLERANCE = 1e-3
 
 @HOOKS.register_module()
 class ReparameterizeHook(Hook):
-    """Re-parameterize the model for validation and testing, and give it its training form back afterwards.
+    """Validate and test the network that the model becomes in deployed form.
 
     The first batch runs in training form. On it each layer is compared with its plain form, on the layer's own inputs, so any model will
-    do; the largest difference is logged, and above the tolerance the run ends with the name of the worst layer. All other batches cost
-    what the plain network costs. The parameters, buffers and modules of the training form are set aside, not changed: training goes on
-    after a validation as if there had been none, and a checkpoint saved meanwhile holds the training form. Works with ``EMAHook`` (the
-    averaged weights are re-parameterized), with test-time augmentation and with distributed wrappers.
+    do; the largest difference is logged, and above the tolerance the run ends with the name of the worst layer. In all other batches the
+    plain forms compute in the layers' stead, at the plain network's cost. Parameters and modules of the model stay those of the training
+    form: training goes on as if there had been no validation, also after one that was interrupted, and checkpoints hold the training form.
+    Works with ``EMAHook`` (the averaged weights are re-parameterized), with test-time augmentation and with distributed wrappers.
 
     Fires around the first iteration of validating and testing, and in ``after_val_epoch`` and ``after_test_epoch`` before other hooks::
 
         custom_hooks = [dict(type='ReparameterizeHook')]
-
-    When validating or testing raises, the model stays in deployed form until the runner trains, validates, tests or saves again.
 
     Args:
         val: Re-parameterize for validation too, not only for testing.
@@ -47,7 +45,7 @@ class ReparameterizeHook(Hook):
             its training starts.
     """
 
-    # First among the hooks, so that the training form is back before EMAHook swaps weights and CheckpointHook saves.
+    # First among the hooks, so that plain forms are gone before EMAHook copies or swaps weights.
     priority = 'VERY_HIGH'
 
     def __init__(self, val: bool = True, tolerance: float | None = None) -> None:
@@ -55,15 +53,23 @@ class ReparameterizeHook(Hook):
         self.tolerance = tolerance
         self.difference: float | None = None
         self._planned: list[Swap] = []
-        self._applied: list[Swap] = []
+        self._applied: list[_PlainForward] = []
         self._comparison: LayerComparison | None = None
 
+    def before_run(self, runner: Runner) -> None:
+        self._undo()  # of a validation that was interrupted
+        model = unwrapped(runner.model)
+        try:
+            branches = any(isinstance(m, ReparameterizableConv2d) for m in model.modules()) or plan_swaps(model)
+        except FuseError:  # of blocks whose norms are in training mode
+            return
+        if not branches:
+            runner.logger.info('ReparameterizeHook: the model has no layers with branches, so it is in deployed form already.')
+
     def before_train(self, runner: Runner) -> None:
+        self._undo()
         if self.val and runner.val_loop is not None:
             _check_whole(runner.model)  # now, and not after a first epoch
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        self._undo()
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         # Not earlier: EMAHook puts the averaged weights into the model in before_val_epoch.
@@ -86,22 +92,12 @@ class ReparameterizeHook(Hook):
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self._undo()
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if self._applied:
-            swaps = self._applied
-            self._undo()
-            checkpoint['state_dict'] = weights_to_cpu(get_state_dict(runner.model))
-            self._apply_all(swaps)
-
     def _compare(self, runner: Runner) -> None:
         self._undo()
         _check_whole(runner.model)
         model = unwrapped(runner.model)
         self._planned = plan_swaps(model)
-        if not self._planned:
-            runner.logger.info('ReparameterizeHook: the model has no layers with branches, so it is in deployed form already.')
-            return
-        self._comparison = LayerComparison(self._planned)
+        self._comparison = LayerComparison(self._planned) if self._planned else None
 
     def _apply(self, runner: Runner) -> None:
         if self._comparison is None:
@@ -129,11 +125,13 @@ class ReparameterizeHook(Hook):
                     'loaded, norms with a variance near zero, half precision. Set ReparameterizeHook(tolerance=...) if the difference is '
                     'acceptable.'
                 )
+        forms = {id(swap.old): swap for swap in swaps}.values()
+        self._applied = [_PlainForward(swap.old, swap.new) for swap in forms]
         before = _count(runner.model)
-        self._apply_all(swaps)
+        after = before + sum(_count(swap.new) - _count(swap.old) for swap in forms)
         compared = f'largest difference of a layer\'s output on the first batch {self.difference:.2e} of its scale ("{worst}")'
         runner.logger.info(
-            f'Re-parameterized {len(layers)} layers: {before / 1e6:.2f} M parameters before, {_count(runner.model) / 1e6:.2f} M after; '
+            f'Re-parameterized {len(layers)} layers: {before / 1e6:.2f} M parameters before, {after / 1e6:.2f} M after; '
             + (f'{compared}, tolerance {tolerance:.0e}.' if worst else 'none was compared.')
         )
 
@@ -144,17 +142,30 @@ class ReparameterizeHook(Hook):
             return TF32_TOLERANCE
         return TOLERANCES.get(parameter.dtype, max(TOLERANCES.values()))
 
-    def _apply_all(self, swaps: list[Swap]) -> None:
-        self._applied = swaps
-        for swap in swaps:
-            swap.apply()
-
     def _undo(self) -> None:
         if self._comparison is not None:
             self._comparison.stop()
-        for swap in reversed(self._applied):
-            swap.undo()
+        for forward in self._applied:
+            forward.undo()
         self._planned, self._applied, self._comparison = [], [], None
+
+
+class _PlainForward:
+    """Computes a layer's plain form in its place, but where somebody trains it: behind a validation that was interrupted."""
+
+    def __init__(self, layer: nn.Module, plain: nn.Module) -> None:
+        self.layer, self.plain, self.own = layer, plain, vars(layer).get('forward')
+        layer.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.layer.training or torch.is_grad_enabled():
+            return type(self.layer).forward(self.layer, *args, **kwargs)
+        return self.plain.forward(*args, **kwargs)
+
+    def undo(self) -> None:
+        del self.layer.forward
+        if self.own is not None:
+            self.layer.forward = self.own
 
 
 def _check_whole(model: nn.Module) -> None:

@@ -2,18 +2,17 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.dist import get_dist_info, get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from torch.utils.data import Dataset
+from torch.utils.data import IterableDataset
 
 
 @HOOKS.register_module()
@@ -24,9 +23,7 @@ class SeedHook(Hook):
     before each iteration the generators of Python, numpy and torch start from the seed, the rank and the iteration, and before each
     sample's augmentation from the seed, the epoch, the sample and its place in the epoch. A run that is stopped and resumed so ends with
     the weights of one that is not, whatever the number of workers. The seed is ``randomness.seed`` of the config, or what mmengine drew;
-    its checkpoints hold it.
-
-    Dataset wrappers that look samples up in a table of their own (``ClassBalancedDataset``) lose the place; a warning says so.
+    its checkpoints hold it. What transforms keep of earlier samples (``CachedMosaic``) is gone after a stop.
 
     Fires before a training, before each of its epochs and before each of its iterations::
 
@@ -46,17 +43,18 @@ class SeedHook(Hook):
             sampler.seed = runner.seed  # otherwise drawn anew when a run without a seed of its own is resumed
         if sampler is not None:
             self._places = loader.batch_sampler.sampler = _Places(sampler)
-        for dataset in _with_pipelines(loader.dataset):
-            transforms = [step for step in dataset.pipeline.transforms if not isinstance(step, _SeedSample)]
-            dataset.pipeline.transforms = [_SeedSample(runner.seed), *transforms]
-        lost = [type(wrapper).__name__ for wrapper in _wrappers(loader.dataset) if not _keeps_place(wrapper)]
-        if lost or sampler is None:
-            what = lost[0] if lost else type(loader.batch_sampler).__name__
+        if sampler is None or isinstance(loader.dataset, IterableDataset):
+            what = type(loader.batch_sampler if sampler is None else loader.dataset).__name__
             print_log(
                 f'SeedHook: {what} does not tell a sample its place: a resumed run draws other augmentation.', 'current', logging.WARNING
             )
+        else:
+            # Torch's loaders ask a dataset that has this for a batch. What is inside it, wrappers and pipelines, may change meanwhile.
+            loader.dataset.__getitems__ = _SeededSamples(loader.dataset, runner.seed)
 
     def before_train_epoch(self, runner: Runner) -> None:
+        # What loaders, workers and other hooks draw as an epoch begins.
+        _start_from(torch.default_generator.manual_seed, runner.seed, get_rank(), runner.iter)
         if self._places is None:
             return
         loader, by_epoch = runner.train_dataloader, isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -70,7 +68,7 @@ class SeedHook(Hook):
 
 
 class _Index(int):
-    """A sample's number that knows where it stands: epoch and place in it. Repeated and concatenated datasets compute with it."""
+    """A sample's number that knows where it stands: epoch and place in it."""
 
     place: tuple[int, int]
 
@@ -81,12 +79,6 @@ class _Index(int):
 
     def __getnewargs__(self) -> tuple[int, tuple[int, int]]:  # type: ignore[override]  # what __new__ takes here
         return int(self), self.place
-
-    def __mod__(self, other: int) -> '_Index':
-        return _Index(int(self) % other, self.place)
-
-    def __sub__(self, other: int) -> '_Index':
-        return _Index(int(self) - other, self.place)
 
 
 class _Places:
@@ -119,21 +111,20 @@ class _Places:
         return getattr(self.sampler, name)  # what batch samplers and loops ask of the config's: set_epoch, dataset
 
 
-class _SeedSample:
-    """A transform that changes nothing but the state of the generators.
+class _SeededSamples:
+    """Samples of a dataset, each loaded from generators that start anew; what it mixes in goes on with its generators."""
 
-    Samples without a place, such as those that are mixed into another, go on with its generators.
-    """
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __call__(self, indices: Iterable[int]) -> list[Any]:
+        return [self._sample(index) for index in indices]
 
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        index = results['sample_idx']
-        if isinstance(index, _Index):
+    def _sample(self, index: int) -> Any:
+        if isinstance(index, _Index):  # and not one that a batch sampler has made
             # Augmentation computes on the CPU, and seeding every device takes a millisecond where they are not in use.
             _start_from(torch.default_generator.manual_seed, self.seed, int(index), *index.place)
-        return results
+        return self.dataset[int(index)]
 
 
 def _start_from(seed_torch: Callable[[int], torch.Generator], *numbers: int) -> None:
@@ -141,27 +132,3 @@ def _start_from(seed_torch: Callable[[int], torch.Generator], *numbers: int) -> 
     random.seed(int(state[0]))
     np.random.seed(state[1])
     seed_torch(int(state[2]))
-
-
-def _wrappers(dataset: Dataset[Any]) -> Iterator[Dataset[Any]]:
-    """The datasets around others."""
-    inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or [])]
-    inner = [each for each in inner if each is not None]
-    if inner:
-        yield dataset
-    for each in inner:
-        yield from _wrappers(each)
-
-
-def _keeps_place(wrapper: Dataset[Any]) -> bool:
-    """Whether a wrapper hands on the number it was given, or computes with it."""
-    return isinstance(wrapper, RepeatDataset | ConcatDataset) or hasattr(wrapper, 'update_skip_type_keys')  # the last mixes
-
-
-def _with_pipelines(dataset: Any) -> Iterator[Any]:
-    """The datasets that load samples, inside wrappers such as those that repeat or join them."""
-    if hasattr(getattr(dataset, 'pipeline', None), 'transforms') and hasattr(dataset, 'get_data_info') and not hasattr(dataset, 'dataset'):
-        yield dataset
-    for inner in [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or [])]:
-        if inner is not None:
-            yield from _with_pipelines(inner)

@@ -2,7 +2,6 @@
 
 from .acnet_conv import ACNetConv2d as ACNetConv2d
 from .base import ReparameterizableConv2d as ReparameterizableConv2d
-from .conv_cfg import conv_builder as conv_builder
 from .dbb_conv import DBBConv2d as DBBConv2d
 from .expandnet_conv import ExpandNetConv2d as ExpandNetConv2d
 from .methods import METHODS as METHODS

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import FuseError, LayerError, PlainKernelError
 from ..functional import HOOKS, in_float32, is_plain_eager
 from .computed import computed
+from .conv_cfg import TakesPlainSizes
 
 PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
 
@@ -80,7 +81,7 @@ class _Parameters(dict[str, nn.Parameter | None]):
         )
 
 
-class ReparameterizableConv2d(nn.Module):
+class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
     """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
 
     It is no ``nn.Conv2d`` on purpose: initialisers that look for one would replace the start of the branches by that of a plain kernel.
@@ -124,8 +125,10 @@ class ReparameterizableConv2d(nn.Module):
             shape = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device='meta')
         except ValueError as error:
             raise LayerError(f'{layer}: {error}') from None
-        height, width = shape.kernel_size
-        if height != width or height % 2 == 0:
+        size = shape.kernel_size
+        if len(size) > 2:
+            raise LayerError(f"{layer}: has two dimensions, and the kernel {len(size)}; use conv_cfg=dict(type='Conv{len(size)}d')")
+        if size[0] != size[1] or size[0] % 2 == 0:
             raise LayerError(f"{layer}: needs a square kernel of odd size; use conv_cfg=dict(type='Conv2d') for this layer")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.padding, self.dilation = shape.kernel_size, shape.stride, shape.padding, shape.dilation

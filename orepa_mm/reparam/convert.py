@@ -71,7 +71,11 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raise :class:`FuseError` for a sharded model."""
+    """Raise :class:`FuseError` for a sharded model, and for none."""
+    if model is None:
+        raise FuseError(
+            'there is no model: eval() and train() of some backbones return nothing, so call model.eval() on a line of its own.'
+        )
     if is_sharded(model):
         raise FuseError(
             'the model is sharded (FSDP), so no process has whole kernels to squeeze: save a full state dict, load it into a model '

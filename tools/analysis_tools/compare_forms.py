@@ -32,6 +32,7 @@ from orepa_mm.deploy.agreement import match  # noqa: E402
 from orepa_mm.deploy.loading import load_model  # noqa: E402
 from orepa_mm.deploy.pictures import read_pixels  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
+from orepa_mm.registry import type_name  # noqa: E402
 from orepa_mm.reparam import plan_swaps  # noqa: E402
 
 TOP = 5
@@ -66,7 +67,7 @@ def test_pipeline(cfg: Config) -> Compose:
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    steps = [step for step in dataset.get('pipeline') or () if 'Annotations' not in str(step['type'])]
+    steps = [step for step in dataset.get('pipeline') or () if 'Annotations' not in type_name(step['type'])]
     if not steps:
         raise UsageError(f'{cfg.filename}: has no test pipeline (test_dataloader.dataset.pipeline), which says how pictures are prepared.')
     return Compose(steps)

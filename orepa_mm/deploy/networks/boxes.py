@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ...errors import ExportError
+from ...registry import type_name
 
 CANDIDATES = 10_000  # of a detector of many classes the best are looked at; the time of suppression grows with the square
 NMS_SETTINGS = {'type', 'iou_threshold', 'iou_thr', 'class_agnostic', 'split_thr'}  # of mmcv's batched_nms; the last is for memory only
@@ -31,8 +32,9 @@ class Suppression:
     def __init__(self, settings: dict[str, Any] | None, most: int) -> None:
         settings = dict(settings or {})
         others = settings.keys() - NMS_SETTINGS
-        if settings.get('type', 'nms') != 'nms' or others:
-            what = settings.get('type') if settings.get('type') != 'nms' else ', '.join(sorted(others))
+        kind = type_name(settings.get('type', 'nms'))
+        if kind != 'nms' or others:
+            what = kind if kind != 'nms' else ', '.join(sorted(others))
             raise ExportError(
                 f"test_cfg.nms: ONNX has plain non-maximum suppression only, not {what}; set type='nms' and its iou_threshold."
             )
