@@ -2,14 +2,11 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, few
+from conftest import ROOT, done, few, python
 from mmengine.config import Config
 from small_runs import last_checkpoint
 
@@ -75,15 +72,14 @@ def write_config(name: str, data: Path, folder: Path, lines: str = LINES) -> Pat
 
 def script(scope: str, tool: str, *args, blocked: Path | None = None) -> str:
     """Run a script that ships with a toolbox; with ``blocked``, where ``import orepa_mm`` fails."""
-    env = dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')  # the official packages do not load their own checkpoints without
     if blocked is not None:
         (blocked / 'orepa_mm').mkdir(parents=True)
         (blocked / 'orepa_mm' / '__init__.py').write_text("raise ImportError('not here')\n")
-    env['PYTHONPATH'] = str(ROOT if blocked is None else blocked)
-    command = [sys.executable, package(scope) / 'tools' / f'{tool}.py', *args]
-    done = subprocess.run(list(map(str, command)), env=env, cwd=args[0].parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
+    # The official packages do not load their own checkpoints without the variable.
+    variables = dict(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1', PYTHONPATH=str(ROOT if blocked is None else blocked))
+    result = python(package(scope) / 'tools' / f'{tool}.py', *args, cwd=args[0].parent, **variables)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout + result.stderr
 
 
 def metrics(folder: Path) -> dict:
@@ -121,8 +117,7 @@ def test_our_script_resumes_as_if_undisturbed(name, mini_data, tmp_path, tools):
 
     def train(folder: str, until: int, *args: str) -> dict:
         changes = options | {length: until, 'train_cfg.val_begin': 9}
-        status, error = tools.run('tools/train', config, '--work-dir', tmp_path / folder, '--no-check-data', *args, options=changes)
-        assert status == 0, error
+        done(tools.run('tools/train', config, '--work-dir', tmp_path / folder, '--no-check-data', *args, options=changes))
         return torch.load(tmp_path / folder / template.format(until), weights_only=False)
 
     undisturbed = train('undisturbed', 2)
