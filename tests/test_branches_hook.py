@@ -224,7 +224,7 @@ def test_flexible_runner(tmp_path):
     def flexible(name: str, epochs: int, resume: bool = False) -> FlexibleRunner:
         changes = dict(strategy=dict(type='SingleDeviceStrategy'), default_hooks=dict(branches=FULL))
         optimizer = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
-        changes |= dict(custom_hooks=[], param_scheduler=None, resume=resume, optim_wrapper=optimizer)
+        changes |= dict(custom_hooks=[], resume=resume, optim_wrapper=optimizer)
         runner = built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / name, epochs, **changes)
         runner.train()
         return runner

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import quantize_onnx
+import run_onnx
 import torch
 from conftest import ROOT, done, few, full_disk, python, refused
 from mmengine.config import Config
@@ -290,6 +291,9 @@ class TestAgreement:
         assert differing_labels(scores, torch.tensor([1, 1])) == (2, 1)
 
 
+ROI_POOL = dict(_delete_=True, type='RoIPool', output_size=14)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ('name', 'options', 'message'),
@@ -298,11 +302,7 @@ class TestRefused:
             ('retinanet', dict(model__test_cfg__nms=dict(type='soft_nms', iou_threshold=0.5)), 'not soft_nms'),
             ('maskrcnn', dict(model__test_cfg__rcnn__nms=dict(type='nms', iou_threshold=0.5, max_num=3)), 'not max_num'),
             ('maskrcnn', dict(model__test_cfg__rpn__nms=dict(type='soft_nms')), 'not soft_nms'),
-            (
-                'maskrcnn',
-                dict(model__roi_head__mask_roi_extractor__roi_layer=dict(_delete_=True, type='RoIPool', output_size=14)),
-                'RoIPool',
-            ),
+            ('maskrcnn', dict(model__roi_head__mask_roi_extractor__roi_layer=ROI_POOL), 'RoIPool'),
         ],
     )
     def test_settings(self, name, options, message):
@@ -332,13 +332,11 @@ class TestRefused:
         with pytest.raises(ExportError, match=message):
             deploy_network(build_model(cfg).eval())
 
-    def test_a_subclass_that_trains_in_another_way_only_is_not(self):
-        deploy_network(build_model(config('maskrcnn', model__roi_head__type='PISARoIHead')).eval())
-
-    def test_options_of_other_tasks(self):
+    def test_options_of_other_tasks_and_not_a_head_s_way_to_train(self):
         for name, option in (('classifier', 'labels'), ('pspnet', 'softmax'), ('retinanet', 'softmax'), ('maskrcnn', 'labels')):
             with pytest.raises(ExportError, match=f'--{option} is for'):
                 deploy_network(build_model(config(name)).eval(), **{option: True})
+        deploy_network(build_model(config('maskrcnn', model__roi_head__type='PISARoIHead')).eval())  # trains in another way only
 
 
 @pytest.mark.usefixtures('exporter')
@@ -422,10 +420,6 @@ class TestCommandLine:
 class TestRunAlone:
     """The script that is copied beside the model prepares pictures and pastes masks as the toolboxes do."""
 
-    @pytest.fixture(scope='class')
-    def script(self):
-        return importlib.import_module('run_onnx')
-
     @pytest.mark.parametrize('size', [(50, 90), (120, 70), (300, 300)])
     @pytest.mark.parametrize(
         'pipeline',
@@ -438,7 +432,7 @@ class TestRunAlone:
         ],
         ids=['keep ratio', 'scale', 'pad', 'short edge and crop', 'long edge, Pillow'],
     )
-    def test_prepares_as_the_pipeline_does(self, pipeline, size, script):
+    def test_prepares_as_the_pipeline_does(self, pipeline, size):
         import mmdet.datasets  # noqa: F401
         import mmpretrain.datasets  # noqa: F401
         from mmcv.transforms import Compose
@@ -449,32 +443,29 @@ class TestRunAlone:
         bgr = np.ascontiguousarray(rgb[..., ::-1])
         expected = Compose(pipeline)(dict(img=bgr, img_shape=size))['img'][..., ::-1]
         steps, others = preparation(Config(dict(test_pipeline=pipeline)))
-        picture, inside = script.prepare(Image.fromarray(rgb), steps)
+        picture, inside = run_onnx.prepare(Image.fromarray(rgb), steps)
         assert others == [] and picture.size == expected.shape[1::-1]
         assert inside[0] <= picture.width and inside[1] <= picture.height
         assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1  # OpenCV rounds in between
 
-    @staticmethod
-    def model(script, classes, found: dict, **facts):
-        class Model(script.Model):
-            def __init__(self):
-                self.facts, self.steps, self.classes, self.palette = facts, [], classes, []
+    def test_answers_without_a_largest_channel(self, capsys):
+        """Foreground begins at the threshold, and several labels have probabilities of their own."""
+
+        class Model(run_onnx.Model):
+            steps, palette = [], []
+
+            def __init__(self, classes, found: dict, **facts):
+                self.classes, self.found, self.facts = classes, found, facts
 
             def __call__(self, picture):
-                return found
+                return self.found
 
-        return Model()
-
-    @pytest.mark.parametrize(('facts', 'share'), [({}, '75.0%'), (dict(threshold='0.5'), '50.0%'), (dict(threshold='0.9'), '')])
-    def test_foreground_begins_at_the_threshold(self, facts, share, script, capsys):
-        logits = np.float32([-1, -0.5, 1, 2]).reshape(1, 1, 2, 2)
-        script.segment(self.model(script, ['else', 'road'], dict(logits=logits), **facts), Image.new('RGB', (2, 2)), None)
-        said = capsys.readouterr().out
-        assert f'{share}  road' in said if share else 'road' not in said
-
-    def test_several_labels_have_probabilities_of_their_own(self, script, capsys):
-        model = self.model(script, 'abc', dict(scores=np.float32([[3, 0, 2]])), scores='sigmoid logits')
-        script.classify(model, Image.new('RGB', (8, 8)), None)
+        logits, picture = dict(logits=np.float32([-1, -0.5, 1, 2]).reshape(1, 1, 2, 2)), Image.new('RGB', (2, 2))
+        for facts, share in (({}, '75.0%  road'), (dict(threshold='0.5'), '50.0%  road'), (dict(threshold='0.9'), '')):
+            run_onnx.segment(Model(['else', 'road'], logits, **facts), picture, None)
+            said = capsys.readouterr().out
+            assert share in said and ('road' in said) == bool(share)
+        run_onnx.classify(Model('abc', dict(scores=np.float32([[3, 0, 2]])), scores='sigmoid logits'), picture, None)
         assert capsys.readouterr().out.split() == ['0.953', 'a', '0.881', 'c', '0.500', 'b']
 
     def test_classes_for_types(self):
@@ -488,25 +479,25 @@ class TestRunAlone:
         assert (found, others) == preparation(Config(dict(test_pipeline=named))) and others == ['RandomFlip']
         assert [step['step'] for step in found] == ['resize', 'resize', 'crop', 'pad']
 
-    def test_a_network_of_one_size_gets_it(self, script):
+    def test_a_network_of_one_size_gets_it(self):
         network = SimpleNamespace(picture=SimpleNamespace(mean=torch.tensor([1.0, 2.2, 3.6]).view(3, 1, 1), flipped=False), channels=3)
         steps = fixed_preparation([dict(step='resize', scale=[96, 64], keep_ratio=True)], (64, 96), network)
-        picture, inside = script.prepare(Image.new('RGB', (30, 40), 'red'), steps)
+        picture, inside = run_onnx.prepare(Image.new('RGB', (30, 40), 'red'), steps)
         assert picture.size == (96, 64) and inside == (48, 64)
         assert picture.getpixel((47, 63)) == (255, 0, 0) and picture.getpixel((48, 63)) == (1, 2, 4)
         steps = [dict(step='resize', short_side=256, interpolation='bilinear', antialias=False), dict(step='crop', size=[224, 224])]
         assert fixed_preparation(steps, (224, 224), network) == steps
-        picture, _ = script.prepare(Image.new('RGB', (300, 400)), fixed_preparation(steps, (64, 96), network))
+        picture, _ = run_onnx.prepare(Image.new('RGB', (300, 400)), fixed_preparation(steps, (64, 96), network))
         assert picture.size == (96, 64)
 
-    def test_masks_are_pasted_as_mmdet_does(self, script):
+    def test_masks_are_pasted_as_mmdet_does(self):
         from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 
         masks = torch.rand(3, 1, 28, 28)
         boxes = torch.tensor([[3.2, 4.7, 30.1, 20.9], [-5.0, 10.0, 70.0, 55.5], [10.0, 10.0, 11.0, 12.0]])
         expected, _ = _do_paste_mask(masks, boxes, 50, 60, skip_empty=False)
         for mask, box, pasted in zip(masks, boxes, expected, strict=True):
-            np.testing.assert_allclose(script.paste(mask[0].numpy(), box.numpy(), 60, 50), pasted, atol=1e-5)
+            np.testing.assert_allclose(run_onnx.paste(mask[0].numpy(), box.numpy(), 60, 50), pasted, atol=1e-5)
 
     def test_bad_input(self, tmp_path):
         node = onnx.helper.make_node('Identity', ['x'], ['y'])
