@@ -83,7 +83,7 @@ def test_the_set_for_gpus(monkeypatch):
 
 
 def test_what_squeezing_spends_outside_its_products():
-    found = benchmark.squeezing('cpu', channels=16, repeats=2)
+    found = benchmark.squeezing('cpu', channels=16)
     assert found.keys() == {'forward', 'backward', 'products', 'copy', 'rest'} and min(found[name] for name in ('forward', 'copy')) > 0
     assert found['rest'] == found['forward'] + found['backward'] - found['products']
     assert f'{found["rest"]:.2f} ms; copying' in benchmark.squeezing_line(found)
@@ -102,9 +102,9 @@ def test_bad_options(tools, tmp_path):
 
 
 def test_the_floor_counts_the_products():
-    # One squeezing of a 64 -> 64 layer: two products of its 3x3 kernel with 64 and 8 channels, and some elementwise work.
+    # One squeezing of a 64 -> 64 layer: two products of its 3x3 kernel with 64 and 8 channels.
     layer = OREPAConv2d(64, 64, 3)
     flops = benchmark.squeezing_flops(layer)
-    assert 2 * 64 * 64 * 9 * (64 + 8) <= flops <= 2 * 64 * 64 * 9 * (64 + 14)
-    assert benchmark.floor(layer, plain_seconds=2.0, rate=float(flops)) == 1 + 3 / 2
-    assert benchmark.product_rate('cpu', repeats=2) > 1e8
+    assert flops == 2 * 64 * 64 * 9 * (64 + 8)
+    assert benchmark.floor(flops, plain_seconds=2.0, rate=float(flops)) == 1 + 3 / 2
+    assert benchmark.product_rate('cpu') > 1e8

@@ -222,9 +222,9 @@ def test_flexible_runner(tmp_path):
     """It loads before before_run."""
 
     def flexible(name: str, epochs: int, resume: bool = False) -> FlexibleRunner:
-        changes = dict(strategy=dict(type='SingleDeviceStrategy'), default_hooks=dict(branches=FULL))
+        changes = dict(strategy=dict(type='SingleDeviceStrategy'), default_hooks=dict(branches=FULL), launcher='none')
         optimizer = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
-        changes |= dict(custom_hooks=[], resume=resume, optim_wrapper=optimizer)
+        changes |= dict(custom_hooks=[], resume=resume, optim_wrapper=optimizer, param_scheduler=None, env_cfg={})
         runner = built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / name, epochs, **changes)
         runner.train()
         return runner

@@ -27,8 +27,7 @@ def test_both_forms_of_a_network(name, mini_data, tmp_path):
     if name in ('classifier', 'pspnet'):
         assert 0 < pair.largest < 1e-4  # float32 rounding, magnified by untrained layers
         assert pair.difference.shape == ((5,) if name == 'classifier' else pair.picture.shape[:2])
-    count = forms.class_count([pair])
-    forms.draw([pair], forms.names_and_palette(model, count), tmp_path / 'forms.png')
+    forms.draw([pair], forms.names_and_palette(model, [pair]), tmp_path / 'forms.png')
     assert (tmp_path / 'forms.png').read_bytes().startswith(b'\x89PNG')
 
 
