@@ -214,9 +214,8 @@ class Hooked(nn.Module):
 
     @staticmethod
     def rename(module, state_dict, prefix, *args):
-        for name in ('weight', 'bias'):
-            if f'{prefix}old.{name}' in state_dict:
-                state_dict[f'{prefix}inner.{name}'] = state_dict.pop(f'{prefix}old.{name}')
+        for key in [key for key in state_dict if key.startswith(f'{prefix}old.')]:
+            state_dict[key.replace('old.', 'inner.')] = state_dict.pop(key)
 
 
 def test_models_that_rename_keys_as_they_load_are_asked(monkeypatch):

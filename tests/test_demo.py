@@ -63,20 +63,6 @@ def test_weights_epochs_and_size_reach_the_config(tmp_path):
     assert plain.train_dataloader == base.train_dataloader and plain.train_cfg == base.train_cfg
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(epochs=0), '--epochs 0: give 1 or more'),
-        (dict(size=16), '--size 16: give 32 to 2048 pixels'),
-        (dict(load_from=ROOT / 'work_dirs/demo/detector/last.pth'), 'lies in work_dirs/demo, which is written anew'),
-        (dict(data=ROOT / 'work_dirs/demo/data'), '--data .* lies in work_dirs/demo'),
-    ],
-)
-def test_bad_settings(options, message):
-    with pytest.raises(demo.StepError, match=message):
-        demo.Settings(**options).check(ROOT / 'work_dirs/demo')
-
-
 def test_weights_are_checked_before_anything_is_written(tmp_path):
     own = save_weights(config('maskrcnn'), tmp_path / 'own.pth')
     demo.Settings(load_from=own).check_weights(0)
@@ -103,7 +89,11 @@ def test_demo_refuses_what_is_wrong_in_one_line(tools, tmp_path):
     refused(tools.run('demo/demo', '--data', tmp_path), 'no such file')
     refused(tools.run('demo/demo', '--data', tmp_path / 'bad'), 'not a COCO annotation file')
     refused(tools.run('demo/demo', '--epochs', '-1'), '--epochs -1: give 1 or more')
+    refused(tools.run('demo/demo', '--size', '16'), '--size 16: give 32 to 2048 pixels')
     refused(tools.run('demo/demo', '--load-from', tmp_path / 'none.pth'), 'none.pth: no such checkpoint')
+    for options in (dict(load_from=marker / 'detector/last.pth'), dict(data=marker / 'data')):
+        with pytest.raises(demo.StepError, match='lies in work_dirs/demo, which is written anew|--data .* lies in work_dirs/demo'):
+            demo.Settings(**options).check(marker)
     assert (sorted(marker.rglob('*')) if marker.exists() else None) == before
 
 

@@ -48,6 +48,7 @@ def test_a_layer_starts_as_the_plain_one_from_the_same_seed(shape, options, bran
     seeded(plain.reset_parameters)
     seeded(layer.reset_parameters)
     assert (layer.weight - plain.weight).abs().max() < EXACT
+    assert (orepa_mm.reparameterize(nn.Sequential(layer).eval())[0].weight - plain.weight).abs().max() < EXACT
 
 
 def test_its_scales_are_those_of_expansion_and_every_branch_moves():
@@ -151,9 +152,3 @@ def test_bad_input(options, message):
             MODELS.build(options)
         else:
             OREPAConv2d(**dict(in_channels=3, out_channels=3, kernel_size=3) | options)
-
-
-def test_a_balanced_model_can_be_reparameterized():
-    model, x = nn.Sequential(OREPAConv2d(4, 8, 3, init='balanced', dtype=torch.float64)).eval(), torch.randn(1, 4, 9, 9).double()
-    expected = model(x)
-    assert (orepa_mm.reparameterize(model)(x) - expected).abs().max() < EXACT

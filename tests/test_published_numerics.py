@@ -19,7 +19,6 @@ from orepa_mm.checkpoints.published_layers import (
     import_kxk,
 )
 from orepa_mm.errors import LayoutError
-from orepa_mm.functional import add_identity, frequency_prior
 
 BLOCKS = torch.load(Path(__file__).parent / 'data' / 'published_blocks.pth', weights_only=True)
 CASES = {name: case for name, case in BLOCKS.items() if name.startswith('orepa_') and 'vgg' not in name}
@@ -58,14 +57,6 @@ def test_kernel_and_output_in_both_forms(name):
     reparameterize(block)
     assert type(block[0]) is nn.Conv2d and type(block[1]) is nn.BatchNorm2d
     check_deployed(fuse_conv_bn_eval(*block), case)
-
-
-@pytest.mark.parametrize('name', [name for name in CASES if 'weight_orepa_prior' in CASES[name]['state_dict']])
-def test_constants_match(name):
-    state = CASES[name]['state_dict']
-    kernel = build(name)[0][0].kernel
-    assert difference(frequency_prior(*state['weight_orepa_prior'].shape[:2], dtype=torch.float64), state['weight_orepa_prior']) < TOLERANCE
-    assert torch.equal(add_identity(torch.zeros_like(kernel.seq_1x1)), state['id_tensor'])
 
 
 DBB_CASES = {name: case for name, case in BLOCKS.items() if name.startswith('dbb_')}
