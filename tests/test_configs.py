@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
+from small_models import stock
 
 import orepa_mm
 from orepa_mm.deploy.loading import build_model
@@ -163,27 +164,26 @@ def wide(channels: int) -> dict:
 
 
 STOCK = {  # the toolbox's own config of the same network, and what makes it that
-    **{f'resnet{depth}': (f'mmpretrain::resnet/resnet{depth}_8xb32_in1k.py', {}) for depth in (18, 34, 50, 101)},
-    'wideresnet18-x1.5': ('mmpretrain::resnet/resnet18_8xb32_in1k.py', wide(96)),
-    'wideresnet18-x2': ('mmpretrain::resnet/resnet18_8xb32_in1k.py', wide(128)),
-    'resnext50-32x4d': ('mmpretrain::resnext/resnext50-32x4d_8xb32_in1k.py', {}),
-    'faster-rcnn_none-r50_fpn_1x': ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', {}),
-    'retinanet_none-r50_fpn_1x': ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {}),
-    **{f'mask-rcnn_none-{net}_coco': (f'mmdet::mask_rcnn/mask-rcnn_{net}_coco.py', {})
+    **{f'resnet{depth}': (f'mmpretrain/resnet/resnet{depth}_8xb32_in1k', {}) for depth in (18, 34, 50, 101)},
+    'wideresnet18-x1.5': ('mmpretrain/resnet/resnet18_8xb32_in1k', wide(96)),
+    'wideresnet18-x2': ('mmpretrain/resnet/resnet18_8xb32_in1k', wide(128)),
+    'resnext50-32x4d': ('mmpretrain/resnext/resnext50-32x4d_8xb32_in1k', {}),
+    'faster-rcnn_none-r50_fpn_1x': ('mmdet/faster_rcnn/faster-rcnn_r50_fpn_1x_coco', {}),
+    'retinanet_none-r50_fpn_1x': ('mmdet/retinanet/retinanet_r50_fpn_1x_coco', {}),
+    **{f'mask-rcnn_none-{net}_coco': (f'mmdet/mask_rcnn/mask-rcnn_{net}_coco', {})
        for net in ('r50_fpn_1x', 'r50_fpn_2x', 'r101_fpn_1x')},
-    'mask-rcnn_none-r50_fpn_1x_cityscapes': ('mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py', {}),
-    **{f'{net}_none': (f'mmseg::{net}/{net}_r50b-d8_4xb2-80k_cityscapes-512x1024.py', {}) for net in ('pspnet', 'deeplabv3plus')},
+    'mask-rcnn_none-r50_fpn_1x_cityscapes': ('mmdet/cityscapes/mask-rcnn_r50_fpn_1x_cityscapes', {}),
+    **{f'{net}_none': (f'mmseg/{net}/{net}_r50b-d8_4xb2-80k_cityscapes-512x1024', {}) for net in ('pspnet', 'deeplabv3plus')},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('name', few(NONE, *NONE[::4]))
-def test_none_is_the_stock_model(name, tmp_path):
+def test_none_is_the_stock_model(name):
     path, options = next(value for key, value in STOCK.items() if f'none-{key}_' in name or f'/{key}' in name)
-    (tmp_path / 'stock.py').write_text(f"_base_ = ['{path}']\n")
-    stock = Config.fromfile(tmp_path / 'stock.py')
-    stock.merge_from_dict(dict(model=options))
-    stock.model.pop('pretrained', None)
-    names = [[(key, p.shape) for key, p in build_model(cfg).named_parameters()] for cfg in (Config.fromfile(ROOT / name), stock)]
+    cfg = stock(*path.split('/', 1))
+    cfg.merge_from_dict(dict(model=options))
+    cfg.model.pop('pretrained', None)
+    names = [[(key, p.shape) for key, p in build_model(each).named_parameters()] for each in (Config.fromfile(ROOT / name), cfg)]
     assert names[0] == names[1]
 
 

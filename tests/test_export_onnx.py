@@ -20,7 +20,7 @@ from conftest import ROOT, done, few, full_disk, python, refused
 from mmengine.config import Config
 from mmengine.utils import digit_version
 from PIL import Image
-from small_models import CONFIGS, config, path_of, pictures, save_weights
+from small_models import CONFIGS, config, path_of, pictures, save_weights, stock
 from torch import nn
 
 from orepa_mm.deploy import agreement
@@ -314,17 +314,16 @@ class TestRefused:
     @pytest.mark.parametrize(
         ('path', 'message'),
         [
-            ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead: makes boxes in a way of its own'),
-            ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'DETR: is no detector with one dense head'),
-            ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 'PanopticFPN: makes boxes in a way of its own'),
-            ('mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 'FastRCNN: has no proposals of its own'),
-            ('mmdet::ssd/ssd300_coco.py', 'SSDHead with NoneType as loss_cls'),
-            ('mmdet::solo/solo_r50_fpn_1x_coco.py', 'SOLO: is no detector with one dense head'),
+            ('gfl/gfl_r50_fpn_1x_coco', 'GFLHead: makes boxes in a way of its own'),
+            ('detr/detr_r50_8xb2-150e_coco', 'DETR: is no detector with one dense head'),
+            ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco', 'PanopticFPN: makes boxes in a way of its own'),
+            ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco', 'FastRCNN: has no proposals of its own'),
+            ('ssd/ssd300_coco', 'SSDHead with NoneType as loss_cls'),
+            ('solo/solo_r50_fpn_1x_coco', 'SOLO: is no detector with one dense head'),
         ],
     )
-    def test_kinds_of_detectors(self, path, message, tmp_path):
-        (tmp_path / 'config.py').write_text(f"_base_ = ['{path}']\n")
-        cfg = Config.fromfile(tmp_path / 'config.py')
+    def test_kinds_of_detectors(self, path, message):
+        cfg = stock('mmdet', path)
         cfg.model.backbone.init_cfg = None
         if 'ssd' not in path:
             cfg.model.backbone.depth = 18

@@ -1,6 +1,5 @@
 """ReparameterizeHook validates and tests whatever the toolboxes build: stock configs with narrow OREPA backbones."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from conftest import few
 from mmengine.config import Config
 from mmengine.runner import Runner
+from small_models import stock
 from torch import nn
 
 from orepa_mm.engine import reparameterize_hook
@@ -31,11 +31,6 @@ DETECTORS = {
     'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance': NECK | {'model.bbox_head.conv_cfg': OREPA},
     'mask2former/mask2former_r50_8xb2-lsj-50e_coco': {'model.panoptic_head.in_channels': CHANNELS},
 }
-
-
-def stock(scope: str, name: str) -> Config:
-    package = Path(importlib.util.find_spec(scope).origin).parent
-    return Config.fromfile(package / '.mim' / 'configs' / f'{name}.py')
 
 
 def validated_and_tested(cfg: Config, loader: dict, evaluator: dict, work_dir: Path) -> tuple[Runner, str]:

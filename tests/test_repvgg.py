@@ -9,8 +9,8 @@ from conftest import few
 from mmengine.registry import init_default_scope
 from mmpretrain.models.backbones import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
+from small_models import stock
 from test_drop_in import batch_of, dense_outputs
-from test_hook_models import stock
 from torch import nn
 
 import orepa_mm

@@ -1,6 +1,5 @@
 """What reparameterize_model.py writes: the stock model, in a process that cannot import this package."""
 
-import importlib
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +10,7 @@ from conftest import ROOT, few, run_without
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
+from small_models import stock as stock_config_of
 from stock_outputs import outputs
 from torch import nn
 
@@ -135,12 +135,12 @@ def test_written_models(family, tmp_path):
 
 
 WITHOUT_DENSE_OUTPUTS = {
-    'mmdet/condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py': {},
-    'mmdet/yolact/yolact_r50_1xb8-55e_coco.py': {},
-    'mmdet/sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': {},
-    'mmdet/dab_detr/dab-detr_r50_8xb2-50e_coco.py': {'model.neck.in_channels': [128], 'model.num_queries': 10},
-    'mmdet/cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py': {},
-    'mmseg/point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py': {
+    'mmdet/condinst/condinst_r50_fpn_ms-poly-90k_coco_instance': {},
+    'mmdet/yolact/yolact_r50_1xb8-55e_coco': {},
+    'mmdet/sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco': {},
+    'mmdet/dab_detr/dab-detr_r50_8xb2-50e_coco': {'model.neck.in_channels': [128], 'model.num_queries': 10},
+    'mmdet/cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco': {},
+    'mmseg/point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024': {
         'model.backbone.deep_stem': True, 'model.pretrained': None, 'model.decode_head.0.norm_cfg.type': 'BN'},
 }  # fmt: skip
 
@@ -148,9 +148,7 @@ WITHOUT_DENSE_OUTPUTS = {
 @pytest.mark.parametrize('name', few(WITHOUT_DENSE_OUTPUTS, *list(WITHOUT_DENSE_OUTPUTS)[1::2]))
 def test_models_that_only_predict(name):
     """Their heads need a loss's inputs, queries or single precision, and are the stock ones anyway."""
-    toolbox, _, path = name.partition('/')
-    package = Path(importlib.import_module(toolbox).__file__).parent
-    cfg = Config.fromfile(package / '.mim/configs' / path)
+    cfg = stock_config_of(*name.split('/', 1))
     backbone = {'type': 'OREPAResNet', 'depth': 18, 'base_channels': 16, 'init_cfg': None, 'norm_cfg': dict(type='BN')}
     necks = {'model.neck.in_channels': [16, 32, 64, 128]}
     cfg.merge_from_dict({f'model.backbone.{key}': value for key, value in backbone.items()} | necks | WITHOUT_DENSE_OUTPUTS[name])

@@ -1,6 +1,5 @@
 """The command-line tools: real short runs on the three toolboxes, and what they say to bad input."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, Payload, done, python, refused
+from small_models import package
 
 SCOPES = dict(imagenet='mmpretrain', coco='mmdet', cityscapes='mmseg')
 METRIC = dict(imagenet='accuracy/top1', coco='coco/segm_mAP', cityscapes='mIoU')
@@ -94,7 +94,7 @@ def test_auto_scale_lr(tools, tmp_path):
 def test_stock_mmdet_scripts_run_the_same_config(run, trained, tools, tmp_path):
     """Only PYTHONPATH, another folder, and the script from the installed package."""
     tool, _, other = run.partition(' ')
-    script = Path(importlib.util.find_spec('mmdet').origin).parent / '.mim' / 'tools' / f'{tool}.py'
+    script = package('mmdet') / 'tools' / f'{tool}.py'
     pairs = [f'{key}={value}' for key, value in tools.options('coco', iterations=1).items()]
     checkpoint = [trained('imagenet' if other else 'coco', tools)] if tool == 'test' else []
     arguments = (ROOT / tools.CONFIGS['coco'], *checkpoint, '--work-dir', tmp_path / 'run', '--cfg-options', *pairs)

@@ -1,6 +1,5 @@
 """Two lines in stock configs, trained by the toolboxes' own scripts; what is written tests where this package cannot be imported."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, done, few, python
 from mmengine.config import Config
+from small_models import package, stock
 from small_runs import last_checkpoint
 
 LINES = """
@@ -23,19 +23,15 @@ CONFIGS = dict(
 )
 
 
-def package(scope: str) -> Path:
-    return Path(importlib.util.find_spec(scope).origin).parent / '.mim'
-
-
 def write_config(name: str, data: Path, folder: Path, lines: str = LINES) -> Path:
     """The stock config on small drawn data, with the two lines; the rest of it stays.
 
     All branches of a ResNet-50 and their momenta are checkpoints of 2 GB, so only the smaller networks have all.
     """
     lines = lines.format(branches='light' if 'r50' in CONFIGS[name][0] else 'full')
-    stock, changes = CONFIGS[name]
-    scope, _, path = stock.partition('/')
-    base = Config.fromfile(package(scope) / 'configs' / f'{path}.py')
+    path, changes = CONFIGS[name]
+    scope, _, path = path.partition('/')
+    base = stock(scope, path)
     cfg = Config(dict(model=dict(backbone=dict(init_cfg=None), pretrained=None), randomness=dict(seed=0)))
     if scope == 'mmseg':
         cfg.model.data_preprocessor = dict(size=(64, 64))
@@ -101,8 +97,8 @@ def test_the_stock_script_trains_and_the_stock_network_tests(name, mini_data, tm
     checkpoint = last_checkpoint(tmp_path / 'run')
     saved = torch.load(checkpoint, weights_only=False)
     assert saved['optimizer']['branches'] and not any('kernel.' in key for key in saved['state_dict'])
-    stock = write_config(name, mini_data, tmp_path, '')
-    script(scope, 'test', stock, checkpoint, '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
+    plain = write_config(name, mini_data, tmp_path, '')
+    script(scope, 'test', plain, checkpoint, '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
     trained, tested = metrics(tmp_path / 'run'), metrics(tmp_path / 'test')
     assert trained and trained == tested
 
