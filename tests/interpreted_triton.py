@@ -1,4 +1,4 @@
-"""Run by test_fused.py with TRITON_INTERPRET=1: squeezing by the GPU's programs, carried out in Python on the CPU, against autograd."""
+"""Run by test_gpu_programs.py with TRITON_INTERPRET=1: the GPU's programs, carried out in Python on the CPU, against autograd."""
 
 import copy
 import itertools
@@ -39,7 +39,7 @@ def check(kernel: nn.Module, memory_format: torch.memory_format = torch.channels
 
 
 programs = Mock(wraps=triton_squeeze)  # counts its calls
-closed_form.fused = lambda device: programs
+closed_form.programs_for = lambda device: programs
 subsets = ['full', 'light', ('origin',), ('sequence', 'point'), ('avg', 'separable'), ('freq', 'origin')]
 for branches, groups in [*zip(subsets, itertools.cycle((1, 2))), ('full', 2)]:
     check(OREPAKernel(6, 4, 3, groups=groups, branches=branches, dtype=torch.float64))

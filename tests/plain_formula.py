@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.functional import kernel_of
-from orepa_mm.layers.kernels import DeepLinearKernel, OREPAKernel, PlainKernel
+from orepa_mm.layers.kernels import OREPAKernel
+from orepa_mm.layers.stem import DeepLinearKernel, PlainKernel
 
 
 def written_out(layer: nn.Module, x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-import orepa_mm
 from orepa_mm import OREPAConv2d, attach_branches, expand, reparameterize
 from orepa_mm.errors import BranchesError, ExpandError, FuseError
 from orepa_mm.functional import BRANCHES
@@ -93,6 +92,24 @@ def both(model: nn.Module, optimizer_of, scales: str = 'learned', **options):
     return inside, beside, *optimizers, handle
 
 
+def same_training(pair: tuple, data: list[torch.Tensor], allowed: float = EXACT) -> bool:
+    """Whether what :func:`both` gives computes the same weights from the same data."""
+    inside, beside, one, other, *_ = pair
+    train(inside, one, data)
+    train(beside, other, data)
+    return apart(inside, beside) < allowed
+
+
+def alike(optimizer_of, dtype: torch.dtype = torch.float32, **options):
+    """Two networks and their optimizers with the same branches attached."""
+    models = network(dtype), network(dtype)
+    optimizers = [optimizer_of(model.parameters()) for model in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        torch.manual_seed(1)
+        attach_branches(model, optimizer, **options)
+    return *models, *optimizers
+
+
 # The same training as with branches in the model
 
 
@@ -132,11 +149,9 @@ def networks(draw) -> tuple[nn.Module, torch.Tensor]:
 )
 def test_any_network(drawn, name, start, branches, scales):
     model, x = drawn
-    inside, beside, one, other, _ = both(model, OPTIMIZERS[name], start=start, branches=branches, scales=scales)
-    train(inside, one, [x] * 50)
-    train(beside, other, [x] * 50)
+    pair = both(model, OPTIMIZERS[name], start=start, branches=branches, scales=scales)
     # A gradient that is nothing but rounding is as large a step to Adam and its kin as any other.
-    assert apart(inside, beside) < (EXACT if isinstance(one, torch.optim.SGD) else 1e-7)
+    assert same_training(pair, [x] * 50, EXACT if isinstance(pair[-2], torch.optim.SGD) else 1e-7)
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['contiguous', 'channels_last'])
@@ -165,10 +180,7 @@ def test_every_linear_method_attaches():
             with pytest.raises(ExpandError, match='norms'):
                 attach_branches(model, torch.optim.SGD(model.parameters()), method=method)
         else:
-            inside, beside, one, other, _ = both(network(), OPTIMIZERS['sgd'], method=method)
-            train(inside, one, batches(10))
-            train(beside, other, batches(10))
-            assert apart(inside, beside) < EXACT, method
+            assert same_training(both(network(), OPTIMIZERS['sgd'], method=method), batches(10)), method
 
 
 # What the model and the optimizer look like
@@ -208,9 +220,7 @@ def test_groups_hold_for_the_branches_of_their_weights():
     one, other = optimizer_of(inside), optimizer_of(beside)
     torch.manual_seed(1)
     attach_branches(beside, other)
-    train(inside, one, batches(20))
-    train(beside, other, batches(20))
-    assert apart(inside, beside) < EXACT
+    assert same_training((inside, beside, one, other), batches(20))
     assert apart(network()[6:], beside[6:]) < EXACT < apart(network()[:1], beside[:1])
 
 
@@ -238,11 +248,8 @@ def test_a_shared_weight_has_one_set_of_branches():
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 4, 3, padding=1).double()
     model = nn.Sequential(nn.Conv2d(3, 4, 1).double(), conv, nn.Tanh(), conv, nn.Conv2d(4, 4, 3, dtype=torch.float64))
-    inside, beside, one, other, handle = both(model, OPTIMIZERS['nesterov'])
-    assert [update.path for update in handle.updates] == ['0', '1', '4']
-    train(inside, one, batches(20))
-    train(beside, other, batches(20))
-    assert apart(inside, beside) < EXACT
+    pair = both(model, OPTIMIZERS['nesterov'])
+    assert [update.path for update in pair[-1].updates] == ['0', '1', '4'] and same_training(pair, batches(20))
     model[4].weight = conv.weight  # tied: two modules, one weight
     assert len(attach_branches(model, torch.optim.SGD(model.parameters(), lr=0.1)).updates) == 2
 
@@ -300,12 +307,8 @@ def test_clipping_acts_on_the_plain_gradient():
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('scales', ['learned', 'fixed'])
 def test_a_loss_scaler_and_a_step_it_skips(fused, scales):
-    options = dict(branches='light', scales=scales)
-    model, reference = network(torch.float32), network(torch.float32)
-    optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, fused=fused) for m in (model, reference))
-    for each, its in ((model, optimizer), (reference, plain)):
-        torch.manual_seed(1)
-        attach_branches(each, its, **options)
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, fused=fused)  # noqa: E731
+    model, reference, optimizer, plain = alike(sgd, branches='light', scales=scales)
     scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
     for step, x in enumerate(batches(6, dtype=torch.float32)):
         optimizer.zero_grad()
@@ -330,11 +333,7 @@ def test_a_loss_scaler_and_a_step_it_skips(fused, scales):
 @pytest.mark.parametrize('unscale', [False, True])
 def test_a_fused_optimizer_unscales_and_skips_inside_its_step(unscale):
     """Gradients reach its step scaled, and so do the branches'."""
-    model, reference = network(torch.float32), network(torch.float32)
-    optimizer, plain = (torch.optim.Adam(m.parameters(), lr=1e-3, fused=True) for m in (model, reference))
-    for each, its in ((model, optimizer), (reference, plain)):
-        torch.manual_seed(1)
-        attach_branches(each, its)
+    model, reference, optimizer, plain = alike(OPTIMIZERS['adam_fused'])
     scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
     for step, x in enumerate(batches(4, dtype=torch.float32)):
         optimizer.zero_grad()
@@ -408,10 +407,6 @@ def test_forward_and_backward_pass_are_the_plain_networks_operations():
 # Weights that somebody else writes
 
 
-def changed_rows(model: nn.Module, before: dict, name: str) -> bool:
-    return not torch.equal(model.state_dict()[name], before[name])
-
-
 @pytest.mark.parametrize('how', ['load_state_dict', 'copy_', 'data', 'mul_'])
 def test_weights_changed_from_outside_are_noticed(how, caplog):
     """The step starts from the weight as it is, and its branches from no momentum; untouched ones go on."""
@@ -464,17 +459,12 @@ def test_what_is_written_to_data_takes_a_call():
 def test_weights_that_come_back_have_not_changed(caplog):
     """As an average of weights that is swapped in for a validation and out again."""
     caplog.set_level('INFO')
-    model, reference = network(), network()
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, reference)]
-    for each, optimizer in zip((model, reference), optimizers, strict=True):
-        torch.manual_seed(1)
-        attach_branches(each, optimizer)
-        train(each, optimizer, batches(3))
+    model, reference, *_ = pair = alike(OPTIMIZERS['sgd'], torch.float64)
+    assert same_training(pair, batches(3))
     mine = copy.deepcopy(model.state_dict())
     model.load_state_dict(network().state_dict())
     model.load_state_dict(mine)
-    for each, optimizer in zip((model, reference), optimizers, strict=True):
-        train(each, optimizer, batches(3, seed=2))
+    assert same_training(pair, batches(3, seed=2))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True))
     assert not any('anew' in record.getMessage() for record in caplog.records)
 
@@ -639,9 +629,7 @@ def test_a_deep_stem_moves_out_of_the_model():
     handle = attach_branches(moved, optimizers[1])
     assert [update.path for update in handle.updates] == ['0', '2']  # and the plain convolution stays plain
     assert not any(isinstance(module, OREPAConv2d) for module in moved.modules())
-    train(inside, optimizers[0], batches(20))
-    train(moved, optimizers[1], batches(20))
-    assert apart(inside, moved) < EXACT
+    assert same_training((inside, moved, *optimizers), batches(20))
 
 
 def test_fixed_scales_take_the_momentum_of_branches_in_the_model():
@@ -658,9 +646,7 @@ def test_fixed_scales_take_the_momentum_of_branches_in_the_model():
         if name.endswith('scale'):
             parameter.requires_grad_(False)
             parameter.grad = None
-    train(inside, optimizer, batches(10, 1))
-    train(moved, handed, batches(10, 1))
-    assert apart(inside, moved) < EXACT
+    assert same_training((inside, moved, optimizer, handed), batches(10, 1))
 
 
 def test_the_training_form_is_a_copy():
@@ -842,10 +828,6 @@ def test_sharded_models_and_optimizers_are_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_it_is_public():
-    assert orepa_mm.attach_branches is attach_branches
-
-
 def test_states_of_the_weights_themselves_are_refused():
     """As Lookahead keeps slow weights in the state of the optimizer that it wraps."""
     model = network()
@@ -913,10 +895,8 @@ def graphs(monkeypatch):
 
 @pytest.mark.parametrize('name', ['nesterov', 'adamw'])
 def test_two_graphs_do_the_steps_of_all_weights(name, graphs):
-    inside, beside, one, other, handle = both(network(), OPTIMIZERS[name])
-    train(inside, one, batches(10))
-    train(beside, other, batches(10))
-    assert apart(inside, beside) < EXACT and len(graphs) == 2
+    inside, beside, one, other, handle = pair = both(network(), OPTIMIZERS[name])
+    assert same_training(pair, batches(10)) and len(graphs) == 2
     for model, optimizer in ((inside, one), (beside, other)):  # one weight has no gradient in this step
         optimizer.zero_grad()
         model[:6](batches(1)[0]).square().mean().backward()
@@ -936,11 +916,7 @@ def test_two_graphs_do_the_steps_of_all_weights(name, graphs):
 
 def test_a_loss_scaler_and_the_graphs_of_a_fused_optimizer(graphs):
     """It divides, or skips, inside its step; each weight ends that by itself."""
-    model, reference = network(torch.float32), network(torch.float32)
-    optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.1, fused=True) for m in (model, reference))
-    for each, its in ((model, optimizer), (reference, plain)):
-        torch.manual_seed(1)
-        attach_branches(each, its)
+    model, reference, optimizer, plain = alike(lambda parameters: torch.optim.SGD(parameters, lr=0.1, fused=True))
     scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
     for x in batches(3, dtype=torch.float32):
         optimizer.zero_grad()
@@ -959,10 +935,7 @@ def test_where_no_graph_can_be_captured_weights_step_by_themselves(graphs, monke
         raise RuntimeError('out of memory')
 
     monkeypatch.setattr(steps, 'capture', fails)
-    inside, beside, one, other, _ = both(network(), OPTIMIZERS['nesterov'])
-    train(inside, one, batches(3))
-    train(beside, other, batches(3))
-    assert apart(inside, beside) < EXACT
+    assert same_training(both(network(), OPTIMIZERS['nesterov']), batches(3))
     assert [record.getMessage() for record in caplog.records if 'out of memory' in record.getMessage()] == [
         'Without a CUDA graph the branches of each weight step by themselves, which takes longer: out of memory.'
     ]

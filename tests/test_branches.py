@@ -4,8 +4,10 @@ from itertools import combinations
 
 import pytest
 import torch
+from method_case import relative
 from mmdet.registry import MODELS as MMDET
 from mmengine.config import Config
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from mmseg.registry import MODELS as MMSEG
 from torch import nn
@@ -18,8 +20,8 @@ from orepa_mm.checkpoints.stem import squeeze_stem
 from orepa_mm.deploy.loading import build_model
 from orepa_mm.deploy.stock_config import stock_config
 from orepa_mm.errors import ExpandError, LayerError, LayoutError
-from orepa_mm.functional import BRANCHES, Branches, closed_form_kxk, squeeze_kxk
-from orepa_mm.layers.kernels import PARAMETERS, PRESETS, OREPAKernel
+from orepa_mm.functional import BRANCHES, WEIGHTS, Branches, closed_form_kxk, squeeze_kxk
+from orepa_mm.layers.kernels import PRESETS, OREPAKernel
 
 MODELS = dict(mmpretrain=MMPRETRAIN, mmdet=MMDET, mmseg=MMSEG)
 SUBSETS = [subset for count in range(1, 7) for subset in combinations(BRANCHES, count)]
@@ -35,13 +37,9 @@ def build(branches='full', kernel_size: int = 3, groups: int = 2, channels: tupl
     return conv
 
 
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 def parts(kernel: OREPAKernel, branches: tuple[str, ...]) -> Branches:
     """The weights of some branches of a kernel that has all."""
-    weights, names = kernel._branches(), {name for branch in branches for name in PARAMETERS[branch]} | {'prior'}
+    weights, names = kernel._branches(), {name for branch in branches for name in WEIGHTS[branch]} | {'prior'}
     rows = torch.stack([kernel.scale[BRANCHES.index(name)] for name in branches])
     return Branches(**{name: weight if name in names else None for name, weight in weights._asdict().items()} | dict(scale=rows))
 
@@ -60,7 +58,7 @@ def test_a_subset_is_the_sum_of_its_branches(groups):
 def test_gradients_of_every_subset_are_those_of_the_plain_formula():
     for subset in SUBSETS:
         layer = build(subset, bias=False)
-        assert set(dict(layer.kernel.named_parameters())) == {'scale'} | {p for name in subset for p in PARAMETERS[name]}
+        assert set(dict(layer.kernel.named_parameters())) == {'scale'} | {p for name in subset for p in WEIGHTS[name]}
         x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
         found = []
         for closed_form in (True, False):
@@ -112,6 +110,29 @@ def test_branches_that_a_checkpoint_lacks_start_at_zero(kernel_size, caplog):
     assert 'which the checkpoint lacks, start' in caplog.text
     full.weight.square().sum().backward()
     assert all(p.grad.abs().max() > 0 for name, p in full.named_parameters() if name.endswith(('seq_kxk', 'pointwise', 'first')))
+
+
+@pytest.mark.parametrize('strict', [False, True])
+@pytest.mark.parametrize(('size', 'change'), [(3, 'dw'), (3, 'scale'), *((size, 'width') for size in (1, 3, 7)), (7, 'plain stage')])
+def test_what_is_of_another_shape_is_named_as_by_torch(size, change, strict):
+    """Whatever is adapted otherwise: more branches, fewer, earlier names, a plain stage. The weights are copied as far as they fit."""
+    for branches, others in (('full', 'light'), ('light', 'full'), ('full', 'full')):
+        layer, other = build(branches, size, 1), build(others, size, 1, (4, 6 if change == 'width' else 4))
+        state = other.state_dict()
+        if change == 'dw':
+            state |= {'kernel.dw': torch.zeros(7, 1, 3, 3), 'kernel.pw': torch.zeros(4, 7, 1, 1)}
+            state.pop('kernel.depthwise', None), state.pop('kernel.pointwise', None)
+        elif change == 'scale':
+            state['kernel.scale'] = torch.tensor(1.0)
+        elif change == 'plain stage':
+            state = {key: value for key, value in state.items() if 'stages.1.' not in key} | {
+                'kernel.stages.1.weight': torch.zeros(4, 4, 5, 5)
+            }
+        with pytest.raises(RuntimeError, match=r'size mismatch for kernel\.\S+: copying a param with shape torch'):
+            layer.load_state_dict(state, strict=strict)
+        nn.init.ones_(state['bias'].resize_(4))
+        mmengine_load(layer, state)
+        assert (layer.bias == 1).all()
 
 
 @pytest.mark.parametrize('branches', ['light', ('separable', 'origin'), ['origin']])

@@ -11,6 +11,7 @@ from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.reparam import plan_swaps
 from orepa_mm.reparam.comparison import LayerComparison, largest_difference, tensors
 from orepa_mm.reparam.convert import Swap
+from orepa_mm.testing import assert_forms_agree
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -126,6 +127,23 @@ def test_values_that_are_not_finite_in_half_precision_are_told_at_once():
             parameter.fill_(8)
     layer(torch.full((1, 4, 2, 2), 6e4, dtype=torch.float16))
     assert comparison.differences['layer'].largest == float('inf')
+
+
+def test_forms_that_agree_and_a_layer_that_does_not(monkeypatch):
+    model = nn.Sequential(OREPAConv2d(4, 4, 3), nn.ReLU(), DBBConv2d(4, 4, 3, padding=1)).eval()
+    x, modules = torch.randn(1, 4, 9, 8), list(model.modules())
+    for inputs in (x, (x,), dict(input=x)):
+        assert_forms_agree(model, inputs)
+    assert_forms_agree(OREPAConv2d(4, 4, 3).bfloat16(), x.bfloat16())
+    monkeypatch.setattr(DBBConv2d, 'equivalent_conv', lambda self: (self.origin.weight, torch.ones(4)))
+    with pytest.raises(AssertionError, match=r'forms differ by .*, more than 1e-05; the layer that differs most is "2", by'):
+        assert_forms_agree(model, x)
+    with pytest.raises(AssertionError, match=r'more than 1e-03; .* is "", by'):
+        assert_forms_agree(model[2], x, tolerance=1e-3)
+    assert list(model.modules()) == modules and not any(module._forward_hooks for module in modules)
+    assert_forms_agree(model, x, tolerance=1e3)
+    with pytest.raises(AssertionError, match='no branches'):
+        assert_forms_agree(nn.Conv2d(4, 4, 3), x)
 
 
 def test_a_plan_has_every_place_and_nothing_inside_what_is_swapped():

@@ -194,4 +194,4 @@ def test_layers_that_a_file_has_plain_kernels_for(prefix):
     }
     assert plain_kernels(model, found) == ([] if prefix else ['0', '2.0'])
     assert plain_kernels(model, found, prefix) == ['0', '2.0']
-    assert plain_kernels(model[0], {f'{prefix}weight': torch.ones(1)}, prefix) == ['']
+    assert plain_kernels(model[0], {f'{prefix}weight': torch.ones(4, 4, 3, 3)}, prefix) == ['']

@@ -18,7 +18,8 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import DBBConv2d, OREPAConv2d, expand, prune_branches, reparameterize
-from orepa_mm.errors import BranchesError, ExpandError, FuseError, PlainKernelError
+from orepa_mm.checkpoints.checking import check_state_dict
+from orepa_mm.errors import BranchesError, CheckpointError, ExpandError, FuseError, PlainKernelError
 from orepa_mm.layers import METHODS, ReparameterizableConv2d
 from orepa_mm.reparam.comparison import largest_difference
 
@@ -62,13 +63,6 @@ def test_there_and_back_again(start, training):
     for key, value in model.state_dict().items():
         if not key.endswith(('running_mean', 'running_var', 'num_batches_tracked')):
             assert relative(value, reference.state_dict()[key]) < 1e-10
-
-
-def test_expanding_what_was_reparameterized():
-    model = nn.Sequential(OREPAConv2d(4, 8, 3), OREPAConv2d(8, 4, 1)).double()
-    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    expected = model(x)
-    assert relative(expand(reparameterize(model))(x), expected) < 1e-10 and branches(model) == 2
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -158,6 +152,7 @@ def test_layers_that_stay_plain_are_listed(caplog):
         (lambda: nn.Sequential(nn.Conv2d(2, 2, 2)), {}, 'nothing to expand: "0" has a kernel of 2 x 2'),
         (plain_net, dict(pattern='xyz'), 'nothing to expand: no convolution was chosen'),
         (plain_net, dict(start='random'), "start='random' is unknown; choose from balanced, zeros, shared"),
+        (plain_net, dict(method='OREPAA'), "method='OREPAA' is unknown; choose from ExpandNet, OREPA"),
         (lambda: nn.Conv2d(2, 2, (3, 1)), {}, 'a kernel of 3 x 1'),
         (lambda: expand(plain_net()), {}, 'nothing to expand'),
     ],
@@ -344,19 +339,20 @@ def test_stock_weights_by_mmengines_loader(strict, resnet50, tmp_path, capsys):
     assert all(relative(plain[key], value) < 1e-6 for key, value in state.items())
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda state: state.update({'conv.weight': torch.zeros(8, 4, 5, 5)}), r'\(8, 4, 5, 5\), and the layer.s is \(8, 4, 3, 3\)'),
-        (lambda state: state.update({'conv.bias': torch.zeros(8)}), 'deployed with its norms folded'),
-    ],
-)
-def test_plain_kernels_that_do_not_fit(change, message):
+def test_a_plain_kernel_with_a_bias_for_a_layer_without_one():
     net = nn.ModuleDict(dict(conv=OREPAConv2d(4, 8, 3, bias=False)))
-    state = {'conv.weight': torch.zeros(8, 4, 3, 3)}
-    change(state)
-    with pytest.raises(PlainKernelError, match=message):
-        net.load_state_dict(state, strict=False)
+    with pytest.raises(PlainKernelError, match='deployed with its norms folded'):
+        net.load_state_dict({'conv.weight': torch.zeros(8, 4, 3, 3), 'conv.bias': torch.zeros(8)}, strict=False)
+
+
+def test_the_check_before_a_run_knows_plain_kernels_of_another_shape():
+    net = nn.ModuleDict(dict(conv=OREPAConv2d(4, 8, 3), head=nn.Linear(2, 2)))
+    state = {'conv.weight': torch.zeros(8, 4, 5, 5), 'conv.bias': torch.zeros(8)} | {
+        f'head.{k}': v for k, v in net.head.state_dict().items()
+    }
+    check_state_dict(net, state, 'other.pth', partial=True)  # as of any other weight
+    with pytest.raises(CheckpointError, match=r'other.pth: .*1 of another shape \(conv.weight \(8, 4, 5, 5\) for \(8, 4, 3, 3\)\)'):
+        check_state_dict(net, state, 'other.pth')
 
 
 def test_a_stem_with_too_few_channels_says_what_to_do():
@@ -419,24 +415,11 @@ def test_expanding_a_file(tools, tmp_path, resnet50):
 def test_a_bare_convolution_is_expanded_as_one_in_a_model(start):
     conv, options = nn.Conv2d(4, 4, 3), dict(start=start, branches=('origin', 'avg'))
     (inside,) = expand(nn.Sequential(copy.deepcopy(conv)), **options)
-    bare = expand(conv, **options)
-    assert bare.kernel.branches == ('origin', 'avg')
+    conv.register_forward_hook(lambda module, args, output: output + 1)
+    bare, x = expand(conv, **options), torch.randn(1, 4, 9, 8)
+    assert bare.kernel.branches == ('origin', 'avg') and relative(bare(x), conv(x)) < 1e-5
     for key, value in inside.state_dict().items():
         assert torch.equal(bare.state_dict()[key], value), key
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(method='OREPAA'), "method='OREPAA' is unknown; choose from ExpandNet, OREPA"),
-        (dict(method='DBB'), "method='DBB': its branches have norms, whose statistics do not follow from a kernel"),
-    ],
-)
-def test_methods_that_cannot_be_expanded_to(options, message):
-    model = plain_net()
-    with pytest.raises(ExpandError, match=message):
-        expand(model, **options)
-    assert not branches(model)
 
 
 BLOCKS = {  # of timm, which merge their own branches

@@ -1,7 +1,6 @@
 """Single layers of every shape: the squeezed convolution is the sum of its branches, in output, gradients and every form it can take."""
 
 import copy
-import inspect
 import io
 
 import pytest
@@ -12,9 +11,9 @@ from plain_formula import written_out
 from random_layers import layers
 from torch import Tensor, nn
 
-from orepa_mm import DBBConv2d, OREPAConv2d, expand, reparameterize
+from orepa_mm import OREPAConv2d, expand, reparameterize
 from orepa_mm.errors import LayerError, PlainKernelError
-from orepa_mm.layers import ACNetConv2d, ExpandNetConv2d, ReparameterizableConv2d
+from orepa_mm.layers import ReparameterizableConv2d
 from orepa_mm.layers.kernels import STARTS
 
 # Of the scale: rounding of sums of some hundred terms; in half precision each branch of a block is rounded by itself, ten roundings in all.
@@ -116,11 +115,6 @@ def test_every_form_computes_the_same(case, start):
     else:
         with pytest.raises(PlainKernelError, match='weight'):
             twin.load_state_dict(plain.state_dict())
-
-
-@pytest.mark.parametrize('layer_type', [OREPAConv2d, DBBConv2d, ACNetConv2d, ExpandNetConv2d])
-def test_the_input_is_named_as_that_of_a_plain_convolution(layer_type):
-    assert list(inspect.signature(layer_type.forward).parameters) == list(inspect.signature(nn.Conv2d.forward).parameters)
 
 
 def plain_stages(layer: OREPAConv2d) -> bool:

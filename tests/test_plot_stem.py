@@ -6,10 +6,10 @@ import plot_stem
 import pytest
 import torch
 from conftest import done, refused
+from diversity import stem_parts
 from torch import nn
 
 from orepa_mm import OREPAConv2d
-from orepa_mm.reparam.diversity import stem_parts
 
 EXACT = 1e-10  # of the kernel's scale, in float64: a few hundred products and sums
 

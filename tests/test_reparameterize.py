@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import few
+from method_case import relative
 from mmcv.cnn import ConvModule
 from torch import nn
 
@@ -26,10 +27,6 @@ def settle(model: nn.Module) -> nn.Module:
             nn.init.normal_(module.bias)
     model.eval()  # which returns nothing in some backbones
     return model
-
-
-def relative(actual, expected):
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 class Block(nn.Module):

@@ -42,7 +42,12 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     _check_stem(model, state, path)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith('data_preprocessor.')}
     layers = {f'{name}.weight': m for name, m in model.named_modules() if isinstance(m, ReparameterizableConv2d)}
-    plain = [key for key, layer in layers.items() if key in state and state[key].shape[1:2] == (layer.in_channels // layer.groups,)]
+    reshaped_kernels = [key for key, layer in layers.items() if key in state and tuple(state[key].shape) != layer.plain_shape]
+    for key in reshaped_kernels:  # plain ones, which stand for the branches of their layer
+        inside = key.removesuffix('weight')
+        expected = {name: value for name, value in expected.items() if not name.startswith(inside) or name == f'{inside}bias'}
+        expected[key] = torch.empty(layers[key].plain_shape, device='meta')
+    plain = [key for key in layers if key in state and key not in reshaped_kernels]
     if plain:
         raise CheckpointError(
             f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers ({type(layers[plain[0]]).__name__}) whose '

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..layers import OREPAConv2d
-from ..layers.kernels import branches_in
+from ..layers.adapting import branches_in
 
 
 def deep_stem(state: dict[str, Tensor], path: str) -> OREPAConv2d | None:

@@ -21,7 +21,7 @@ from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
 from ..errors import CheckpointError, UsageError
 from ..layers import ReparameterizableConv2d
-from ..layers.kernels import DeepLinearKernel
+from ..layers.stem import DeepLinearKernel
 from ..registry import type_name
 from ..reparam.convert import is_sharded
 from .changed_parameters import optimizers_of

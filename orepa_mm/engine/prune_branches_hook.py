@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import PruneError
-from ..layers.kernels import branches_in
+from ..layers.adapting import branches_in
 from ..optim import attached_to
 from ..optim.prune import drop_branches_of
 from ..reparam.prune import branches_below, check_threshold, drop_branches, kernels_with_branches

@@ -16,6 +16,7 @@ from .precision import under_autocast as under_autocast
 from .precision import without_autocast as without_autocast
 from .repvgg_l2 import repvgg_l2 as repvgg_l2
 from .squeeze import BRANCHES as BRANCHES
+from .squeeze import WEIGHTS as WEIGHTS
 from .squeeze import Branches as Branches
 from .squeeze import branch_kernels as branch_kernels
 from .squeeze import compose as compose

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fused import fused
+from .gpu import programs_for
 from .precision import without_autocast
 from .separable import DepthwiseGradient, add_separable, pointwise_gradient
-from .squeeze import Branches, squeeze_kxk
+from .squeeze import WEIGHTS, Branches, squeeze_kxk
 
 # Elements of a kernel that all passes take at a time on a CPU: what stays in the cores' caches.
 CHUNK = 1 << 20
@@ -35,25 +35,24 @@ def _rows(kernel: Tensor, groups: int) -> Tensor:
 
 def _in_groups(branches: Branches, shape: tuple[int, ...], groups: int) -> Branches:
     """The weights with groups and output channels in front and input channels last."""
-    b, (out_channels, inputs, k, _) = branches, shape
+    out_channels, inputs, k, _ = shape
     per_group, taps = out_channels // groups, k * k
-
-    def grouped(weight: Tensor | None, *rest: int) -> Tensor | None:
-        return None if weight is None else weight.reshape(groups, *rest)
-
-    depthwise = grouped(b.depthwise, -1, inputs, taps)
-    return Branches(
-        scale=b.scale.view(-1, groups, per_group, 1),
-        origin=grouped(b.origin, per_group, taps, inputs),
-        avg=grouped(b.avg, per_group, inputs),
-        freq=grouped(b.freq, per_group, inputs),
-        prior=grouped(b.prior, per_group, taps),
-        seq_1x1=grouped(b.seq_1x1, -1, inputs),
-        seq_kxk=grouped(b.seq_kxk, per_group, taps, -1),
-        depthwise=None if depthwise is None else depthwise.transpose(2, 3).contiguous(),
-        pointwise=grouped(b.pointwise, per_group, -1, inputs),
-        point=grouped(b.point, per_group, inputs),
+    sizes = dict(
+        origin=(per_group, taps, inputs),
+        avg=(per_group, inputs),
+        freq=(per_group, inputs),
+        prior=(per_group, taps),
+        seq_1x1=(-1, inputs),
+        seq_kxk=(per_group, taps, -1),
+        depthwise=(-1, inputs, taps),
+        pointwise=(per_group, -1, inputs),
+        point=(per_group, inputs),
     )
+    there = {name: weight for name, weight in branches._asdict().items() if weight is not None}
+    grouped = {name: there[name].reshape(groups, *size) for name, size in sizes.items() if name in there}
+    if 'depthwise' in grouped:
+        grouped['depthwise'] = grouped['depthwise'].transpose(2, 3).contiguous()
+    return Branches(scale=branches.scale.view(-1, groups, per_group, 1), **grouped)
 
 
 def _chunks(rows: Tensor) -> list[slice]:
@@ -70,27 +69,27 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
     """Write the kernel, [g, O/g, k*k, I/g], of weights in groups."""
-    b, taps = branches, kernel.shape[2]
-    scale, in_place = b.scales(), kernel.stride(-1) == 1
+    b: Any = branches
+    taps, in_place = kernel.shape[2], kernel.stride(-1) == 1
     for c in _chunks(kernel):
-        s = {name: row[:, c] for name, row in scale.items()}
+        s = {name: row[:, c] for name, row in branches.scales().items()}
         w = kernel[:, c] if in_place else kernel.new_empty(kernel[:, c].shape)
-        if b.seq_1x1 is not None and b.seq_kxk is not None:
+        if 'sequence' in s:
             torch.bmm(b.seq_kxk[:, c].flatten(1, 2), b.seq_1x1, out=w.view(w.shape[0], -1, w.shape[3]))
             w.mul_(s['sequence'][:, :, None])
-            if b.origin is not None:
+            if 'origin' in s:
                 w.addcmul_(b.origin[:, c], s['origin'][:, :, None])
-        elif b.origin is not None:
+        elif 'origin' in s:
             torch.mul(b.origin[:, c], s['origin'][:, :, None], out=w)
         else:
             w.zero_()
-        if b.depthwise is not None and b.pointwise is not None:
+        if 'separable' in s:
             add_separable(w, b.pointwise[:, c] * s['separable'][:, :, None], b.depthwise)
-        if b.freq is not None and b.prior is not None:
+        if 'freq' in s:
             w.addcmul_((b.freq[:, c] * s['freq']).unsqueeze(2), b.prior[:, c].unsqueeze(3))
-        if b.avg is not None:
+        if 'avg' in s:
             w.add_((b.avg[:, c] * (s['avg'] / taps)).unsqueeze(2))
-        if b.point is not None:
+        if 'point' in s:
             w[:, :, taps // 2].addcmul_(b.point[:, c], s['point'])
         if not in_place:
             kernel[:, c] = w
@@ -98,42 +97,39 @@ def _squeeze_into(kernel: Tensor, branches: Branches) -> None:
 
 def _gradient(grad: Tensor, branches: Branches) -> Branches:
     """Gradients of weights in groups; None for the prior, which is constant."""
-    b, taps, scale = branches, grad.shape[2], branches.scales()
-    d = Branches._make(None if weight is None else torch.empty_like(weight) for weight in b)
+    b: Any = branches
+    taps, scale = grad.shape[2], branches.scales()
+    d: Any = Branches._make(None if weight is None else torch.empty_like(weight) for weight in branches)
     d = d._replace(scale=torch.empty_like(b.scale[..., 0]), prior=None)
     d_scale = d.scales()
     if d.seq_1x1 is not None:
         d.seq_1x1.zero_()
-    d_depthwise = None if b.depthwise is None else DepthwiseGradient(b.depthwise, grad.shape[1])
+    depthwise = None if b.depthwise is None else DepthwiseGradient(b.depthwise, grad.shape[1])
+
+    def store(branch: str, found: Tensor) -> None:
+        """From the gradient that the last weight of a branch would have at a scale of one."""
+        weight, row = WEIGHTS[branch][-1], s[branch]
+        d_scale[branch][:, c] = _dot(found, getattr(b, weight)[:, c])
+        torch.mul(found, row if found.dim() == row.dim() else row[:, :, None], out=getattr(d, weight)[:, c])
+
     for c in _chunks(grad):
         g, s = grad[:, c].contiguous(), {name: row[:, c] for name, row in scale.items()}
-        if b.origin is not None and d.origin is not None:
-            torch.mul(g, s['origin'][:, :, None], out=d.origin[:, c])
-            d_scale['origin'][:, c] = _dot(g, b.origin[:, c])
-        if b.avg is not None and d.avg is not None:
-            pooled = g.sum(2)
-            torch.mul(pooled, s['avg'] / taps, out=d.avg[:, c])
-            d_scale['avg'][:, c] = _dot(pooled, b.avg[:, c]) / taps
-        if b.freq is not None and b.prior is not None and d.freq is not None:
-            filtered = torch.einsum('gop,gopi->goi', b.prior[:, c], g)
-            torch.mul(filtered, s['freq'], out=d.freq[:, c])
-            d_scale['freq'][:, c] = _dot(filtered, b.freq[:, c])
-        if b.seq_1x1 is not None and b.seq_kxk is not None and d.seq_1x1 is not None and d.seq_kxk is not None:
-            sequence = torch.bmm(g.flatten(1, 2), b.seq_1x1.transpose(1, 2)).view_as(b.seq_kxk[:, c])
-            d_scale['sequence'][:, c] = _dot(sequence, b.seq_kxk[:, c])
-            torch.mul(sequence, s['sequence'][:, :, None], out=d.seq_kxk[:, c])
-            torch.mul(b.seq_kxk[:, c], s['sequence'][:, :, None], out=sequence)
-            d.seq_1x1.baddbmm_(sequence.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
-        if b.point is not None and d.point is not None:
-            centre = g[:, :, taps // 2]
-            torch.mul(centre, s['point'], out=d.point[:, c])
-            d_scale['point'][:, c] = _dot(centre, b.point[:, c])
-        if b.depthwise is not None and b.pointwise is not None and d.pointwise is not None and d_depthwise is not None:
-            d_pointwise = pointwise_gradient(g, b.depthwise)
-            d_scale['separable'][:, c] = _dot(d_pointwise, b.pointwise[:, c])
-            torch.mul(d_pointwise, s['separable'][:, :, None], out=d.pointwise[:, c])
-            d_depthwise.add(g, b.pointwise[:, c] * s['separable'][:, :, None])
-    return d if d_depthwise is None else d._replace(depthwise=d_depthwise.total().transpose(2, 3))
+        if 'origin' in s:
+            store('origin', g)
+        if 'avg' in s:
+            store('avg', g.mean(2))
+        if 'freq' in s:
+            store('freq', torch.einsum('gop,gopi->goi', b.prior[:, c], g))
+        if 'sequence' in s:
+            store('sequence', torch.bmm(g.flatten(1, 2), b.seq_1x1.transpose(1, 2)).view_as(b.seq_kxk[:, c]))
+            scaled = b.seq_kxk[:, c] * s['sequence'][:, :, None]
+            d.seq_1x1.baddbmm_(scaled.flatten(1, 2).transpose(1, 2), g.flatten(1, 2))
+        if 'point' in s:
+            store('point', g[:, :, taps // 2])
+        if depthwise is not None:
+            store('separable', pointwise_gradient(g, b.depthwise))
+            depthwise.add(g, b.pointwise[:, c] * s['separable'][:, :, None])
+    return d if depthwise is None else d._replace(depthwise=depthwise.total().transpose(2, 3))
 
 
 def _by_autograd(
@@ -156,7 +152,7 @@ class _SqueezeKxK(torch.autograd.Function):
         ctx.save_for_backward(*branches)
         ctx.shape, ctx.groups = shape, groups
         kernel = torch.empty(shape, device=branches.scale.device, dtype=branches.scale.dtype, memory_format=memory_format)
-        programs = fused(kernel.device)
+        programs = programs_for(kernel.device)
         if programs is not None:
             programs.squeeze_into(kernel, branches, groups)
         else:
@@ -175,7 +171,7 @@ class _SqueezeKxK(torch.autograd.Function):
 
 def gradient_kxk(grad: Tensor, branches: Branches, groups: int = 1) -> Branches:
     """The backward pass of :func:`.squeeze_kxk`: gradients of the weights, None for the prior, from that of the kernel [O, I/g, k, k]."""
-    programs = fused(grad.device)
+    programs = programs_for(grad.device)
     with without_autocast(grad):
         if programs is not None:
             found = programs.gradient(grad, branches, groups)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .precision import without_autocast
+
 
 def merge_1x1_kxk(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     """One convolution for a 1x1 and a k x k one after it, whose input is padded with ``first_bias``.
@@ -19,8 +21,9 @@ def merge_1x1_kxk(first: Tensor, first_bias: Tensor, second: Tensor, second_bias
     """
     out_channels, mid_per_group, k, _ = second.shape
     grouped = second.reshape(groups, out_channels // groups, mid_per_group, k * k)
-    kernel = torch.einsum('gotp,gti->goip', grouped, first.reshape(groups, mid_per_group, -1))
-    bias = torch.einsum('gotp,gt->go', grouped, first_bias.reshape(groups, mid_per_group))
+    with without_autocast(first):
+        kernel = torch.einsum('gotp,gti->goip', grouped, first.reshape(groups, mid_per_group, -1))
+        bias = torch.einsum('gotp,gt->go', grouped, first_bias.reshape(groups, mid_per_group))
     return kernel.reshape(out_channels, -1, k, k), bias.reshape(out_channels) + second_bias
 
 

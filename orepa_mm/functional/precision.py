@@ -1,4 +1,4 @@
-"""Under which conditions a kernel is squeezed."""
+"""Autocast, half precision, tracing: what else is going on while a kernel is squeezed."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext

@@ -1,10 +1,9 @@
 """The depthwise then pointwise branch of kernels in rows, [g, O/g, k*k, I/g], and its gradients.
 
 Every input channel has a tiny matrix product of its own, [O/g x E] by [E x k*k]. A CPU is faster with long rows of input channels, one
-expansion channel or position at a time; a GPU with few launches.
+expansion channel or position at a time.
 """
 
-import torch
 from torch import Tensor
 
 BLOCK = 16  # output channels that are added up side by side, as long as their sums stay in the caches
@@ -17,17 +16,12 @@ def add_separable(w: Tensor, pointwise: Tensor, depthwise: Tensor) -> None:
         pointwise: P, [g, O/g, E, I/g].
         depthwise: D, [g, E, k*k, I/g].
     """
-    if w.device.type != 'cpu':
-        w += torch.einsum('goei,gepi->gopi', pointwise, depthwise)
-        return
     for e in range(depthwise.shape[1]):
         w.addcmul_(pointwise[:, :, e, None], depthwise[:, None, e])
 
 
 def pointwise_gradient(g: Tensor, depthwise: Tensor) -> Tensor:
     """sum_p (G D_e), [g, O/g, E, I/g], of the gradient G [g, O/g, k*k, I/g]."""
-    if g.device.type != 'cpu':
-        return torch.einsum('gopi,gepi->goei', g, depthwise).contiguous()
     result = g[:, :, None, 0] * depthwise[:, None, :, 0]
     for p in range(1, g.shape[2]):
         result.addcmul_(g[:, :, None, p], depthwise[:, None, :, p])
@@ -44,15 +38,11 @@ class DepthwiseGradient:
 
     def __init__(self, depthwise: Tensor, out_channels: int) -> None:
         # Each channel of a block has its own sums: adding to memory in rows, where a sum over all channels would jump between them.
-        block = min(BLOCK, out_channels) if depthwise.device.type == 'cpu' else 1
         groups, *rest = depthwise.shape
-        self._sums = depthwise.new_zeros(groups, block, *rest)
+        self._sums = depthwise.new_zeros(groups, min(BLOCK, out_channels), *rest)
 
     def add(self, g: Tensor, pointwise: Tensor) -> None:
         """Add the output channels of G [g, slice, k*k, I/g] and P [g, slice, E, I/g]."""
-        if g.device.type != 'cpu':
-            self._sums[:, 0] += torch.einsum('goei,gopi->gepi', pointwise, g)
-            return
         block = self._sums.shape[1]
         for g_block, pointwise_block in zip(g.split(block, 1), pointwise.split(block, 1), strict=True):
             self._sums[:, : g_block.shape[1]].addcmul_(g_block[:, :, None], pointwise_block[:, :, :, None])

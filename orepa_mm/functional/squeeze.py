@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BRANCHES = ('origin', 'avg', 'freq', 'sequence', 'point', 'separable')
+# The weights of each branch, by their names in Branches; with the last of them at zero it adds nothing.
+WEIGHTS = dict(
+    origin=('origin',),
+    avg=('avg',),
+    freq=('freq',),
+    sequence=('seq_1x1', 'seq_kxk'),
+    point=('point',),
+    separable=('depthwise', 'pointwise'),
+)
+BRANCHES = tuple(WEIGHTS)
 
 
 class Branches(NamedTuple):
@@ -48,8 +57,7 @@ class Branches(NamedTuple):
 
     def scales(self) -> dict[str, Tensor]:
         """The row of ``scale`` of each branch there is, by its name."""
-        weights = zip(BRANCHES, (self.origin, self.avg, self.freq, self.seq_kxk, self.point, self.pointwise), strict=True)
-        there = [name for name, weight in weights if weight is not None]
+        there = [name for name, weights in WEIGHTS.items() if getattr(self, weights[-1]) is not None]
         return {name: self.scale[row] for row, name in enumerate(there)}
 
 

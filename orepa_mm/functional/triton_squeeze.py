@@ -39,6 +39,11 @@ def _places(branches: Branches, *names: str) -> dict[str, int]:
     return {name.upper(): there.index(name) if name in there else -1 for name in names}
 
 
+def _all(branches: Branches, *names: str) -> list[Tensor]:
+    """The weights by their names; the scales, which are not read, in the place of those that are not there."""
+    return [branches.scale if (weight := getattr(branches, name)) is None else weight for name in names]
+
+
 def _expansion(branches: Branches, inputs: int, groups: int) -> int:
     return 1 if branches.depthwise is None else branches.depthwise.shape[0] // (inputs * groups)
 
@@ -46,8 +51,7 @@ def _expansion(branches: Branches, inputs: int, groups: int) -> int:
 def squeeze_into(kernel: Tensor, branches: Branches, groups: int) -> None:
     """Write the squeezed kernel into ``kernel``, [O, I/g, k, k], dense in either memory format."""
     b, (out_channels, inputs, k, _) = _contiguous(branches), kernel.shape
-    taps, unused = k * k, b.scale
-    product = unused
+    taps, product = k * k, b.scale
     if b.seq_1x1 is not None and b.seq_kxk is not None:
         rows = kernel.permute(0, 2, 3, 1)
         product = rows if rows.is_contiguous() else kernel.new_empty(rows.shape)
@@ -58,8 +62,7 @@ def squeeze_into(kernel: Tensor, branches: Branches, groups: int) -> None:
         add_up[(out_channels, triton.cdiv(inputs, options['BLOCK']))](
             kernel,
             product,
-            *(unused if weight is None else weight for weight in (b.origin, b.avg, b.freq, b.prior, b.point, b.depthwise, b.pointwise)),
-            b.scale,
+            *_all(b, 'origin', 'avg', 'freq', 'prior', 'point', 'depthwise', 'pointwise', 'scale'),
             out_channels,
             inputs,
             out_channels // groups,
@@ -75,24 +78,21 @@ def squeeze_into(kernel: Tensor, branches: Branches, groups: int) -> None:
 def gradient(grad: Tensor, branches: Branches, groups: int) -> Branches:
     """Gradients of all weights from that of the kernel, [O, I/g, k, k]; None for the prior, which is constant."""
     b, (out_channels, inputs, k, _) = _contiguous(branches), grad.shape
-    taps, per_group, unused = k * k, out_channels // groups, b.scale
+    taps, per_group = k * k, out_channels // groups
     rows = grad.permute(0, 2, 3, 1).contiguous()
     d = Branches._make(None if weight is None else torch.empty_like(weight) for weight in b)._replace(prior=None)
     options, expansion = _options(b, taps, inputs), _expansion(b, inputs, groups)
     with torch.cuda.device_of(grad):
-        if d.origin is not None or d.avg is not None or d.freq is not None or d.point is not None or d.pointwise is not None:
-            weights = (b.origin, b.avg, b.freq, b.prior, b.point, b.depthwise, b.pointwise)
-            found = (d.origin, d.avg, d.freq, d.point, d.pointwise)
+        places = _places(b, 'origin', 'avg', 'freq', 'point', 'separable')
+        if max(places.values()) >= 0:
             gradients[(out_channels,)](
                 rows,
-                *(unused if weight is None else weight for weight in weights),
-                b.scale,
-                *(unused if weight is None else weight for weight in found),
-                d.scale,
+                *_all(b, 'origin', 'avg', 'freq', 'prior', 'point', 'depthwise', 'pointwise', 'scale'),
+                *_all(d, 'origin', 'avg', 'freq', 'point', 'pointwise', 'scale'),
                 out_channels,
                 inputs,
                 per_group,
-                **_places(b, 'origin', 'avg', 'freq', 'point', 'separable'),
+                **places,
                 **options,
                 BLOCKS=triton.cdiv(inputs, options['BLOCK']),
                 EXPANSION=expansion,

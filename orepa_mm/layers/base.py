@@ -1,15 +1,16 @@
 """What every convolution layer with training-time branches has in common."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import FuseError, LayerError, PlainKernelError
+from ..errors import FuseError, LayerError
 from ..functional import HOOKS, in_float32, is_plain_eager
+from .adapting import Adapting
 from .computed import computed
 from .conv_cfg import TakesPlainSizes
 
@@ -30,10 +31,12 @@ def memory_format_of_input(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
+SETTINGS = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+
+
 def shape_of(layer: 'nn.Conv2d | ReparameterizableConv2d') -> dict[str, Any]:
     """The arguments, ``bias`` included, that build a convolution of the shape of ``layer``; device and dtype are not among them."""
-    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
-    return {name: getattr(layer, name) for name in names} | dict(bias=layer.bias is not None)
+    return {name: getattr(layer, name) for name in SETTINGS} | dict(bias=layer.bias is not None)
 
 
 def share_hooks(old: nn.Module, new: nn.Module) -> None:
@@ -81,13 +84,14 @@ class _Parameters(dict[str, nn.Parameter | None]):
         )
 
 
-class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
+class ReparameterizableConv2d(Adapting, metaclass=TakesPlainSizes):
     """Base of the layers that :func:`orepa_mm.reparameterize` turns into ``nn.Conv2d``.
 
     It is no ``nn.Conv2d`` on purpose: initialisers that look for one would replace the start of the branches by that of a plain kernel.
-    The attributes are those of ``nn.Conv2d``, ``weight`` and ``bias`` included.
+    Arguments and attributes are those of ``nn.Conv2d``, ``weight`` and ``bias`` included; the kernel must be square and odd.
 
-    A subclass defines :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode, and ``bias``.
+    A subclass defines ``add_branches(bias, factory, **options)``, which makes its parameters with the device and dtype in ``factory``,
+    :meth:`equivalent_conv`, the kernel and bias of the plain convolution it equals in eval mode, and ``bias``.
 
     Raises:
         LayerError: For an even or rectangular kernel, and where ``nn.Conv2d`` raises ``ValueError``, e.g. for channels that
@@ -96,11 +100,21 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
 
     brings_norm: ClassVar[bool] = False  # whether the layer has norms of its own, so that none follows it
     plain_sizes: ClassVar[tuple[int, ...]] = (1, 7)  # kernel sizes that a backbone of this layer keeps plain
-    # In the keys of a state dict: what no other layer has, and the names whose first dimension is the output channels and whose second,
-    # of kernels in rows the last, the input channels of a group.
+    # How tools recognise the method in a state dict: a part of a key that no other layer has. And where they read the channels: pairs of
+    # keys, of a weight whose first dimension is O and of one whose second is I/g (the last, where it is in rows).
     key_mark: ClassVar[str]
     kernel_keys: ClassVar[tuple[tuple[str, str], ...]] = (('origin.weight', 'origin.weight'),)
 
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: PaddingMode
+    bias: Any
+    add_branches: Callable[..., None]
     channels_last = False
     transposed = False
     output_padding = (0, 0)
@@ -110,11 +124,15 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int],
-        padding: str | int | tuple[int, int],
-        dilation: int | tuple[int, int],
-        groups: int,
-        padding_mode: PaddingMode,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self._parameters = _Parameters()
@@ -122,29 +140,22 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
         if in_channels <= 0 or out_channels <= 0:
             raise LayerError(f'{layer}: in_channels and out_channels must be positive')
         try:  # checks and normalises the arguments; a tensor on the meta device costs nothing
-            shape = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device='meta')
+            plain = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device='meta')
         except ValueError as error:
             raise LayerError(f'{layer}: {error}') from None
-        size = shape.kernel_size
+        size = plain.kernel_size
         if len(size) > 2:
             raise LayerError(f"{layer}: has two dimensions, and the kernel {len(size)}; use conv_cfg=dict(type='Conv{len(size)}d')")
         if size[0] != size[1] or size[0] % 2 == 0:
             raise LayerError(f"{layer}: needs a square kernel of odd size; use conv_cfg=dict(type='Conv2d') for this layer")
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride, self.padding, self.dilation = shape.kernel_size, shape.stride, shape.padding, shape.dilation
-        self.padding_mode = padding_mode
+        for name in (*SETTINGS, '_reversed_padding_repeated_twice'):
+            setattr(self, name, getattr(plain, name))
+        self.plain_shape = tuple(plain.weight.shape)
+        self.add_branches(bias, dict(device=device, dtype=dtype), **options)
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As ``nn.Conv2d`` has it: a convolution with the given kernel [O, I/g, k, k] and bias [O]. mmcv calls it too."""
-        if self.padding_mode == 'zeros':
-            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        if isinstance(self.padding, str):
-            reach = (0, 0) if self.padding == 'valid' else tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        else:
-            reach = self.padding
-        height, width = reach
-        padded = F.pad(x, (width, width, height, height), mode=self.padding_mode)
-        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+    # Torch's own, which ask for the attributes above only; mmcv calls the first too.
+    _conv_forward: ClassVar[Any] = nn.Conv2d._conv_forward
+    extra_repr = nn.Conv2d.extra_repr
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         """Kernel [O, I/g, k, k] and bias [O] (or None) of the plain convolution this layer equals in eval mode."""
@@ -200,26 +211,3 @@ class ReparameterizableConv2d(nn.Module, metaclass=TakesPlainSizes):
 
     def reset_parameters(self) -> None:
         raise NotImplementedError
-
-    def holds_plain_kernel(self, state: dict[str, Tensor], prefix: str) -> bool:
-        """Whether a state dict has a plain kernel under ``prefix``, and none of this layer's branches.
-
-        One for pictures of other channels is left to torch, as where a stock layer's does not fit.
-        """
-        if any(f'{prefix}{name}' in state for name, _ in self.named_parameters() if name != 'bias'):
-            return False
-        shape, here = getattr(state.get(f'{prefix}weight'), 'shape', ()), (self.out_channels, *self.kernel_size)
-        return f'{prefix}weight' in state and (shape[1:2] == (self.in_channels // self.groups,) or (*shape[:1], *shape[2:]) != here)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Loaders that are not strict would drop these keys and train or test a network with random kernels.
-        if self.holds_plain_kernel(state_dict, prefix):
-            raise PlainKernelError(
-                f'the checkpoint holds a plain kernel "{prefix}weight" where the model has a {type(self).__name__} with its training-time '
-                'branches, and it cannot start from a plain kernel: it is a re-parameterized checkpoint, or one of a stock model. Load the '
-                'training-form checkpoint, or use the stock config for this one (tools/model_converters/reparameterize_model.py writes it).'
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return nn.Conv2d.extra_repr(self)  # type: ignore[arg-type]  # it asks for attributes only

@@ -33,15 +33,14 @@ class ExpandedKernel(nn.Module):
         kernel_size: int,
         groups: int = 1,
         expansion: int = 4,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.groups = groups
         inner, outer = expansion * in_channels, expansion * out_channels
 
         def weight(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+            return nn.Parameter(torch.empty(*shape, **options))
 
         self.first = weight(inner, in_channels // groups, 1, 1)
         self.middle = weight(outer, inner // groups, kernel_size, kernel_size)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import LayerError
 from ..functional import fuse_norm
-from .base import PaddingMode, ReparameterizableConv2d
+from .base import ReparameterizableConv2d
 from .computed import computed
 
 NORMS: dict[str, type[_BatchNorm]] = dict(BN=nn.BatchNorm2d, BN2d=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
@@ -43,8 +43,8 @@ class NormedConv2d(ReparameterizableConv2d):
     """Base of layers that bring their norms along: none should follow, and they equal a plain convolution in eval mode only.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, device, dtype: As in ``nn.Conv2d``; the
-            kernel must be square and odd, the padding of numbers, and at least what keeps the size of the feature maps.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, device, dtype: As in ``nn.Conv2d``; the kernel must be
+            square and odd, the padding of numbers, and at least what keeps the size of the feature maps.
         bias: Ignored, as the norms shift the output; accepted because MM passes it.
         padding_mode: ``'zeros'`` only.
         norm_cfg: Norm of the branches, ``dict(type='BN')`` or ``dict(type='SyncBN')``, with ``requires_grad`` and settings of its class.
@@ -57,32 +57,16 @@ class NormedConv2d(ReparameterizableConv2d):
 
     padding: tuple[int, int]
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-        padding_mode: PaddingMode = 'zeros',
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        norm_cfg: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+    def add_branches(self, bias: bool, factory: dict[str, Any], norm_cfg: dict[str, Any] | None = None) -> None:
         k, name = self.kernel_size[0], type(self).__name__
-        if padding_mode != 'zeros' or isinstance(self.padding, str):
-            raise LayerError(f'{name} pads with numbers of zeros, got padding={padding!r}, padding_mode={padding_mode!r}')
+        if self.padding_mode != 'zeros' or isinstance(self.padding, str):
+            raise LayerError(f'{name} pads with numbers of zeros, got padding={self.padding!r}, padding_mode={self.padding_mode!r}')
         # Branches with smaller kernels see the input under the centre of the k x k kernel.
         reach = tuple(d * (k // 2) for d in self.dilation)
         self.centre_padding = (self.padding[0] - reach[0], self.padding[1] - reach[1])
         if min(self.centre_padding) < 0:
-            raise LayerError(f'{name} needs a padding of at least {reach}, or its smaller branches would be larger; got padding={padding}')
-        self.build(norm_builder(norm_cfg), dict(device=device, dtype=dtype))
+            raise LayerError(f'{name} needs a padding of at least {reach}, or its smaller branches would be larger; got {self.padding}')
+        self.build(norm_builder(norm_cfg), factory)
         self.reset_parameters()
 
     def build(self, norm: Callable[..., _BatchNorm], options: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ from torch import nn
 
 from ..errors import LayerError
 from .base import shape_of
-from .kernels import DeepLinearKernel, OREPAKernel
+from .kernels import OREPAKernel
 from .methods import register_method
 from .squeezed_conv import SqueezedConv2d
+from .stem import DeepLinearKernel
 
 INITS = ('published', 'balanced')
 

@@ -125,8 +125,8 @@ class _Captured:
         self._views = [(tuple(p.shape), p.stride(), offset) for p, offset in zip(self.parameters, offsets, strict=False)]
 
     def _all_kernels(self) -> list[Tensor]:
-        # Leaves of their own over the parameters' memory: torch waits for the stream on which a leaf was first differentiated, and that
-        # of a parameter is not the one that captures.
+        # Autograd waits for the stream in which a tensor without a history was first used, and the parameters were used in the stream of
+        # the training, which is not the one that is captured: so these are new tensors, over the parameters' memory.
         leaves = {id(parameter): parameter.detach().requires_grad_() for parameter in self.parameters}
         self._leaves = list(leaves.values())
         kernels = []

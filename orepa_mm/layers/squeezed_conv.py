@@ -1,15 +1,14 @@
 """What the layers whose branches are squeezed into one kernel before every forward pass have in common."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import LayerError, PlainKernelError
-from .base import PaddingMode, ReparameterizableConv2d, memory_format_of, memory_format_of_input, shape_of
-from .kernels import drawn_like
+from ..errors import PlainKernelError
+from .adapting import expand_in_state
+from .base import ReparameterizableConv2d, memory_format_of, memory_format_of_input, shape_of
 from .squeeze_graph import Squeezes
 
 
@@ -19,32 +18,15 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
     The method ``build(shape, **options)`` of a subclass sets ``kernel``, a module that returns [O, I/g, k, k] when it is called with a
     memory format, and has ``reset_parameters()`` and ``represent(weight, start)``, which sets its branches so that they add up to a given
     kernel.
-    The arguments are those of ``nn.Conv2d``; the kernel must be square and odd.
     """
 
     build: Callable[..., None]
     kernel: Any
-    bias: nn.Parameter | None
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = 'zeros',
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        self.register_parameter('bias', nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None)
-        shape = dict(in_channels=in_channels, out_channels=out_channels, kernel_size=self.kernel_size[0], groups=groups)
-        self.build(shape | dict(device=device, dtype=dtype), **options)
+    def add_branches(self, bias: bool, factory: dict[str, Any], **options: Any) -> None:
+        self.register_parameter('bias', nn.Parameter(torch.zeros(self.out_channels, **factory)) if bias else None)
+        shape = dict(in_channels=self.in_channels, out_channels=self.out_channels, kernel_size=self.kernel_size[0], groups=self.groups)
+        self.build(shape | factory, **options)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, start: str = 'balanced', dtype: torch.dtype | None = None, **options: Any) -> 'SqueezedConv2d':
@@ -82,38 +64,17 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
         """Turn a plain kernel into the branches that add up to it, in place: stock weights, and re-parameterized ones.
 
-        With ``assign`` the branches have its device and dtype, not the layer's.
-
         Raises:
-            PlainKernelError: For a kernel of another shape, one with a bias where the layer has none, and a large one that the stem's
-                stages cannot represent.
+            PlainKernelError: For a kernel with a bias where the layer has none, and one that the branches cannot represent.
         """
         if not self.holds_plain_kernel(state, prefix):
             return
-        state.pop(f'{prefix}gradient_matrix', None)  # of a run that kept it in the model
-        weight = state[f'{prefix}weight']
-        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        if tuple(weight.shape) != expected:
-            raise PlainKernelError(
-                f'the plain kernel "{prefix}weight" of the checkpoint is {tuple(weight.shape)}, and the layer\'s is {expected}'
-            )
         if self.bias is None and f'{prefix}bias' in state:
             raise PlainKernelError(
                 f'the plain kernel "{prefix}weight" of the checkpoint has a bias, and the layer has none: the checkpoint was deployed with '
                 'its norms folded, and they are gone. Load the checkpoint it was made from.'
             )
-        kernel = drawn_like(self.kernel, weight) if assign else copy.deepcopy(self.kernel)
-        try:
-            kernel.represent(weight)
-        except LayerError as error:
-            remedy = '; set plain_stem=True of the backbone, which keeps it plain' if self.kernel_size[0] >= 7 else ''
-            raise PlainKernelError(f'"{prefix}weight": {error}{remedy}') from None
-        del state[f'{prefix}weight']
-        state |= {f'{prefix}kernel.{key}': value for key, value in kernel.state_dict().items()}
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
-        self.adapt_state_dict(state_dict, prefix, local_metadata.get('assign_to_params_buffers', False))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        expand_in_state(self.kernel, state, prefix, f'{prefix}kernel.', assign)
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor | None]:
         return self.kernel(self.memory_format), self.bias

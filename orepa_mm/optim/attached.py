@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from ..errors import BranchesError
 from ..layers import SqueezedConv2d
+from ..layers.adapting import branches_in
 from ..layers.base import memory_format_of, shape_of, share_hooks
-from ..layers.kernels import branches_in
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
 from .groups import exchange
 from .prune import drop_branches_of

@@ -12,7 +12,8 @@ from torch import nn
 from ..errors import ExpandError, LayerError
 from ..layers import METHODS, SqueezedConv2d
 from ..layers.base import share_hooks
-from ..layers.kernels import STARTS, DeepLinearKernel, branch_names
+from ..layers.kernels import STARTS, branch_names
+from ..layers.stem import DeepLinearKernel
 from .convert import check_whole
 from .plain import blocks_with_branches
 from .replaced import replaced
@@ -68,7 +69,9 @@ def expand(
         if reason:
             raise ExpandError(f'the convolution {reason}')
         _check_start(start)
-        return layer.from_conv(model, start, **options)
+        expanded = layer.from_conv(model, start, **options)
+        share_hooks(model, expanded)
+        return expanded
     planned = plan_expansion(model, method, branches, start, kernel_sizes, pattern, where, first_layer)
     convs = {path: model.get_submodule(path) for path in planned}
     for path, new in planned.items():

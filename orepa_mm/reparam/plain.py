@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import FuseError
-from ..functional import add_identity, fuse_norm, in_float32
+from ..functional import add_identity, in_float32
 from ..layers import ReparameterizableConv2d
 from ..layers.base import check_norms, plain_conv, share_hooks
+from ..layers.normed_conv import fold
 
-BRANCHES = ('branch_3x3', 'branch_1x1', 'branch_norm')
+REPVGG_BRANCHES = ('branch_3x3', 'branch_1x1', 'branch_norm')
 
 
 @torch.inference_mode(False)
@@ -58,11 +59,8 @@ def is_repvgg_block(module: Any) -> bool:
     stock = sys.modules.get('mmpretrain.models.backbones.repvgg')  # where it is not imported there is no such block
     if stock is None or type(module).forward is not getattr(getattr(stock, 'RepVGGBlock', None), 'forward', None) or module.deploy:
         return False
-    return all(_is_stock_norm(norm) for norm in _norms(module))
-
-
-def _norms(block: Any) -> list[nn.Module]:
-    return [norm for norm in (block.branch_3x3.norm, block.branch_1x1.norm, block.branch_norm) if norm is not None]
+    norms = (module.branch_3x3.norm, module.branch_1x1.norm, module.branch_norm)
+    return all(norm is None or _is_stock_norm(norm) for norm in norms)
 
 
 def _is_stock_norm(norm: nn.Module) -> bool:
@@ -70,20 +68,16 @@ def _is_stock_norm(norm: nn.Module) -> bool:
     return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def _fold(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-    return fuse_norm(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-
-
 def _merged_repvgg_block(block: Any, exact: Any) -> nn.Module:
     """Of ``block``, from the values of ``exact``."""
     conv, point = exact.branch_3x3.conv, exact.branch_1x1.conv
-    weight, bias = _fold(conv.weight, conv.bias, exact.branch_3x3.norm)
-    branches = [_fold(point.weight, point.bias, exact.branch_1x1.norm)]
+    weight, bias = fold(conv.weight, exact.branch_3x3.norm, conv.bias)
+    branches = [fold(point.weight, exact.branch_1x1.norm, point.bias)]
     if exact.branch_norm is not None:
-        branches.append(_fold(add_identity(torch.zeros_like(point.weight)), None, exact.branch_norm))
+        branches.append(fold(add_identity(torch.zeros_like(point.weight)), exact.branch_norm))
     for kernel, shift in branches:
         weight, bias = weight + F.pad(kernel, [conv.kernel_size[0] // 2] * 4), bias + shift  # the 1x1 kernel's place is the centre
-    rest = [(name, child) for name, child in block.named_children() if name not in BRANCHES]
+    rest = [(name, child) for name, child in block.named_children() if name not in REPVGG_BRANCHES]
     # Not a block of the stock class: deployed, that leaves squeeze and excitation out.
     plain = nn.Sequential(OrderedDict([('branch_reparam', plain_conv(conv, weight, bias, block)), *rest]))
     plain.training = block.training

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
+from diversity import Diversity, branch_diversity  # noqa: E402
 
 from orepa_mm.checkpoints.beside import branches_beside, expand_as, training_form  # noqa: E402
 from orepa_mm.checkpoints.checking import check_state_dict  # noqa: E402
@@ -24,7 +25,6 @@ from orepa_mm.checkpoints.reading import read_checkpoint  # noqa: E402
 from orepa_mm.deploy.loading import build_model, load_model  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
 from orepa_mm.functional import BRANCHES  # noqa: E402
-from orepa_mm.reparam.diversity import Diversity, branch_diversity  # noqa: E402
 
 
 def cosine_matrix(found: Diversity, names: list[str]) -> torch.Tensor:

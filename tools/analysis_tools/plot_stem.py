@@ -16,13 +16,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, run  # noqa: E402
+from diversity import stem_parts  # noqa: E402
 
 from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of  # noqa: E402
 from orepa_mm.checkpoints.stem import deep_stem  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
-from orepa_mm.reparam.diversity import stem_parts  # noqa: E402
 
 MARK = '.kernel.stages.'
 GAP = 1  # pixels between tiles

@@ -1,4 +1,4 @@
-"""Where squeezing takes a few launches instead of dozens."""
+"""Whether a device can squeeze by Triton's programs, in a few launches instead of dozens."""
 
 import logging
 from functools import cache
@@ -12,11 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def fused(device: torch.device) -> ModuleType | None:
-    """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None where single operations of torch do it.
+def programs_for(device: torch.device) -> ModuleType | None:
+    """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None on a CPU, and where Triton cannot run.
 
-    Triton comes with torch on Linux, and compiles on first use, for which it takes a C compiler. Where it cannot, a line in the log says
-    so, once.
+    Triton comes with torch on Linux. It compiles on first use and needs a C compiler for that; without one the log says so, once.
     """
     if device.type != 'cuda':
         return None

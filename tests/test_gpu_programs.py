@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from orepa_mm.functional import Branches, closed_form, fused, squeeze_kxk
+from orepa_mm.functional import Branches, closed_form, gpu, squeeze_kxk
 from orepa_mm.layers.kernels import OREPAKernel
 from orepa_mm.reparam.comparison import largest_difference
 
@@ -56,12 +56,12 @@ def test_layers_hand_their_branches_to_the_programs(kernel_size, groups, memory_
         return [squeezed, *torch.autograd.grad(squeezed.square().sum(), list(kernel.parameters()))]
 
     expected, programs = squeezed_and_gradients(), PlainFormula()
-    monkeypatch.setattr(closed_form, 'fused', lambda device: programs)
+    monkeypatch.setattr(closed_form, 'programs_for', lambda device: programs)
     assert largest_difference(squeezed_and_gradients(), expected) < 1e-10 and programs.calls == 2
 
 
 def test_a_cpu_takes_single_operations():
-    assert fused.fused(torch.device('cpu')) is None
+    assert gpu.programs_for(torch.device('cpu')) is None
 
 
 def test_without_a_compiler_the_log_says_so_once(caplog):
@@ -69,6 +69,6 @@ def test_without_a_compiler_the_log_says_so_once(caplog):
     if torch.cuda.is_available():
         pytest.skip('asks for a machine without a GPU')
     device = torch.device('cuda:7')
-    assert fused.fused(device) is None and fused.fused(device) is None
+    assert gpu.programs_for(device) is None and gpu.programs_for(device) is None
     (record,) = caplog.records
     assert 'Triton does not run here' in record.getMessage() and record.levelname == 'WARNING'

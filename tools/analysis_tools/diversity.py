@@ -6,9 +6,10 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ..functional import BRANCHES, compose, kernel_of
-from ..layers.kernels import DeepLinearKernel, OREPAKernel
-from .prune import branch_shares, kernels_with_branches
+from orepa_mm.functional import BRANCHES, compose, kernel_of
+from orepa_mm.layers.kernels import OREPAKernel
+from orepa_mm.layers.stem import DeepLinearKernel
+from orepa_mm.reparam.prune import branch_shares, kernels_with_branches
 
 
 @dataclass
