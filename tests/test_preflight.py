@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -12,11 +13,13 @@ import preflight
 import pytest
 import torch
 from conftest import ROOT, done, refused
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from PIL import ExifTags, Image
-from test_tools import SCOPES, pretrained
+from test_tools import SCOPES
 
-from orepa_mm.errors import UsageError
+from orepa_mm.checkpoints.checking import check_pretrained
+from orepa_mm.errors import CheckpointError, UsageError
 
 PICTURE = dict(imagenet='train/circle/*.jpg', coco='train2017/*.jpg', cityscapes='leftImg8bit/train/mini/*.png')
 PETS = ('cat', 'dog', 'fish')
@@ -136,46 +139,28 @@ def test_checkpoints_that_number_the_classes_in_another_way(trained, tools, tmp_
     refused(tools.test('imagenet', tmp_path / 'other.pth', tmp_path), f'"{classes[0]}" is class 0 in', 'and class 4 in', 'other.pth')
 
 
-@pytest.fixture(scope='module')
-def classifiers(tmp_path_factory):
-    """Checkpoints of narrow classifiers that differ in their stems."""
-    from mmpretrain.registry import MODELS
-
-    folder = tmp_path_factory.mktemp('stems')
-    stems = dict(
-        deep_linear={},
-        plain=dict(plain_stem=True),
-        v1c=dict(deep_stem=True),
-        narrow=dict(stem_channels=8),
-        narrow_plain=dict(stem_channels=16, plain_stem=True),
-    )
-    for name, options in stems.items():
-        net = MODELS.build(dict(type='OREPAResNet', depth=18, **dict(dict(stem_channels=32, base_channels=16), **options)))
-        torch.save(dict(state_dict={f'backbone.{key}': value for key, value in net.state_dict().items()}), folder / f'{name}.pth')
-    return folder
-
-
 @pytest.mark.parametrize(
-    ('checkpoint', 'options', 'parts'),
+    ('stem', 'options', 'message'),
     [
-        ('deep_linear', {'conv_cfg.type': 'OREPAConv2d', 'conv_cfg.plain_sizes': [1, 7]}, ('deep linear stem', 'plain_stem=True')),
-        ('narrow_plain', {'stem_channels': 16}, ('no product of stacked 3x3 kernels', 'plain_stem=True')),
-        ('v1c', {}, ('deep_stem=True',)),
-        ('narrow', {}, ('of another shape', 'stem_channels')),
+        ({}, dict(conv_cfg=dict(type='OREPAConv2d', plain_sizes=(1, 7))), 'deep linear stem.*plain_stem=True'),
+        (dict(stem_channels=16, plain_stem=True), dict(stem_channels=16), 'no product of stacked 3x3 kernels.*plain_stem=True'),
+        (dict(deep_stem=True), {}, 'deep_stem=True'),
+        (dict(stem_channels=8), {}, 'of another shape.*stem_channels'),
+        *((stem, options, '') for stem in ({}, dict(plain_stem=True)) for options in ({}, dict(plain_stem=True))),
     ],
 )
-def test_stem_that_does_not_fit(checkpoint, options, parts, classifiers, tools, tmp_path):
-    options = {f'model.backbone.{key}': value for key, value in options.items()}
-    options |= pretrained(classifiers / f'{checkpoint}.pth', prefix='backbone.')
-    refused(tools.train('coco', tmp_path, options=options), f'{checkpoint}.pth', 'stem', *parts)
-
-
-def test_stems_that_fit(classifiers, tools, tmp_path):
-    for checkpoint, plain_stem in (('deep_linear', False), ('deep_linear', True), ('plain', False), ('plain', True)):
-        options = pretrained(classifiers / f'{checkpoint}.pth', prefix='backbone.') | {'model.backbone.plain_stem': plain_stem}
-        work_dir = tmp_path / f'{checkpoint}{plain_stem}'
-        done(tools.train('coco', work_dir, '--no-validate', options=options, iterations=1))
-        assert ('backbone.conv1.weight' in torch.load(work_dir / 'last.pth', weights_only=False)['state_dict']) == plain_stem
+def test_stems_of_pretrained_backbones(stem, options, message, tmp_path):
+    narrow = dict(type='OREPAResNet', depth=18, stem_channels=32, base_channels=16)
+    trained = MODELS.build(narrow | stem)
+    torch.save({f'backbone.{key}': value for key, value in trained.state_dict().items()}, tmp_path / 'x.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'), prefix='backbone.')
+    net = MODELS.build(narrow | options | dict(init_cfg=init_cfg))
+    with pytest.raises(CheckpointError, match=f'x.pth: .*{message}') if message else nullcontext():
+        check_pretrained(net)
+    if not message:
+        net.init_weights()
+        assert ('conv1.weight' in net.state_dict()) == ('plain_stem' in options)
+        assert torch.allclose(net.conv1.weight, trained.conv1.weight, atol=1e-6)
 
 
 # What is certain to fail is refused, what may be meant is a warning, what the toolbox can load passes.

@@ -173,8 +173,7 @@ def test_a_fault_in_a_config_keeps_its_traceback(tools, tmp_path):
 
 
 def pretrained(path: Path, **options: str) -> dict:
-    init_cfg = dict(type='Pretrained', checkpoint=str(path)) | options
-    return {f'model.backbone.init_cfg.{key}': value for key, value in init_cfg.items()}
+    return {f'model.backbone.init_cfg.{key}': value for key, value in dict(type='Pretrained', checkpoint=str(path), **options).items()}
 
 
 def test_checkpoint_that_is_missing_or_damaged(trained, tools, tmp_path):
