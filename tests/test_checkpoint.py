@@ -31,19 +31,19 @@ def read(tmp_path):
     return get
 
 
-def test_mmengine_log_history_is_read_and_what_others_have_allowed_stays_theirs(read, capsys):
-    buffer = HistoryBuffer()
+def test_mmengine_log_history_is_read_and_what_others_have_allowed_stays_theirs(tmp_path, capsys):
+    buffer, path = HistoryBuffer(), tmp_path / 'a.pth'
     buffer.update(1.5, 2)
-    content = dict(state_dict=STATE, message_hub=dict(loss=buffer), number=np.float64(3))
+    torch.save(dict(state_dict=STATE, message_hub=dict(loss=buffer), number=np.float64(3)), path)
     before = torch.serialization.get_safe_globals()
     with torch.serialization.safe_globals([HistoryBuffer, (print, 'builtins.getattr')]):
         theirs = set(torch.serialization.get_safe_globals())
         capsys.readouterr()
-        read(content)
+        read_checkpoint(path)
         assert 'HistoryBuffer' in capsys.readouterr().out  # their stand-in for getattr was used
         assert set(torch.serialization.get_safe_globals()) == theirs
     assert set(torch.serialization.get_safe_globals()) == set(before)
-    checkpoint = read(content)
+    checkpoint = read_checkpoint(path)
     assert checkpoint['message_hub']['loss'].current() == 1.5 and checkpoint['number'] == 3
 
 
@@ -62,10 +62,10 @@ def test_what_is_more_than_weights_is_refused(held, read):
         read(dict(state_dict=STATE, meta=held))
 
 
-@pytest.mark.parametrize('content', [[1, 2], dict(epoch=3), 'text'])
-def test_files_without_weights(content, read):
-    with pytest.raises(CheckpointError, match='holds no weights'):
-        read(content)
+def test_files_without_weights(read):
+    for content in ([1, 2], dict(epoch=3), 'text'):
+        with pytest.raises(CheckpointError, match='holds no weights'):
+            read(content)
 
 
 def test_module_prefix_and_bare_state_dicts():
@@ -151,24 +151,22 @@ def test_weights_of_another_kind_are_refused(read):
         read(dict(state_dict=dict(weight=torch.empty(4, 4, device='meta'))))
 
 
-def forms(state: dict) -> dict:
-    """What other programs make of a state dict."""
-    return {
-        'compiled': {f'_orig_mod.{key}': value for key, value in state.items()},
-        'a part compiled': dict(state_dict={key.replace('conv.', 'conv._orig_mod.'): value for key, value in state.items()}),
-        'compiled, then distributed': dict(state_dict={f'module._orig_mod.{key}': value for key, value in state.items()}),
-        'timm and torchvision': dict(model=state, optimizer={}, epoch=3),
-        'model_state_dict': dict(model_state_dict=state, epoch=3),
-        'AveragedModel': dict(n_averaged=torch.tensor(3)) | {f'module.{key}': value for key, value in state.items()},
-    }
-
-
-@pytest.mark.parametrize('name', forms({}))
-def test_what_wrappers_and_other_programs_write_is_read(name, read):
+@pytest.mark.parametrize(
+    'content',
+    [
+        {f'_orig_mod.{key}': value for key, value in STATE.items()},  # compiled
+        dict(state_dict={key.replace('conv.', 'conv._orig_mod.'): value for key, value in STATE.items()}),  # a part of it
+        dict(state_dict={f'module._orig_mod.{key}': value for key, value in STATE.items()}),  # then distributed
+        dict(model=STATE, optimizer={}, epoch=3),  # timm and torchvision
+        dict(model_state_dict=STATE, epoch=3),
+        dict(n_averaged=torch.tensor(3)) | {f'module.{key}': value for key, value in STATE.items()},  # AveragedModel
+    ],
+)
+def test_what_wrappers_and_other_programs_write_is_read(content, read):
     """By the check and by mmengine's loader alike, which looks into "state_dict" or at the whole."""
-    checkpoint = read(forms(STATE)[name])
+    checkpoint = read(content)
     assert state_dict_of(checkpoint).keys() == STATE.keys()
-    if name != 'AveragedModel':  # mmengine takes its prefix away, and goes on from a counter that no model has
+    if 'n_averaged' not in content:  # mmengine takes its prefix away, and goes on from a counter that no model has
         assert checkpoint.get('state_dict', checkpoint).keys() == STATE.keys()
 
 
@@ -184,10 +182,10 @@ def test_safetensors_are_read(tmp_path):
         read_checkpoint(tmp_path / 'cut.safetensors')
 
 
-@pytest.mark.parametrize('dtype', ['uint8', 'int8', 'uint16', 'float16', 'complex64', 'bool'])
-def test_arrays_of_numbers_are_read(dtype, read):
-    content = dict(state_dict=STATE, meta=dict(sigmas=np.ones(3, dtype), one=np.dtype(dtype).type(1)))
-    assert read(content)['meta']['sigmas'].dtype == dtype
+def test_arrays_of_numbers_are_read(read):
+    for dtype in ('uint8', 'int8', 'uint16', 'float16', 'complex64', 'bool'):
+        content = dict(state_dict=STATE, meta=dict(sigmas=np.ones(3, dtype), one=np.dtype(dtype).type(1)))
+        assert read(content)['meta']['sigmas'].dtype == dtype
 
 
 class Renaming(nn.Module):
@@ -204,27 +202,17 @@ class Renaming(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Hooked(nn.Module):
-    """Renames by torch's hook."""
+def test_models_that_rename_keys_as_they_load_are_asked():
+    def rename(module, state_dict, prefix, *args):  # by torch's hook
+        for key in [key for key in state_dict if key.startswith('old.')]:
+            state_dict[key.replace('old', '0')] = state_dict.pop(key)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(2, 2)
-        self.register_load_state_dict_pre_hook(self.rename)
-
-    @staticmethod
-    def rename(module, state_dict, prefix, *args):
-        for key in [key for key in state_dict if key.startswith(f'{prefix}old.')]:
-            state_dict[key.replace('old.', 'inner.')] = state_dict.pop(key)
-
-
-def test_models_that_rename_keys_as_they_load_are_asked(monkeypatch):
-    plain = Renaming().student.state_dict()
-    model = Renaming()
+    hooked, model, plain = nn.Sequential(nn.Linear(2, 2)), Renaming(), Renaming().student.state_dict()
+    hooked.register_load_state_dict_pre_hook(rename)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for strict in (False, True):
         check_state_dict(model, plain, 'a.pth', strict=strict)
-        check_state_dict(Hooked(), {f'old.{key}': value for key, value in nn.Linear(2, 2).state_dict().items()}, 'a.pth', strict=strict)
+        check_state_dict(hooked, {f'old.{key}': value for key, value in hooked[0].state_dict().items()}, 'a.pth', strict=strict)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match='does not fit'):
         check_state_dict(model, {'other.weight': torch.ones(2, 2)}, 'a.pth')
@@ -232,22 +220,13 @@ def test_models_that_rename_keys_as_they_load_are_asked(monkeypatch):
         check_state_dict(model, plain | {'backbone.weight': torch.ones(3, 2)}, 'a.pth')
 
 
-@pytest.mark.parametrize(
-    ('keys', 'accepted'),
-    [
-        (('backbone',), True),  # of a backbone alone, which is the smaller part
-        (('backbone', 'neck'), True),
-        ((), False),
-    ],
-)
-def test_parts_that_a_checkpoint_has_nothing_of_may_be_new(keys, accepted):
+@pytest.mark.parametrize('keys', [('backbone',), ('backbone', 'neck'), ()])  # a backbone alone is the smaller part
+def test_parts_that_a_checkpoint_has_nothing_of_may_be_new(keys):
     model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2), neck=nn.Linear(2, 2), head=nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))))
     state = {key: value for key, value in model.state_dict().items() if key.startswith(keys)} if keys else {'x.weight': torch.ones(1)}
-    with nullcontext() if accepted else pytest.raises(CheckpointError, match='does not fit'):
+    with nullcontext() if keys else pytest.raises(CheckpointError, match='does not fit'):
         check_state_dict(model, state, 'a.pth', partial=True)
     with pytest.raises(CheckpointError, match='does not fit'):  # to test or to resume takes all
         check_state_dict(model, state, 'a.pth')
-    if keys:
-        state['backbone.weight'] = torch.ones(3, 2)  # of another width
-        with pytest.raises(CheckpointError, match='of another shape'):
-            check_state_dict(model, state, 'a.pth', partial=True)
+    with pytest.raises(CheckpointError, match='of another shape'):
+        check_state_dict(model, state | {'backbone.weight': torch.ones(3, 2)}, 'a.pth', partial=True)  # of another width

@@ -173,13 +173,13 @@ def test_a_full_disk_leaves_the_old_file(classifier, train, tools, tmp_path, mon
 )
 def test_answers_without_a_largest_channel(facts, same):
     """A segmentor of one channel has its foreground from a threshold on, 0.3 where none is said; a classifier may say several labels."""
+    task, shape = ('classification', (1, 4)) if 'scores' in facts else ('segmentation', (1, 1, 2, 2))
 
     class Network:
         answers = OnnxNetwork.answers
-        task = 'classification' if 'scores' in facts else 'segmentation'
 
         def __init__(self, *values: float) -> None:
-            self.facts, self.output = facts, np.array(values, np.float32).reshape((1, 4) if 'scores' in facts else (1, 1, 2, 2))
+            self.task, self.facts, self.output = task, facts, np.array(values, np.float32).reshape(shape)
 
         def __call__(self, picture: None) -> np.ndarray:
             return self.output

@@ -202,6 +202,7 @@ def test_checkpoint_of_another_architecture(trained, tools, tmp_path):
     wider = {'model.backbone.base_channels': 32, 'model.head.in_channels': 256}
     refused(tools.test('imagenet', checkpoint, tmp_path / 'run', options=wider), 'last.pth', 'of another shape')
     refused(tools.test('coco', checkpoint, tmp_path / 'run'), 'last.pth', 'does not fit the model')
+    refused(tools.test('coco', checkpoint, tmp_path / 'run', '--out', tmp_path / 'x.json'), 'x.json', '.pkl')
     options = pretrained(checkpoint, prefix='neck.')
     refused(tools.train('coco', tmp_path / 'run', options=options), 'last.pth', 'no weights under the prefix "neck."')
 
@@ -230,10 +231,6 @@ def test_layers_that_cannot_be_built(tools, tmp_path):
     done(tools.train('coco', tmp_path / 'run', '--no-validate', options=branches))  # in neck and head they are fine
     even = branches | {'model.roi_head.mask_head.conv_kernel_size': 4}
     refused(tools.train('coco', tmp_path / 'even', options=even), 'OREPAConv2d', 'odd', 'kernel_size=4')
-
-
-def test_predictions_in_a_file_of_another_kind(trained, tools, tmp_path):
-    refused(tools.test('coco', trained('coco', tools), tmp_path / 'run', '--out', tmp_path / 'x.json'), 'x.json', '.pkl')
 
 
 @pytest.mark.parametrize('name', SCOPES)
