@@ -1,3 +1,4 @@
+import errno
 import gc
 import importlib
 import json
@@ -6,8 +7,9 @@ import os
 import pickle
 import runpy
 import socket
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # Small tensors on many test processes: threads that wait for each other cost more than they give.
@@ -116,10 +118,52 @@ def mini_data(tmp_path_factory) -> Path:
     return root
 
 
+def python(*args, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """Ended: a Python of its own that finds this package."""
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1') | variables
+    return subprocess.run([sys.executable, '-W', 'ignore', *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def run_without(packages: str, script: Path, *args, **options) -> str:
+    """What a script prints where the packages, named with commas between them, do not exist."""
+    result = python(ROOT / 'tests' / 'alone.py', packages, script, *args, **options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+class Payload:
+    """What calls a function as it is unpickled."""
+
+    def __init__(self, function: Callable, *args) -> None:
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
 def free_port() -> str:
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
         return str(server.getsockname()[1])
+
+
+def done(result: tuple[int, str]) -> str:
+    """What a tool that ended well wrote to standard error."""
+    status, error = result
+    assert status == 0, error
+    return error
+
+
+def refused(result: tuple[int, str], *parts: str) -> None:
+    """A tool ended with status 2 and one line of error that has all the parts."""
+    status, error = result
+    lines = [line for line in error.splitlines() if line.startswith('error: ')]
+    assert status == 2 and len(lines) == 1 and 'Traceback' not in error, error
+    assert all(part in lines[0] for part in parts), lines[0]
+
+
+def full_disk(*args, **options) -> None:
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 class Tools:
@@ -194,8 +238,7 @@ def trained(tmp_path_factory):
     def get(name: str, tools: Tools) -> Path:
         if name not in made:
             work_dir = tmp_path_factory.mktemp(name)
-            status, error = tools.train(name, work_dir)
-            assert status == 0, error
+            done(tools.train(name, work_dir))
             made[name] = work_dir / 'last.pth'
         return made[name]
 

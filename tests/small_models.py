@@ -1,14 +1,15 @@
 """Small models with weights like trained ones, for tests of what leaves the package."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from conftest import ROOT
 from mmengine.config import Config
 from torch import nn
 
 from orepa_mm.deploy.loading import build_model
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = dict(
     classifier='imagenet/orepa-resnet18-w16_imagenet-mini',
     pspnet='cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini',
@@ -17,6 +18,16 @@ CONFIGS = dict(
     maskrcnn='coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini',
 )
 PICTURES = dict(imagenet='imagenet-mini/val', cityscapes='cityscapes-mini/leftImg8bit/val', coco='coco-mini/val2017')
+
+
+def package(scope: str) -> Path:
+    """Where a toolbox keeps its configs and tools."""
+    return Path(find_spec(scope).origin).parent / '.mim'
+
+
+def stock(scope: str, name: str) -> Config:
+    """A toolbox's own config."""
+    return Config.fromfile(package(scope) / 'configs' / f'{name}.py')
 
 
 def path_of(name: str) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -47,7 +47,7 @@ def built(model: Any, hook: dict, work_dir: Path, epochs: int, by_iterations: bo
     )
     if isinstance(model, nn.Module):  # as somebody's own script builds it
         return Runner(**(cfg | changes))
-    return Runner.from_cfg(Config(cfg | changes))
+    return (FlexibleRunner if 'strategy' in changes else Runner).from_cfg(Config(cfg | changes))
 
 
 def run(*args, **options) -> Runner:

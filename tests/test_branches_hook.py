@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, done
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -25,6 +25,7 @@ from orepa_mm.errors import BranchesError, CheckpointError
 from orepa_mm.optim import attached_to
 
 FULL = dict(type='BranchesHook', pattern='backbone')
+NONE = dict(type='IterTimerHook')  # in its place
 
 
 @MODELS.register_module()
@@ -56,6 +57,14 @@ def hook_of(runner: Runner) -> BranchesHook:
     return next(hook for hook in runner.hooks if isinstance(hook, BranchesHook))
 
 
+def average_of(runner: Runner) -> nn.Module:
+    return next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model.module
+
+
+def branches_inside(runner: Runner) -> bool:
+    return any(isinstance(module, OREPAConv2d) for module in runner.model.modules())
+
+
 def same(a: nn.Module, b: nn.Module) -> bool:
     pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
     return all(name == other and torch.equal(value, its) for (name, value), (other, its) in pairs)
@@ -73,28 +82,37 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path, options, by_iterations):
     run(tmp_path / 'parts', 3, FULL | options, by_iterations)
     resumed = run(tmp_path / 'parts', 4, FULL | options, by_iterations, resume=True)
     assert len(hook_of(resumed).attached[0].updates) == 3  # those of the backbone
-    assert same(whole.model, resumed.model)
-    averages = [next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model for runner in (whole, resumed)]
-    assert same(*averages)
+    assert same(whole.model, resumed.model) and same(average_of(whole), average_of(resumed))
     states = [runner.optim_wrapper.state_dict() for runner in (whole, resumed)]
     for path, values in states[0]['branches'].items():
         assert all(torch.equal(value, states[1]['branches'][path][name]) for name, value in values.items())
 
 
-def test_the_checkpoint_is_that_of_the_stock_network(tmp_path):
-    runner = run(tmp_path, 2)
+def test_the_checkpoint_is_that_of_the_stock_network_and_resumes_with_the_hook_alone(tmp_path):
+    runner = run(tmp_path, 1)
     checkpoint = torch.load(last_checkpoint(tmp_path), weights_only=False)
     assert checkpoint['state_dict'].keys() == SmallPlain().state_dict().keys()
     SmallPlain().load_state_dict(checkpoint['state_dict'])
     assert checkpoint['optimizer']['branches'].keys() == {'backbone.0', 'backbone.3', 'backbone.5'}
-    assert not any(isinstance(module, OREPAConv2d) for module in runner.model.modules())
+    assert not branches_inside(runner)
+    with pytest.raises(CheckpointError, match='with the BranchesHook of that run'):
+        run(tmp_path, 2, hook=NONE, resume=True)
+
+
+def test_a_plain_run_is_resumed_with_branches(tmp_path):
+    """They start from its weights, without momentum; its schedule and its averages go on."""
+    plain = run(tmp_path, 3, hook=NONE)
+    resumed = run(tmp_path, 4, resume=True)
+    assert hook_of(resumed).attached and resumed.epoch == 4
+    assert not same(plain.model, resumed.model)
+    assert 'branches' in torch.load(last_checkpoint(tmp_path), weights_only=False)['optimizer']
 
 
 def test_weights_and_random_numbers_of_a_run_are_the_plain_ones_until_the_first_step(tmp_path):
     """Attaching draws nothing from the run's generators, so that plain and with branches start alike."""
-    plain = built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / 'plain', 1, custom_hooks=[])
-    beside = built(
-        dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / 'beside', 1, custom_hooks=[], default_hooks=dict(branches=FULL)
+    plain, beside = (
+        built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / name, 1, custom_hooks=[], default_hooks=hooks)
+        for name, hooks in (('plain', {}), ('beside', dict(branches=FULL)))
     )
     numbers = []
     for runner in (plain, beside):
@@ -148,30 +166,25 @@ def test_it_trains_with_what_else_a_run_can_do(tmp_path, options):
 
 def test_layers_with_branches_move_out_once_their_weights_are_there(tmp_path):
     """In an OREPA network the training goes on from what a checkpoint has loaded into its branches."""
-    inside = run(tmp_path / 'inside', 1, hook=dict(type='IterTimerHook'), inside=True, custom_hooks=[dict(type='EMAHook')])
-    path = last_checkpoint(tmp_path / 'inside')
-    loaded = dict(load_from=path, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)))
+    inside = run(tmp_path / 'inside', 1, hook=NONE, inside=True, custom_hooks=[dict(type='EMAHook')])
+    optimizer = dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)))
+    loaded = optimizer | dict(load_from=last_checkpoint(tmp_path / 'inside'))
     moved = run(tmp_path / 'moved', 2, inside=True, **loaded)
-    reference = run(tmp_path / 'reference', 2, hook=dict(type='IterTimerHook'), inside=True, **loaded)
-    assert any(isinstance(module, OREPAConv2d) for module in inside.model.modules())
-    assert not any(isinstance(module, OREPAConv2d) for module in moved.model.modules())
-    assert apart(reference.model, moved.model) < 1e-5
-    averages = [next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model.module for runner in (reference, moved)]
-    assert apart(*averages) < 1e-5
+    reference = run(tmp_path / 'reference', 2, hook=NONE, inside=True, **loaded)
+    assert branches_inside(inside) and not branches_inside(moved)
+    assert apart(reference.model, moved.model) < 1e-5 and apart(average_of(reference), average_of(moved)) < 1e-5
     parts = run(tmp_path / 'parts', 3, inside=True, **loaded)
-    assert not any(isinstance(module, OREPAConv2d) for module in parts.model.modules())
-    resumed = run(tmp_path / 'parts', 4, inside=True, resume=True, optim_wrapper=loaded['optim_wrapper'])
+    resumed = run(tmp_path / 'parts', 4, inside=True, resume=True, **optimizer)
     whole = run(tmp_path / 'whole', 4, inside=True, **loaded)
-    assert same(resumed.model, whole.model)
+    assert not branches_inside(parts) and same(resumed.model, whole.model)
 
 
 def test_a_run_of_branches_in_the_model_resumes_beside_the_optimizer(tmp_path):
     """Its checkpoint has branches in the model and their momenta in the optimizer; both move out."""
-    run(tmp_path / 'run', 3, hook=dict(type='IterTimerHook'), inside=True, custom_hooks=[])
-    whole = run(tmp_path / 'whole', 4, hook=dict(type='IterTimerHook'), inside=True, custom_hooks=[])
+    run(tmp_path / 'run', 3, hook=NONE, inside=True, custom_hooks=[])
+    whole = run(tmp_path / 'whole', 4, hook=NONE, inside=True, custom_hooks=[])
     resumed = run(tmp_path / 'run', 4, inside=True, custom_hooks=[], resume=True)
-    assert not any(isinstance(module, OREPAConv2d) for module in resumed.model.modules())
-    assert apart(whole.model, resumed.model) < 1e-5
+    assert not branches_inside(resumed) and apart(whole.model, resumed.model) < 1e-5
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
@@ -188,18 +201,13 @@ class TwoOptimizers:
 
 def test_several_optimizers():
     """Each has the branches of its own weights, and those that hold none of them stay as they are."""
-    model = SmallPlain()
-    wrappers = TwoOptimizers(None)(model)
-
-    runner = SimpleNamespace(model=model, optim_wrapper=wrappers, cfg={}, seed=0, hooks=[], logger=logging.getLogger())
-    hook = BranchesHook()
-    hook.before_train(runner)
-    assert [len(attached.updates) for attached in hook.attached] == [3, 1]
-    hook = BranchesHook(pattern='head')
-    runner.optim_wrapper = TwoOptimizers(None)(model)
-    hook.before_train(runner)
-    assert [len(attached.updates) for attached in hook.attached] == [1]
-    assert attached_to(runner.optim_wrapper['backbone'].optimizer) is None
+    for options, counts in ({}, [3, 1]), (dict(pattern='head'), [1]):
+        model = SmallPlain()
+        wrappers = TwoOptimizers(None)(model)
+        hook = BranchesHook(**options)
+        hook.before_train(SimpleNamespace(model=model, optim_wrapper=wrappers, cfg={}, seed=0, hooks=[], logger=logging.getLogger()))
+        assert [len(attached.updates) for attached in hook.attached] == counts
+    assert attached_to(wrappers['backbone'].optimizer) is None
 
 
 def test_what_cannot_be_trained_this_way_ends_before_the_first_step(tmp_path):
@@ -214,25 +222,10 @@ def test_flexible_runner(tmp_path):
     """It loads before before_run."""
 
     def flexible(name: str, epochs: int, resume: bool = False) -> FlexibleRunner:
-        built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / 'unused', 1, custom_hooks=[])  # registers the dataset
-        runner = FlexibleRunner(
-            model=dict(type='SmallPlain'),
-            work_dir=str(tmp_path / name),
-            strategy=dict(type='SingleDeviceStrategy'),
-            train_dataloader=dict(
-                batch_size=4,
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=dict(type='RandomPictures'),
-                collate_fn=dict(type='default_collate'),
-            ),
-            train_cfg=dict(by_epoch=True, max_epochs=epochs),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-            default_hooks=dict(branches=FULL),
-            randomness=dict(seed=0),
-            experiment_name=f'{name}{epochs}',
-            resume=resume,
-            cfg=dict(),
-        )
+        changes = dict(strategy=dict(type='SingleDeviceStrategy'), default_hooks=dict(branches=FULL), launcher='none')
+        optimizer = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+        changes |= dict(custom_hooks=[], resume=resume, optim_wrapper=optimizer, param_scheduler=None, env_cfg={})
+        runner = built(dict(type='SmallPlain'), dict(type='SeedHook'), tmp_path / name, epochs, **changes)
         runner.train()
         return runner
 
@@ -250,11 +243,9 @@ def test_branches_are_drawn_and_written_from_the_checkpoint(tools, mini_data, tm
         f"_base_ = '{ROOT / tools.CONFIGS['imagenet']}'\nmodel = dict(backbone={stock})\ncustom_hooks = []\n"
         "default_hooks = dict(branches=dict(type='BranchesHook', pattern='backbone'))\n"
     )
-    status, error = tools.run('tools/train', config, '--work-dir', tmp_path / 'run', options=tools.options('imagenet'))
-    assert status == 0, error
+    done(tools.run('tools/train', config, '--work-dir', tmp_path / 'run', options=tools.options('imagenet')))
     path, out = tmp_path / 'run' / 'last.pth', tmp_path / 'branches.png'
-    status, error = tools.run('tools/analysis_tools/plot_branches', config, path, out)
-    assert status == 0, error
+    done(tools.run('tools/analysis_tools/plot_branches', config, path, out))
     assert out.stat().st_size > 10_000
     checkpoint = read_checkpoint(path)
     plain = load_model(Config.fromfile(config), path)
@@ -264,18 +255,3 @@ def test_branches_are_drawn_and_written_from_the_checkpoint(tools, mini_data, tm
     assert sum(isinstance(module, OREPAConv2d) for module in form.modules()) == len(branches_beside(checkpoint)) == 20
     difference = (form.eval()(x) - plain(x)).abs().max()
     assert difference < 1e-4 * plain(x).abs().max()
-
-
-def test_a_run_with_branches_is_not_resumed_without_them(tmp_path):
-    run(tmp_path, 1)
-    with pytest.raises(CheckpointError, match='with the BranchesHook of that run'):
-        run(tmp_path, 2, hook=dict(type='IterTimerHook'), resume=True)
-
-
-def test_a_plain_run_is_resumed_with_branches(tmp_path):
-    """They start from its weights, without momentum; its schedule and its averages go on."""
-    plain = run(tmp_path, 3, hook=dict(type='IterTimerHook'))
-    resumed = run(tmp_path, 4, resume=True)
-    assert hook_of(resumed).attached and resumed.epoch == 4
-    assert not same(plain.model, resumed.model)
-    assert 'branches' in torch.load(last_checkpoint(tmp_path), weights_only=False)['optimizer']

@@ -1,72 +1,79 @@
 """Reading checkpoints without running code from them."""
 
+import importlib
 import os
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from conftest import Payload
 from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from orepa_mm.checkpoints.checking import check_state_dict
 from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of
 from orepa_mm.errors import CheckpointError
 
+STATE = {'conv.weight': torch.ones(2, 2), 'bn.bias': torch.ones(2)}
 
-def test_mmengine_log_history_is_read(tmp_path):
-    buffer = HistoryBuffer()
+
+@pytest.fixture
+def read(tmp_path):
+    """What is read of a file with this content."""
+
+    def get(content, **options):
+        torch.save(content, tmp_path / 'a.pth', **options)
+        return read_checkpoint(tmp_path / 'a.pth')
+
+    return get
+
+
+def test_mmengine_log_history_is_read_and_what_others_have_allowed_stays_theirs(tmp_path, capsys):
+    buffer, path = HistoryBuffer(), tmp_path / 'a.pth'
     buffer.update(1.5, 2)
-    torch.save(dict(state_dict=dict(w=torch.ones(2)), message_hub=dict(loss=buffer), number=np.float64(3)), tmp_path / 'a.pth')
-    checkpoint = read_checkpoint(tmp_path / 'a.pth')
-    assert checkpoint['message_hub']['loss'].current() == 1.5 and checkpoint['number'] == 3
-
-
-def test_what_others_have_allowed_stays_theirs(tmp_path, capsys):
-    buffer = HistoryBuffer()
-    buffer.update(1.5, 2)
-    torch.save(dict(state_dict=dict(w=torch.ones(2)), loss=buffer), tmp_path / 'a.pth')
+    torch.save(dict(state_dict=STATE, message_hub=dict(loss=buffer), number=np.float64(3)), path)
     before = torch.serialization.get_safe_globals()
     with torch.serialization.safe_globals([HistoryBuffer, (print, 'builtins.getattr')]):
         theirs = set(torch.serialization.get_safe_globals())
         capsys.readouterr()
-        read_checkpoint(tmp_path / 'a.pth')
+        read_checkpoint(path)
         assert 'HistoryBuffer' in capsys.readouterr().out  # their stand-in for getattr was used
         assert set(torch.serialization.get_safe_globals()) == theirs
     assert set(torch.serialization.get_safe_globals()) == set(before)
-    assert read_checkpoint(tmp_path / 'a.pth')['loss'].current() == 1.5
-
-
-class Call:
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
+    checkpoint = read_checkpoint(path)
+    assert checkpoint['message_hub']['loss'].current() == 1.5 and checkpoint['number'] == 3
 
 
 @pytest.mark.parametrize(
-    'payload',
-    [Call(os.system, 'true'), Call(getattr, HistoryBuffer, '__init__'), Call(getattr, np.ndarray, 'tofile'), Call(eval, '1')],
+    'held',
+    [
+        *(
+            Payload(*call)
+            for call in ((os.system, 'true'), (eval, '1'), (getattr, HistoryBuffer, '__init__'), (getattr, np.ndarray, 'tofile'))
+        ),
+        *(np.array(['x']), np.array([{}], dtype=object), np.dtype('U3')),  # and not called damaged
+    ],
 )
-def test_payloads_are_refused(payload, tmp_path):
-    torch.save(dict(state_dict=dict(w=torch.ones(2)), payload=payload), tmp_path / 'evil.pth')
-    with pytest.raises(CheckpointError, match='evil.pth: refused'):
-        read_checkpoint(tmp_path / 'evil.pth')
+def test_what_is_more_than_weights_is_refused(held, read):
+    with pytest.raises(CheckpointError, match='a.pth: refused, because it'):
+        read(dict(state_dict=STATE, meta=held))
 
 
-@pytest.mark.parametrize('content', [[1, 2], dict(epoch=3), 'text'])
-def test_files_without_weights(content, tmp_path):
-    torch.save(content, tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match='holds no weights'):
-        read_checkpoint(tmp_path / 'a.pth')
+def test_files_without_weights(read):
+    for content in ([1, 2], dict(epoch=3), 'text'):
+        with pytest.raises(CheckpointError, match='holds no weights'):
+            read(content)
 
 
 def test_module_prefix_and_bare_state_dicts():
     weight = torch.ones(1)
     assert state_dict_of({'state_dict': {'module.a': weight}}) == {'a': weight}
     assert state_dict_of({'a': weight}) == {'a': weight}
+    state = {'module.weight': weight, 'head.weight': weight}  # a module called module keeps its name
+    assert state_dict_of(state).keys() == state.keys()
 
 
 def test_fine_tuning_may_replace_a_head_but_not_most_of_the_model():
@@ -83,10 +90,6 @@ def test_fine_tuning_may_replace_a_head_but_not_most_of_the_model():
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_loaders_that_are_not_strict_refuse_weights_of_another_network(scope):
     """What the stock inferencers do: mmengine's loader, with nothing of ours around it."""
-    import importlib
-
-    from mmengine.runner.checkpoint import load_state_dict
-
     registry = importlib.import_module(f'{scope}.registry').MODELS
 
     def build(**options):
@@ -128,45 +131,42 @@ def test_damage_is_seen(tmp_path):
         read_checkpoint(path)
 
 
-def test_the_old_format_of_torch_is_read(tmp_path):
-    torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
-    assert read_checkpoint(tmp_path / 'a.pth')['state_dict']['w'].tolist() == [1, 1]
+def test_other_ways_to_write_are_read(read):
+    assert read(dict(state_dict=STATE), _use_new_zipfile_serialization=False)['state_dict']['bn.bias'].tolist() == [1, 1]
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert read(dict(state_dict=STATE))['state_dict'].keys() == STATE.keys()
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
-def test_weights_of_another_kind_are_refused(tmp_path):
+def test_weights_of_another_kind_are_refused(read):
     model = torch.nn.Linear(4, 4)
     weight = torch.eye(4)
     for other in (weight.int(), weight.to_sparse(), torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)):
         with pytest.raises(CheckpointError, match='no plain floating-point tensors'):
             check_state_dict(model, dict(weight=other, bias=torch.zeros(4)), 'a.pth')
     check_state_dict(model, dict(weight=weight.half(), bias=torch.zeros(4)), 'a.pth')
-    torch.save(dict(state_dict=dict(weight=torch.empty(4, 4, device='meta'))), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='without numbers'):
-        read_checkpoint(tmp_path / 'a.pth')
+        read(dict(state_dict=dict(weight=torch.empty(4, 4, device='meta'))))
 
 
-def forms(state: dict) -> dict:
-    """What other programs make of a state dict."""
-    return {
-        'compiled': {f'_orig_mod.{key}': value for key, value in state.items()},
-        'a part compiled': dict(state_dict={key.replace('conv.', 'conv._orig_mod.'): value for key, value in state.items()}),
-        'compiled, then distributed': dict(state_dict={f'module._orig_mod.{key}': value for key, value in state.items()}),
-        'timm and torchvision': dict(model=state, optimizer={}, epoch=3),
-        'model_state_dict': dict(model_state_dict=state, epoch=3),
-        'AveragedModel': dict(n_averaged=torch.tensor(3)) | {f'module.{key}': value for key, value in state.items()},
-    }
-
-
-STATE = {'conv.weight': torch.ones(2, 2), 'bn.bias': torch.ones(2)}
-
-
-@pytest.mark.parametrize('name', forms({}))
-def test_what_wrappers_and_other_programs_write_is_read(name, tmp_path):
+@pytest.mark.parametrize(
+    'content',
+    [
+        {f'_orig_mod.{key}': value for key, value in STATE.items()},  # compiled
+        dict(state_dict={key.replace('conv.', 'conv._orig_mod.'): value for key, value in STATE.items()}),  # a part of it
+        dict(state_dict={f'module._orig_mod.{key}': value for key, value in STATE.items()}),  # then distributed
+        dict(model=STATE, optimizer={}, epoch=3),  # timm and torchvision
+        dict(model_state_dict=STATE, epoch=3),
+        dict(n_averaged=torch.tensor(3)) | {f'module.{key}': value for key, value in STATE.items()},  # AveragedModel
+    ],
+)
+def test_what_wrappers_and_other_programs_write_is_read(content, read):
     """By the check and by mmengine's loader alike, which looks into "state_dict" or at the whole."""
-    torch.save(forms(STATE)[name], tmp_path / 'a.pth')
-    checkpoint = read_checkpoint(tmp_path / 'a.pth')
+    checkpoint = read(content)
     assert state_dict_of(checkpoint).keys() == STATE.keys()
-    if name != 'AveragedModel':  # mmengine takes its prefix away, and goes on from a counter that no model has
+    if 'n_averaged' not in content:  # mmengine takes its prefix away, and goes on from a counter that no model has
         assert checkpoint.get('state_dict', checkpoint).keys() == STATE.keys()
 
 
@@ -182,33 +182,10 @@ def test_safetensors_are_read(tmp_path):
         read_checkpoint(tmp_path / 'cut.safetensors')
 
 
-def test_a_module_called_module_keeps_its_name():
-    state = {'module.weight': torch.ones(1), 'head.weight': torch.ones(1)}
-    assert state_dict_of(state).keys() == state.keys()
-
-
-def test_files_without_checksums_are_read(tmp_path):
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save(dict(state_dict=STATE), tmp_path / 'a.pth')
-    finally:
-        torch.serialization.set_crc32_options(True)
-    assert state_dict_of(read_checkpoint(tmp_path / 'a.pth')).keys() == STATE.keys()
-
-
-@pytest.mark.parametrize('dtype', ['uint8', 'int8', 'uint16', 'float16', 'complex64', 'bool'])
-def test_arrays_of_numbers_are_read(dtype, tmp_path):
-    torch.save(
-        dict(state_dict=STATE, meta=dict(dataset_meta=dict(sigmas=np.ones(3, dtype), one=np.dtype(dtype).type(1)))), tmp_path / 'a.pth'
-    )
-    assert read_checkpoint(tmp_path / 'a.pth')['meta']['dataset_meta']['sigmas'].dtype == dtype
-
-
-@pytest.mark.parametrize('held', [np.array(['x']), np.array([{}], dtype=object), np.dtype('U3')])
-def test_what_is_refused_as_a_class_is_not_called_damaged(held, tmp_path):
-    torch.save(dict(state_dict=STATE, meta=held), tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match='a.pth: refused, because it holds more than weights'):
-        read_checkpoint(tmp_path / 'a.pth')
+def test_arrays_of_numbers_are_read(read):
+    for dtype in ('uint8', 'int8', 'uint16', 'float16', 'complex64', 'bool'):
+        content = dict(state_dict=STATE, meta=dict(sigmas=np.ones(3, dtype), one=np.dtype(dtype).type(1)))
+        assert read(content)['meta']['sigmas'].dtype == dtype
 
 
 class Renaming(nn.Module):
@@ -225,28 +202,17 @@ class Renaming(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Hooked(nn.Module):
-    """Renames by torch's hook."""
+def test_models_that_rename_keys_as_they_load_are_asked():
+    def rename(module, state_dict, prefix, *args):  # by torch's hook
+        for key in [key for key in state_dict if key.startswith('old.')]:
+            state_dict[key.replace('old', '0')] = state_dict.pop(key)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(2, 2)
-        self.register_load_state_dict_pre_hook(self.rename)
-
-    @staticmethod
-    def rename(module, state_dict, prefix, *args):
-        for name in ('weight', 'bias'):
-            if f'{prefix}old.{name}' in state_dict:
-                state_dict[f'{prefix}inner.{name}'] = state_dict.pop(f'{prefix}old.{name}')
-
-
-def test_models_that_rename_keys_as_they_load_are_asked(monkeypatch):
-    plain = Renaming().student.state_dict()
-    model = Renaming()
+    hooked, model, plain = nn.Sequential(nn.Linear(2, 2)), Renaming(), Renaming().student.state_dict()
+    hooked.register_load_state_dict_pre_hook(rename)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for strict in (False, True):
         check_state_dict(model, plain, 'a.pth', strict=strict)
-        check_state_dict(Hooked(), {f'old.{key}': value for key, value in nn.Linear(2, 2).state_dict().items()}, 'a.pth', strict=strict)
+        check_state_dict(hooked, {f'old.{key}': value for key, value in hooked[0].state_dict().items()}, 'a.pth', strict=strict)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match='does not fit'):
         check_state_dict(model, {'other.weight': torch.ones(2, 2)}, 'a.pth')
@@ -254,22 +220,13 @@ def test_models_that_rename_keys_as_they_load_are_asked(monkeypatch):
         check_state_dict(model, plain | {'backbone.weight': torch.ones(3, 2)}, 'a.pth')
 
 
-@pytest.mark.parametrize(
-    ('keys', 'accepted'),
-    [
-        (('backbone',), True),  # of a backbone alone, which is the smaller part
-        (('backbone', 'neck'), True),
-        ((), False),
-    ],
-)
-def test_parts_that_a_checkpoint_has_nothing_of_may_be_new(keys, accepted):
+@pytest.mark.parametrize('keys', [('backbone',), ('backbone', 'neck'), ()])  # a backbone alone is the smaller part
+def test_parts_that_a_checkpoint_has_nothing_of_may_be_new(keys):
     model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2), neck=nn.Linear(2, 2), head=nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))))
     state = {key: value for key, value in model.state_dict().items() if key.startswith(keys)} if keys else {'x.weight': torch.ones(1)}
-    with nullcontext() if accepted else pytest.raises(CheckpointError, match='does not fit'):
+    with nullcontext() if keys else pytest.raises(CheckpointError, match='does not fit'):
         check_state_dict(model, state, 'a.pth', partial=True)
     with pytest.raises(CheckpointError, match='does not fit'):  # to test or to resume takes all
         check_state_dict(model, state, 'a.pth')
-    if keys:
-        state['backbone.weight'] = torch.ones(3, 2)  # of another width
-        with pytest.raises(CheckpointError, match='of another shape'):
-            check_state_dict(model, state, 'a.pth', partial=True)
+    with pytest.raises(CheckpointError, match='of another shape'):
+        check_state_dict(model, state | {'backbone.weight': torch.ones(3, 2)}, 'a.pth', partial=True)  # of another width

@@ -1,20 +1,14 @@
 """Predictions of both forms beside each other: tools/analysis_tools/compare_forms.py."""
 
-import importlib.util
-import sys
 from types import SimpleNamespace
 
+import compare_forms as forms
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, few
+from conftest import done, few, refused
 from mmengine.structures import InstanceData, PixelData
 from small_models import config, path_of, pictures, save_weights
-
-spec = importlib.util.spec_from_file_location('compare_forms', ROOT / 'tools/analysis_tools/compare_forms.py')
-forms = importlib.util.module_from_spec(spec)
-sys.modules['compare_forms'] = forms  # where its dataclass looks for its types
-spec.loader.exec_module(forms)
 
 
 def found(boxes: list, scores: list, labels: list, **more) -> SimpleNamespace:
@@ -33,8 +27,7 @@ def test_both_forms_of_a_network(name, mini_data, tmp_path):
     if name in ('classifier', 'pspnet'):
         assert 0 < pair.largest < 1e-4  # float32 rounding, magnified by untrained layers
         assert pair.difference.shape == ((5,) if name == 'classifier' else pair.picture.shape[:2])
-    count = forms.class_count([pair])
-    forms.draw([pair], forms.names_and_palette(model, count), tmp_path / 'forms.png')
+    forms.draw([pair], forms.names_and_palette(model, [pair]), tmp_path / 'forms.png')
     assert (tmp_path / 'forms.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -80,21 +73,15 @@ def test_magnification(largest, factor):
     assert forms.magnification(largest) == pytest.approx(factor)
 
 
-def test_the_tool(tools, mini_data, tmp_path):
-    checkpoint = save_weights(config('classifier'), tmp_path / 'weights.pth')
+def test_the_tool_and_bad_input(tools, mini_data, tmp_path):
+    tool, out, weights = 'tools/analysis_tools/compare_forms', tmp_path / 'forms.png', tmp_path / 'weights.pth'
+    save_weights(config('classifier'), weights)
     files = sorted(pictures('classifier', mini_data).rglob('*.jpg'))[:2]
-    out = tmp_path / 'forms.png'
-    status, error = tools.run('tools/analysis_tools/compare_forms', path_of('classifier'), checkpoint, *files, out)
-    assert status == 0 and out.is_file(), error
+    done(tools.run(tool, path_of('classifier'), weights, *files, out))
     out.unlink()
-    status, error = tools.run('tools/analysis_tools/compare_forms', path_of('classifier'), checkpoint, tmp_path / 'none.jpg', out)
-    assert status == 2 and 'none.jpg: cannot be read as a picture' in error.splitlines()[-1] and not out.exists()
-
-
-def test_bad_configs(mini_data, tmp_path):
-    plain = config('classifier', model__backbone__method='none')
-    stock = save_weights(plain, tmp_path / 'stock.pth')
-    with pytest.raises(forms.UsageError, match='nothing to re-parameterize'):
-        forms.compare_forms(plain, stock, sorted(pictures('classifier', mini_data).rglob('*.jpg'))[:1])
-    with pytest.raises(forms.UsageError, match='has no test pipeline'):
-        forms.test_pipeline(config('classifier', test_dataloader=None))
+    refused(tools.run(tool, path_of('classifier'), weights, tmp_path / 'none.jpg', out), 'none.jpg: cannot be read as a picture')
+    stock = {'model.backbone.method': 'none', 'model.backbone.init': None}
+    save_weights(config('classifier', model__backbone__method='none'), weights)
+    refused(tools.run(tool, path_of('classifier'), weights, *files, out, options=stock), 'nothing to re-parameterize')
+    refused(tools.run(tool, path_of('classifier'), weights, *files, out, options={'test_dataloader': None}), 'has no test pipeline')
+    assert not out.exists()

@@ -1,27 +1,24 @@
 """Every config builds its model, data and optimizer and takes a training step, and the stem's learning rate is what the config says."""
 
 import importlib
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import few
+from conftest import ROOT, done, few, python
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
+from small_models import stock
 
 import orepa_mm
 from orepa_mm.deploy.loading import build_model
 from orepa_mm.engine.branches_hook import BranchesHook
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py') if '_base_' not in path.parts)
 # A stem that is frozen or plain is what these two configs are for.
 OTHER_STEMS = [name for name in CONFIGS if '-stem_' in name]
@@ -80,18 +77,15 @@ def data_of(name: str, mini_data: Path, imagenet: Path) -> Path:
 
 
 def test_there_is_a_config_for_every_row_of_the_paper_and_every_method():
-    names = {Path(name).stem for name in CONFIGS}
-    for depth in (18, 34, 50, 101):
-        assert {f'{method}-resnet{depth}_4xb64-120e_in1k' for method in ('none', 'dbb', 'orepa')} <= names
-    for net in ('wideresnet18-x1.5', 'wideresnet18-x2', 'resnext50-32x4d'):
-        assert {f'{method}-{net}_4xb64-120e_in1k' for method in ('none', 'orepa')} <= names
-    for arch in ('A0', 'A1', 'A2'):
-        assert {f'{prefix}repvgg-{arch}_4xb64-120e_in1k' for prefix in ('', 'orepa-')} <= names
-    for depth in (18, 50):
-        assert {f'{method}-resnet{depth}_4xb64-120e_in1k' for method in ('acnet', 'expandnet')} <= names
+    networks = [(('none', 'dbb', 'orepa'), [f'resnet{depth}' for depth in (18, 34, 50, 101)])]
+    networks += [(('none', 'orepa'), ('wideresnet18-x1.5', 'wideresnet18-x2', 'resnext50-32x4d'))]
+    networks += [(('acnet', 'expandnet'), ('resnet18', 'resnet50')), (('orepa',), ('repvgg-A0', 'repvgg-A1', 'repvgg-A2'))]
+    names = {f'{method}-{net}_4xb64-120e_in1k' for methods, nets in networks for method in methods for net in nets}
+    names |= {f'repvgg-{arch}_4xb64-120e_in1k' for arch in ('A0', 'A1', 'A2')}
     for method in ('none', 'dbb', 'orepa'):
-        assert {f'{detector}_{method}-r50_fpn_1x_coco' for detector in ('faster-rcnn', 'retinanet', 'mask-rcnn')} <= names
-        assert {f'{net}_{method}-r50-d8_4xb2-40k_cityscapes-512x1024' for net in ('pspnet', 'deeplabv3plus')} <= names
+        names |= {f'{detector}_{method}-r50_fpn_1x_coco' for detector in ('faster-rcnn', 'retinanet', 'mask-rcnn')}
+        names |= {f'{net}_{method}-r50-d8_4xb2-40k_cityscapes-512x1024' for net in ('pspnet', 'deeplabv3plus')}
+    assert names <= {Path(name).stem for name in CONFIGS}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -111,8 +105,7 @@ def test_it_builds(name, mini_data, imagenet, tmp_path):
         assert len(Runner.build_dataloader(cfg[f'{split}_dataloader']))
     if name in TRANSFER:
         check_stem(model, optim_wrapper.optimizer, cfg)
-    schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
-    for scheduler in schedulers:
+    for scheduler in cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]:
         settings = {key: value for key, value in scheduler.items() if key != 'convert_to_iter_based'}  # it needs the loader's length
         PARAM_SCHEDULERS.build(settings, default_args=dict(optimizer=optim_wrapper))
 
@@ -164,39 +157,31 @@ def check_stem(model: torch.nn.Module, optimizer: torch.optim.Optimizer, cfg: Co
             assert rates[id(p)] == pytest.approx(expected), name
 
 
+def wide(channels: int) -> dict:
+    return dict(backbone=dict(stem_channels=channels, base_channels=channels), head=dict(in_channels=8 * channels))
+
+
 STOCK = {  # the toolbox's own config of the same network, and what makes it that
-    'resnet18': ('mmpretrain::resnet/resnet18_8xb32_in1k.py', {}),
-    'resnet34': ('mmpretrain::resnet/resnet34_8xb32_in1k.py', {}),
-    'resnet50': ('mmpretrain::resnet/resnet50_8xb32_in1k.py', {}),
-    'resnet101': ('mmpretrain::resnet/resnet101_8xb32_in1k.py', {}),
-    'wideresnet18-x1.5': (
-        'mmpretrain::resnet/resnet18_8xb32_in1k.py',
-        {'backbone.stem_channels': 96, 'backbone.base_channels': 96, 'head.in_channels': 768},
-    ),
-    'wideresnet18-x2': (
-        'mmpretrain::resnet/resnet18_8xb32_in1k.py',
-        {'backbone.stem_channels': 128, 'backbone.base_channels': 128, 'head.in_channels': 1024},
-    ),
-    'resnext50-32x4d': ('mmpretrain::resnext/resnext50-32x4d_8xb32_in1k.py', {}),
-    'faster-rcnn_none-r50_fpn_1x': ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', {}),
-    'retinanet_none-r50_fpn_1x': ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {}),
-    'mask-rcnn_none-r50_fpn_1x_coco': ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', {}),
-    'mask-rcnn_none-r50_fpn_2x_coco': ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py', {}),
-    'mask-rcnn_none-r101_fpn_1x_coco': ('mmdet::mask_rcnn/mask-rcnn_r101_fpn_1x_coco.py', {}),
-    'mask-rcnn_none-r50_fpn_1x_cityscapes': ('mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py', {}),
-    'pspnet_none': ('mmseg::pspnet/pspnet_r50b-d8_4xb2-80k_cityscapes-512x1024.py', {}),
-    'deeplabv3plus_none': ('mmseg::deeplabv3plus/deeplabv3plus_r50b-d8_4xb2-80k_cityscapes-512x1024.py', {}),
-}
+    **{f'resnet{depth}': (f'mmpretrain/resnet/resnet{depth}_8xb32_in1k', {}) for depth in (18, 34, 50, 101)},
+    'wideresnet18-x1.5': ('mmpretrain/resnet/resnet18_8xb32_in1k', wide(96)),
+    'wideresnet18-x2': ('mmpretrain/resnet/resnet18_8xb32_in1k', wide(128)),
+    'resnext50-32x4d': ('mmpretrain/resnext/resnext50-32x4d_8xb32_in1k', {}),
+    'faster-rcnn_none-r50_fpn_1x': ('mmdet/faster_rcnn/faster-rcnn_r50_fpn_1x_coco', {}),
+    'retinanet_none-r50_fpn_1x': ('mmdet/retinanet/retinanet_r50_fpn_1x_coco', {}),
+    **{f'mask-rcnn_none-{net}_coco': (f'mmdet/mask_rcnn/mask-rcnn_{net}_coco', {})
+       for net in ('r50_fpn_1x', 'r50_fpn_2x', 'r101_fpn_1x')},
+    'mask-rcnn_none-r50_fpn_1x_cityscapes': ('mmdet/cityscapes/mask-rcnn_r50_fpn_1x_cityscapes', {}),
+    **{f'{net}_none': (f'mmseg/{net}/{net}_r50b-d8_4xb2-80k_cityscapes-512x1024', {}) for net in ('pspnet', 'deeplabv3plus')},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', few(NONE, *NONE[::4]))
-def test_none_is_the_stock_model(name, tmp_path):
+def test_none_is_the_stock_model(name):
     path, options = next(value for key, value in STOCK.items() if f'none-{key}_' in name or f'/{key}' in name)
-    (tmp_path / 'stock.py').write_text(f"_base_ = ['{path}']\n")
-    stock = Config.fromfile(tmp_path / 'stock.py')
-    stock.merge_from_dict({f'model.{key}': value for key, value in options.items()})
-    stock.model.pop('pretrained', None)
-    names = [[(key, p.shape) for key, p in build_model(cfg).named_parameters()] for cfg in (Config.fromfile(ROOT / name), stock)]
+    cfg = stock(*path.split('/', 1))
+    cfg.merge_from_dict(dict(model=options))
+    cfg.model.pop('pretrained', None)
+    names = [[(key, p.shape) for key, p in build_model(each).named_parameters()] for each in (Config.fromfile(ROOT / name), cfg)]
     assert names[0] == names[1]
 
 
@@ -204,8 +189,7 @@ def test_configs_are_read_where_nothing_was_imported_before(tmp_path):
     """As the toolboxes' own scripts read them; with OneDL's packages mmengine alone does not find mmseg's configs."""
     name = ROOT / 'configs/cityscapes/pspnet_none-r50-d8_4xb2-40k_cityscapes-512x1024.py'
     code = f'from mmengine.config import Config; print(Config.fromfile({str(name)!r}).model.backbone.type)'
-    command = [sys.executable, '-W', 'ignore', '-c', code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    result = python('-c', code, cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.split()[-1] == 'ResNet', result.stderr[-2000:]
 
 
@@ -233,32 +217,23 @@ def test_cosine_decay_in_every_iteration_over_120_epochs(imagenet, tmp_path):
 
 
 def test_the_stem_trains(tools, tmp_path):
-    """Weights of the stem before and after a short real run."""
-    status, error = tools.train('coco', tmp_path, '--no-validate')
-    assert status == 0, error
-    from mmdet.registry import MODELS
-    from mmengine.runner import set_random_seed
-
+    """Weights of the stem before and after a short real run, at the rate that is set on the command line."""
+    options = {f'optim_wrapper.paramwise_cfg.custom_keys.backbone.{part}.lr_mult': 0.5 for part in ('conv1', 'bn1')}
+    done(tools.train('coco', tmp_path, '--no-validate', options=options))
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'paramwise_options -- backbone.bn1.weight:lr=0.01' in log  # half of 0.02
+    assert 'no parameter name contains' not in log
     after = torch.load(tmp_path / 'last.pth', weights_only=False)
     cfg = Config.fromfile(ROOT / tools.CONFIGS['coco'])
     set_random_seed(0)
     cfg.model.backbone.init_cfg = None
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     model.init_weights()
     before = {name: p for name, p in model.named_parameters() if name.startswith('backbone.conv1.')}
     assert len(before) == 27
     for name, p in before.items():
         if not name.endswith('.freq'):  # its scale starts at zero, so it moves only after the scale has
             assert (after['state_dict'][name] - p).abs().max() > 0, name
-
-
-def test_the_multiplier_is_set_on_the_command_line(tools, tmp_path):
-    options = {f'optim_wrapper.paramwise_cfg.custom_keys.backbone.{part}.lr_mult': 0.5 for part in ('conv1', 'bn1')}
-    status, error = tools.train('coco', tmp_path, '--no-validate', options=options, iterations=1)
-    assert status == 0, error
-    log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'paramwise_options -- backbone.bn1.weight:lr=0.01' in log  # half of 0.02
-    assert 'no parameter name contains' not in log
 
 
 def test_the_frozen_stem():
@@ -287,17 +262,14 @@ def test_recipes_from_stock_weights_have_branches_beside_the_optimizer(name):
 
 
 def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):
-    from mmpretrain.registry import MODELS
-
     narrow = dict(stem_channels=8, base_channels=8)
-    backbone = MODELS.build(dict(type='OREPAResNet', depth=50, **narrow))
+    backbone = importlib.import_module('mmpretrain.registry').MODELS.build(dict(type='OREPAResNet', depth=50, **narrow))
     torch.save(dict(state_dict={f'backbone.{key}': value for key, value in backbone.state_dict().items()}), tmp_path / 'trained.pth')
     cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r50-plain-stem_fpn_1x_coco.py')
     assert not cfg.optim_wrapper.paramwise_cfg and cfg.model.backbone.frozen_stages == -1
     cfg.merge_from_dict({'model.backbone.init_cfg.checkpoint': str(tmp_path / 'trained.pth'), 'model.neck.in_channels': [32, 64, 128, 256]})
     cfg.model.backbone.update(narrow)
-    init_default_scope('mmdet')
-    detector = importlib.import_module('mmdet.registry').MODELS.build(cfg.model)
+    detector = build_model(cfg)
     orepa_mm.checkpoints.checking.check_pretrained(detector)
     detector.init_weights()
     stem = detector.backbone.conv1
@@ -308,31 +280,23 @@ def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):
     x = torch.randn(1, 3, 64, 64)
     assert torch.allclose(detector.backbone(x)[-1], backbone(x)[-1], rtol=1e-5, atol=1e-6)
     # A checkpoint of the detector itself has the plain kernel and is loaded as it is.
-    again = importlib.import_module('mmdet.registry').MODELS.build(cfg.model)
+    again = build_model(cfg)
     again.load_state_dict(detector.state_dict())
     assert torch.equal(again.backbone.conv1.weight, stem.weight)
-
-
-def test_plain_stem_with_a_deep_stem():
-    from mmdet.registry import MODELS
-
     with pytest.raises(ValueError, match='plain_stem=True is for the 7x7 stem'):
-        MODELS.build(dict(type='OREPAResNet', depth=50, plain_stem=True, deep_stem=True))
+        importlib.import_module('mmdet.registry').MODELS.build(dict(type='OREPAResNet', depth=50, plain_stem=True, deep_stem=True))
 
 
-@pytest.mark.parametrize(
-    ('mini', 'real'),
-    [
-        ('coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini', 'coco/mask-rcnn_orepa-r50_fpn_1x_coco'),
-        ('coco/retinanet_orepa-r18-w16_fpn_coco-mini', 'coco/retinanet_orepa-r50_fpn_1x_coco'),
-        (
-            'cityscapes/deeplabv3plus_orepa-r18-w16-d8_cityscapes-mini',
-            'cityscapes/deeplabv3plus_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
-        ),
-        ('cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini', 'cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024'),
-        ('imagenet/orepa-resnet18-w16_imagenet-mini', 'imagenet/orepa-resnet18_4xb64-120e_in1k'),
-    ],
-)
+MINI = {
+    'coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini': 'coco/mask-rcnn_orepa-r50_fpn_1x_coco',
+    'coco/retinanet_orepa-r18-w16_fpn_coco-mini': 'coco/retinanet_orepa-r50_fpn_1x_coco',
+    'cityscapes/deeplabv3plus_orepa-r18-w16-d8_cityscapes-mini': 'cityscapes/deeplabv3plus_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
+    'cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini': 'cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
+    'imagenet/orepa-resnet18-w16_imagenet-mini': 'imagenet/orepa-resnet18_4xb64-120e_in1k',
+}
+
+
+@pytest.mark.parametrize(('mini', 'real'), MINI.items())
 def test_mini_configs_inherit_from_the_real_ones(mini, real):
     mini, real = (Config.fromfile(ROOT / f'configs/{name}.py') for name in (mini, real))
     assert mini.optim_wrapper.paramwise_cfg == real.optim_wrapper.paramwise_cfg

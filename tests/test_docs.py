@@ -1,30 +1,14 @@
 """The generated pages and metafiles are those the configs give today, and MM's tooling reads them."""
 
-import importlib
-import sys
-
+import count_communication as communication
+import list_configs as listing
 import pytest
+import write_metafiles as metafiles
 import yaml
 from conftest import ROOT, few
 
 PAGE = (ROOT / 'docs' / 'configs.md').read_text()
 SCALING = (ROOT / 'docs' / 'scaling.md').read_text()
-sys.path[:0] = [str(ROOT / '.dev_scripts')]
-
-
-@pytest.fixture(scope='module')
-def listing():
-    return importlib.import_module('list_configs')
-
-
-@pytest.fixture(scope='module')
-def communication():
-    return importlib.import_module('count_communication')
-
-
-@pytest.fixture(scope='module')
-def metafiles():
-    return importlib.import_module('write_metafiles')
 
 
 def rows() -> dict[str, list[str]]:
@@ -32,14 +16,14 @@ def rows() -> dict[str, list[str]]:
     return {row[0].split('configs/')[1].split('.py')[0]: row for row in cells}
 
 
-def test_the_page_lists_every_config_in_order(listing):
+def test_the_page_lists_every_config_in_order():
     names = listing.configs([])
     assert PAGE.startswith(listing.INTRODUCTION)
     assert [f'configs/{name}.py' for name in rows()] == names
 
 
 @pytest.mark.parametrize('name', few(rows(), *list(rows())[::8]))
-def test_a_row_says_what_the_config_does(name, listing):
+def test_a_row_says_what_the_config_does(name):
     row = rows()[name]
     assert f'| {" | ".join(row)} |' == listing.row(f'configs/{name}.py', row[1:3]).replace('|  |', '|  |')
     cfg = listing.read(f'configs/{name}.py')
@@ -55,11 +39,11 @@ def test_a_row_says_what_the_config_does(name, listing):
         'cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini',
     ],
 )
-def test_parameters_and_flops_are_counted_again(name, listing):
+def test_parameters_and_flops_are_counted_again(name):
     assert tuple(rows()[name][1:3]) == listing.cost(f'configs/{name}.py')
 
 
-def test_what_the_counts_are(listing):
+def test_what_the_counts_are():
     (training, deployed), (trained, tested) = listing.measure('configs/imagenet/none-resnet18_4xb64-120e_in1k.py')
     assert training == deployed == 11689512 and trained == tested  # as in torchvision
     assert 1.81e9 < tested < 1.83e9
@@ -68,12 +52,12 @@ def test_what_the_counts_are(listing):
 
 
 @pytest.mark.slow
-def test_metafiles_are_up_to_date(metafiles):
+def test_metafiles_are_up_to_date():
     for name, content in metafiles.metafiles(PAGE).items():
         assert (ROOT / name).read_text() == content, f'{name}: run .dev_scripts/write_metafiles.py'
 
 
-def test_the_paper_s_figures_belong_to_configs_and_say_so(metafiles):
+def test_the_paper_s_figures_belong_to_configs_and_say_so():
     models = [model for name in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
               for model in yaml.safe_load((ROOT / name).read_text())['Models']]  # fmt: skip
     names = {model['Name'] for model in models}
@@ -108,7 +92,7 @@ def test_the_stem_guide_names_configs_that_exist():
         assert (ROOT / name).is_file(), name
 
 
-def test_the_communication_table_is_computed_again(communication):
+def test_the_communication_table_is_computed_again():
     table = [line for line in SCALING.splitlines() if line.count('|') == len(communication.HEADER) + 1]
     rows = communication.rows()
     assert len(table) == len(rows) + 2

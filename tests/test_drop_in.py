@@ -1,17 +1,14 @@
 """``conv_cfg=dict(type='OREPAConv2d')`` in stock models of many kinds, from their stock configs with one override each."""
 
-import importlib
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import few
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.model import revert_sync_batchnorm
+from small_models import stock
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
+from orepa_mm.deploy.loading import build_model
 from orepa_mm.reparam.comparison import largest_difference, tensors
 
 OREPA = dict(type='OREPAConv2d')
@@ -36,16 +33,9 @@ MODELS = {
 
 
 def build(name: str) -> torch.nn.Module:
-    scope, _, path = name.partition('/')
-    package = Path(importlib.util.find_spec(scope).origin).parent
-    cfg = Config.fromfile(package / '.mim' / 'configs' / f'{path}.py')
-    init_default_scope(scope)
-    if cfg.get('data_preprocessor') and 'data_preprocessor' not in cfg.model:
-        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
+    cfg = stock(*name.split('/', 1))
     cfg.merge_from_dict({f'model.{part}.conv_cfg': OREPA for part in MODELS[name]})
-    from mmengine.model import revert_sync_batchnorm
-
-    model = revert_sync_batchnorm(importlib.import_module(f'{scope}.registry').MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(build_model(cfg))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # away from the initial values, where the frequency prior has a scale of zero
         for layer in layers(model):

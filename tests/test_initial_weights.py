@@ -18,6 +18,11 @@ from orepa_mm.layers.kernels import STARTS
 EXACT = 1e-12  # float64; dividing by a scale and multiplying again rounds
 
 
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmpretrain')
+
+
 def seeded(build, *args, **kwargs):
     torch.manual_seed(3)
     return build(*args, **kwargs)
@@ -43,6 +48,7 @@ def test_a_layer_starts_as_the_plain_one_from_the_same_seed(shape, options, bran
     seeded(plain.reset_parameters)
     seeded(layer.reset_parameters)
     assert (layer.weight - plain.weight).abs().max() < EXACT
+    assert (orepa_mm.reparameterize(nn.Sequential(layer).eval())[0].weight - plain.weight).abs().max() < EXACT
 
 
 def test_its_scales_are_those_of_expansion_and_every_branch_moves():
@@ -59,62 +65,59 @@ def test_its_scales_are_those_of_expansion_and_every_branch_moves():
 
 
 def test_published_is_the_default():
-    layer = seeded(OREPAConv2d, 6, 8, 3)
-    same = seeded(OREPAConv2d, 6, 8, 3, init='published')
+    layer, same = seeded(OREPAConv2d, 6, 8, 3), seeded(OREPAConv2d, 6, 8, 3, init='published')
     assert layer.init == 'published' and torch.equal(layer.weight, same.weight)
     assert layer.kernel.parts()['avg'].abs().max() > 0
 
 
-class TestInToolboxes:
-    def test_a_layer_of_another_model(self):
-        """As mmcv's ConvModule draws a plain convolution: normal, by fan-out."""
-        model = BaseModule()
-        model.conv = OREPAConv2d(64, 96, 3, groups=2, init='balanced')
-        model.init_weights()
-        plain = nn.Conv2d(64, 96, 3, groups=2)
-        seeded(nn.init.kaiming_normal_, plain.weight, mode='fan_out', nonlinearity='relu')
-        seeded(model.conv.init_weights)
-        assert model.conv.bias.abs().max() == 0
-        # of the same distribution: layers draw their kernels after other draws
-        assert model.conv.weight.std().item() == pytest.approx(plain.weight.std().item(), rel=0.02)
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='OREPAResNet', depth=50, base_channels=16, stem_channels=32),
+        dict(type='OREPAResNet', depth=18, base_channels=16, stem_channels=16, plain_stem=True, branches='light'),
+        dict(type='OREPARepVGG', arch='A0'),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('init_cfg', [None, [dict(type='Normal', layer='Conv2d', std=0.03)]], ids=['own', 'given'])
+def test_a_backbone_draws_what_the_stock_one_draws(backbone, init_cfg):
+    model = MODELS.build(backbone | dict(init='balanced') | ({} if init_cfg is None else dict(init_cfg=init_cfg)))
+    model.init_weights()
+    layers = [module for module in model.modules() if isinstance(module, OREPAConv2d)]
+    assert len(layers) >= 16 and all(layer.init == 'balanced' for layer in layers)
+    for layer in layers:
+        expected = 0.03 if init_cfg else math.sqrt(2 / (layer.out_channels // layer.groups * math.prod(layer.kernel_size)))
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.15)  # of 400 values and more
+        values = layer.weight.flatten()
+        assert values.abs().max() > 2.2 * expected  # normal, where torch's own draw ends at 1.7
 
-    @pytest.mark.parametrize(
-        'backbone',
-        [
-            dict(type='OREPAResNet', depth=50, base_channels=16, stem_channels=32),
-            dict(type='OREPAResNet', depth=18, base_channels=16, stem_channels=16, plain_stem=True, branches='light'),
-            dict(type='OREPARepVGG', arch='A0'),
-        ],
-        ids=str,
-    )
-    @pytest.mark.parametrize('init_cfg', [None, [dict(type='Normal', layer='Conv2d', std=0.03)]], ids=['own', 'given'])
-    def test_a_backbone_draws_what_the_stock_one_draws(self, backbone, init_cfg):
-        init_default_scope('mmpretrain')
-        model = MODELS.build(backbone | dict(init='balanced') | ({} if init_cfg is None else dict(init_cfg=init_cfg)))
-        model.init_weights()
-        layers = [module for module in model.modules() if isinstance(module, OREPAConv2d)]
-        assert len(layers) >= 16 and all(layer.init == 'balanced' for layer in layers)
-        for layer in layers:
-            expected = 0.03 if init_cfg else math.sqrt(2 / (layer.out_channels // layer.groups * math.prod(layer.kernel_size)))
-            assert layer.weight.std().item() == pytest.approx(expected, rel=0.15)  # of 400 values and more
-            values = layer.weight.flatten()
-            assert values.abs().max() > 2.2 * expected  # normal, where torch's own draw ends at 1.7
 
-    def test_a_checkpoint_is_not_drawn_over(self, tmp_path):
-        init_default_scope('mmpretrain')
-        options = dict(type='OREPAResNet', depth=18, base_channels=16, stem_channels=32, init='balanced')
-        trained = MODELS.build(options)
-        torch.save(trained.state_dict(), tmp_path / 'weights.pth')
-        model = MODELS.build(options | dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))))
-        model.init_weights()
-        for name, value in trained.state_dict().items():
-            assert torch.equal(model.state_dict()[name], value), name
+def test_a_layer_of_another_model():
+    """As mmcv's ConvModule draws a plain convolution: normal, by fan-out."""
+    model = BaseModule()
+    model.conv = OREPAConv2d(64, 96, 3, groups=2, init='balanced')
+    model.init_weights()
+    plain = nn.Conv2d(64, 96, 3, groups=2)
+    seeded(nn.init.kaiming_normal_, plain.weight, mode='fan_out', nonlinearity='relu')
+    seeded(model.conv.init_weights)
+    assert model.conv.bias.abs().max() == 0
+    # of the same distribution: layers draw their kernels after other draws
+    assert model.conv.weight.std().item() == pytest.approx(plain.weight.std().item(), rel=0.02)
+
+
+def test_a_checkpoint_is_not_drawn_over(tmp_path):
+    options = dict(type='OREPAResNet', depth=18, base_channels=16, stem_channels=32, init='balanced')
+    trained = MODELS.build(options)
+    torch.save(trained.state_dict(), tmp_path / 'weights.pth')
+    model = MODELS.build(options | dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))))
+    model.init_weights()
+    for name, value in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize('options', [dict(plain_stem=True), {}, dict(deep_stem=True), dict(in_channels=4)])
 def test_weights_for_pictures_of_other_channels(options, tmp_path):
     """All but the stem's first kernel is loaded, as into the stock backbone."""
-    init_default_scope('mmpretrain')
     narrow = dict(depth=18, base_channels=16, stem_channels=32, deep_stem='deep_stem' in options)
     weights = MODELS.build(dict(type='ResNet', **narrow)).state_dict()
     torch.save(weights, tmp_path / 'stock.pth')
@@ -130,35 +133,22 @@ def test_weights_for_pictures_of_other_channels(options, tmp_path):
     assert left == ['stem.0.conv.weight' if 'deep_stem' in options else 'conv1.weight']
 
 
-class TestBadInput:
-    def test_unknown(self):
-        with pytest.raises(LayerError, match="init='zero' is unknown; choose from published, balanced"):
-            OREPAConv2d(3, 3, 3, init='zero')
-
-    def test_without_a_plain_branch(self):
-        with pytest.raises(LayerError, match="cannot add up to any given kernel; it takes 'origin'"):
-            OREPAConv2d(3, 3, 3, branches=('avg', 'point'), init='balanced')
-
-    def test_a_narrow_stem(self):
-        with pytest.raises(LayerError, match='at least 27 output channels'):
-            OREPAConv2d(3, 16, 7, init='balanced')
-
-    @pytest.mark.parametrize(
-        ('kind', 'options', 'message'),
-        [
-            ('OREPAResNet', dict(depth=18, method='DBB'), "init='balanced' is for method='OREPA', not 'DBB'"),
-            ('OREPAResNet', dict(depth=18, method='none'), "init='balanced' is for method='OREPA', not 'none'"),
-            ('OREPARepVGG', dict(arch='A0', method='RepVGG'), "init='balanced' is for method='OREPA', not 'RepVGG'"),
-            ('OREPAResNet', dict(depth=18, conv_cfg=dict(type='Conv2d')), 'give the init in the conv_cfg'),
-        ],
-    )
-    def test_of_a_backbone(self, kind, options, message):
-        init_default_scope('mmpretrain')
-        with pytest.raises(ValueError, match=message):
-            MODELS.build(dict(type=kind, init='balanced', **options))
-
-
-def test_a_balanced_model_can_be_reparameterized():
-    model, x = nn.Sequential(OREPAConv2d(4, 8, 3, init='balanced', dtype=torch.float64)).eval(), torch.randn(1, 4, 9, 9).double()
-    expected = model(x)
-    assert (orepa_mm.reparameterize(model)(x) - expected).abs().max() < EXACT
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(init='zero'), "init='zero' is unknown; choose from published, balanced"),
+        (dict(branches=('avg', 'point')), "cannot add up to any given kernel; it takes 'origin'"),
+        (dict(out_channels=16, kernel_size=7), 'at least 27 output channels'),  # a narrow stem
+        (dict(type='OREPAResNet', depth=18, method='DBB'), "init='balanced' is for method='OREPA', not 'DBB'"),
+        (dict(type='OREPAResNet', depth=18, method='none'), "init='balanced' is for method='OREPA', not 'none'"),
+        (dict(type='OREPARepVGG', arch='A0', method='RepVGG'), "init='balanced' is for method='OREPA', not 'RepVGG'"),
+        (dict(type='OREPAResNet', depth=18, conv_cfg=dict(type='Conv2d')), 'give the init in the conv_cfg'),
+    ],
+)
+def test_bad_input(options, message):
+    options = dict(init='balanced') | options
+    with pytest.raises((LayerError, ValueError), match=message):
+        if 'type' in options:
+            MODELS.build(options)
+        else:
+            OREPAConv2d(**dict(in_channels=3, out_channels=3, kernel_size=3) | options)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Payload
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_checkpoint
 
@@ -14,19 +15,11 @@ from orepa_mm.checkpoints import loaders
 from orepa_mm.errors import CheckpointError
 
 
-class Payload:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A folder with a good and a hostile checkpoint, and what the latter would make."""
     torch.save(dict(state_dict=dict(weight=torch.ones(1, 1))), tmp_path / 'good.pth')
-    torch.save(dict(state_dict=dict(weight=torch.ones(1, 1)), payload=Payload(tmp_path / 'ran')), tmp_path / 'evil.pth')
+    torch.save(dict(state_dict=dict(weight=torch.ones(1, 1)), payload=Payload(Path.touch, tmp_path / 'ran')), tmp_path / 'evil.pth')
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))  # for this test alone
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
     loaders.use_safe_loaders()

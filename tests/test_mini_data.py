@@ -1,11 +1,14 @@
 """The drawn datasets: the same every time, and readable by the stock datasets and metrics."""
 
 import hashlib
-import json
+import subprocess
+import sys
 
 import cv2
 import make_mini_data
 import numpy as np
+import pytest
+from conftest import done, full_disk, refused
 from pycocotools.coco import COCO
 
 
@@ -28,7 +31,8 @@ def test_same_seed_same_files(tmp_path):
 
 def test_coco_annotations_agree_with_themselves(mini_data):
     coco = COCO(str(mini_data / 'coco-mini/annotations/instances_train2017.json'))
-    assert len(coco.getCatIds()) == 80 and coco.loadCats(37)[0]['name'] == 'sports ball'
+    names = {category['name']: category['id'] for category in coco.loadCats(coco.getCatIds())}
+    assert len(names) == 80 and names['person'] == 1 and names['sports ball'] == 37 and names['toothbrush'] == 90
     assert len(coco.getAnnIds()) > 10
     for annotation in coco.loadAnns(coco.getAnnIds()):
         mask = coco.annToMask(annotation)
@@ -49,9 +53,8 @@ def test_cityscapes_labels_are_train_ids(mini_data):
     for path in (mini_data / 'cityscapes-mini/gtFine').rglob('*_gtFine_labelTrainIds.png'):
         labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert labels.ndim == 2 and set(np.unique(labels)) <= {0, 2, 10, 255, *(shape[1] for shape in make_mini_data.SHAPES.values())}
-        assert (
-            path.parents[3] / 'leftImg8bit' / path.parts[-3] / 'mini' / path.name.replace('gtFine_labelTrainIds', 'leftImg8bit')
-        ).is_file()
+        picture = path.name.replace('gtFine_labelTrainIds', 'leftImg8bit')
+        assert (path.parents[3] / 'leftImg8bit' / path.parts[-3] / 'mini' / picture).is_file()
 
 
 def test_cityscapes_instances_agree_with_the_label_maps(mini_data):
@@ -67,20 +70,19 @@ def test_cityscapes_instances_agree_with_the_label_maps(mini_data):
         assert set(np.unique(inside)) <= {train_ids[instance['category_id']], 255} and (inside != 255).any()
 
 
-def test_categories_are_those_of_coco():
-    categories = make_mini_data.coco_categories()
-    names = {category['name']: category['id'] for category in categories}
-    assert names['person'] == 1 and names['stop sign'] == 13 and names['toothbrush'] == 90
-    assert json.dumps(categories)
+SMALL = ('--train', '1', '--val', '1', '--size', '64')
 
 
 def test_what_is_there_is_kept_unless_forced(tmp_path, tools):
-    arguments = ('demo/make_mini_data', 'cityscapes', '--out', tmp_path, '--train', '1', '--val', '1', '--size', '64')
-    assert tools.run(*arguments)[0] == 0
+    arguments = ('demo/make_mini_data', 'cityscapes', '--out', tmp_path, *SMALL)
+    done(tools.run(*arguments))
     before = digest(tmp_path)
-    assert tools.run(*arguments, '--seed', '5')[0] == 0 and digest(tmp_path) == before
-    assert tools.run(*arguments, '--seed', '5', '--force')[0] == 0 and digest(tmp_path) != before
-    assert tools.run('demo/make_mini_data', 'kitti')[0] == 2 and tools.run('demo/make_mini_data', '--train', '0')[0] == 2
+    done(tools.run(*arguments, '--seed', '5'))
+    assert digest(tmp_path) == before
+    done(tools.run(*arguments, '--seed', '5', '--force'))
+    assert digest(tmp_path) != before
+    for wrong in (('kitti',), ('--train', '0'), ('coco', '--size', '1')):
+        assert tools.run('demo/make_mini_data', *wrong)[0] == 2
 
 
 def test_what_is_not_drawn_here_is_left_alone(tmp_path, tools):
@@ -88,45 +90,19 @@ def test_what_is_not_drawn_here_is_left_alone(tmp_path, tools):
     for path in mine:
         path.parent.mkdir()
         path.write_text('mine')
-    status, error = tools.run('demo/make_mini_data', 'coco', '--out', tmp_path, '--force', '--train', '1', '--val', '1', '--size', '64')
-    assert status == 2 and 'was not drawn by this script' in str(error)
+    refused(tools.run('demo/make_mini_data', 'coco', '--out', tmp_path, '--force', *SMALL), 'was not drawn by this script')
     assert all(path.read_text() == 'mine' for path in mine) and len(list(tmp_path.iterdir())) == 2
-    assert tools.run('demo/make_mini_data', 'coco', '--size', '1')[0] == 2
 
 
 def test_a_full_disk_ends_it_and_leaves_nothing_half_drawn(tmp_path, monkeypatch):
-    import pytest
-
-    written = []
-
-    def full(path, data):
-        written.append(path)
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(type(tmp_path), 'write_bytes', full)
+    monkeypatch.setattr(type(tmp_path), 'write_bytes', full_disk)
     with pytest.raises(OSError, match='No space left'):
         make_mini_data.make('imagenet', tmp_path / 'imagenet-mini', 2, 1, 64)
-    assert written and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_at_once_leave_a_whole_set(tmp_path):
-    import subprocess
-    import sys
-
-    command = [
-        sys.executable,
-        make_mini_data.__file__,
-        'imagenet',
-        '--out',
-        str(tmp_path),
-        '--train',
-        '5',
-        '--val',
-        '5',
-        '--size',
-        '64',
-        '--force',
-    ]
+    command = [sys.executable, make_mini_data.__file__, 'imagenet', '--out', str(tmp_path), '--force', *SMALL, '--train', '5', '--val', '5']
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate()[1] for process in running]
     assert 0 in [process.returncode for process in running], errors

@@ -6,7 +6,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
+
+import orepa_mm
 
 
 @pytest.fixture(scope='module')
@@ -21,8 +23,7 @@ def wheel(tmp_path_factory) -> Path:
             target = folder / 'source' / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', str(folder), str(folder / 'source')]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = python('-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, folder / 'source')
     assert result.returncode == 0, result.stderr
     (path,) = folder.glob('*.whl')
     return path
@@ -50,13 +51,7 @@ for base in ('coco/mask-rcnn_orepa-r50_fpn_1x_coco.py', 'imagenet/orepa-resnet18
     open('config.py', 'w').write(f"_base_ = 'orepa_mm::{base}'")
     print(Config.fromfile('config.py').model.backbone.type)
 """
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code],
-        cwd=tmp_path,
-        env=dict(PYTHONPATH=str(tmp_path / 'installed'), PATH='/usr/bin:/bin'),
-        capture_output=True,
-        text=True,
-    )
+    result = python('-c', code, cwd=tmp_path, PYTHONPATH=str(tmp_path / 'installed'))
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-3:] == [str(tmp_path / 'installed' / 'orepa_mm' / '__init__.py'), 'OREPAResNet', 'OREPAResNet']
 
@@ -105,6 +100,4 @@ def test_version_is_one():
     text = (ROOT / 'CITATION.cff').read_text()
     version = next(line.split()[-1] for line in text.splitlines() if line.startswith('version:'))
     changelog = (ROOT / 'CHANGELOG.md').read_text()
-    import orepa_mm
-
     assert version == orepa_mm.__version__ and f'## {version}' in changelog

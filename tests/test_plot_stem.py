@@ -1,11 +1,11 @@
 """What the branches of a deep linear stem add to its kernel, and its picture: tools/analysis_tools/plot_stem.py."""
 
 import functools
-import runpy
 
+import plot_stem
 import pytest
 import torch
-from conftest import ROOT
+from conftest import done, refused
 from diversity import stem_parts
 from torch import nn
 
@@ -44,19 +44,18 @@ def test_a_branch_that_is_switched_off_adds_nothing():
 def test_the_tool(tools, tmp_path):
     conv, out = stem(), tmp_path / 'stem.png'
     torch.save({f'backbone.conv1.{key}': value for key, value in conv.state_dict().items()}, tmp_path / 'stem.pth')
-    status, error = tools.run('tools/analysis_tools/plot_stem', tmp_path / 'stem.pth', out)
-    assert status == 0 and out.read_bytes().startswith(b'\x89PNG'), error
+    done(tools.run('tools/analysis_tools/plot_stem', tmp_path / 'stem.pth', out))
+    assert out.read_bytes().startswith(b'\x89PNG')
     out.unlink()
     torch.save({'backbone.conv1.weight': conv.weight.detach()}, tmp_path / 'plain.pth')
-    status, error = tools.run('tools/analysis_tools/plot_stem', tmp_path / 'plain.pth', out)
-    assert status == 2 and 'plain.pth: holds no deep linear stem' in error and not out.exists()
+    refused(tools.run('tools/analysis_tools/plot_stem', tmp_path / 'plain.pth', out), 'plain.pth: holds no deep linear stem')
+    assert not out.exists()
 
 
 def test_tiles_have_the_weights_in_their_colours():
-    tiles = runpy.run_path(str(ROOT / 'tools/analysis_tools/plot_stem.py'))['tiles']
     kernel = torch.zeros(5, 3, 7, 7)
     kernel[4, 1, 2, 3] = -2.0
-    picture = tiles(kernel)
+    picture = plot_stem.tiles(kernel)
     assert picture.shape == (17, 25, 3)  # 2 rows of 3 tiles
     assert picture[1 + 8 + 2, 1 + 8 + 3].tolist() == [0.5, 0.0, 0.5] and picture[1:8, 1:8].unique().tolist() == [0.5]
-    assert tiles(kernel[:, :1]).shape == (17, 25, 3)
+    assert plot_stem.tiles(kernel[:, :1]).shape == (17, 25, 3)

@@ -1,5 +1,6 @@
 """Whole published networks: their weights under this project's names give their logits, and go back bit for bit."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,12 @@ class Classifier(nn.Module):
         return self.head.fc(self.backbone(x)[-1].mean((2, 3)))
 
 
-def test_the_networks_are_there():
-    assert len(NETWORKS) == 5
+def classifier(name: str) -> Classifier:
+    """A published network with its weights, in evaluation mode."""
+    state, reference = load(name)
+    model = Classifier(backbone_config(reference['config']), state['linear.weight'].shape[1], len(reference['logits'][0]))
+    model.load_state_dict(import_network(state))  # strict: no key missing, none unexpected
+    return model.eval()
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -66,21 +71,6 @@ def tolerance_of(name: str) -> float:
     return 2e-4 if '50_' in name else 3e-5 if 'repvgg' in name or 'dbb' in name else 1e-5
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_logits_in_both_forms(name):
-    state, reference = load(name)
-    model = Classifier(backbone_config(reference['config']), state['linear.weight'].shape[1], len(reference['logits'][0]))
-    model.load_state_dict(import_network(state))  # strict: no key missing, none unexpected
-    model.eval()
-    tolerance = tolerance_of(name)
-    assert relative(model(reference['input']), reference['logits']) < tolerance
-    exact = model.double()(reference['input'].double())
-    assert relative(exact, reference['logits']) < tolerance
-    orepa_mm.reparameterize(model)
-    assert relative(model(reference['input'].double()), exact) < 1e-10
-    assert relative(model.float()(reference['input']), reference['logits']) < tolerance
-
-
 def same(actual: dict, expected: dict) -> None:
     """Bit for bit, but for the sixth row of a RepVGG ``vector``, which nothing reads."""
     assert actual.keys() == expected.keys()
@@ -91,20 +81,20 @@ def same(actual: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_back_and_forth_bit_for_bit(name):
-    state, _ = load(name)
-    same(export_network(import_network(state)), state)
-
-
-@pytest.mark.parametrize('name', NETWORKS)
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
-def test_backbones_of_the_other_toolboxes_take_it(name, scope):
-    import importlib
-
+def test_logits_in_both_forms_and_back_bit_for_bit(name):
     state, reference = load(name)
-    net = importlib.import_module(f'{scope}.registry').MODELS.build(backbone_config(reference['config'], 'base_width'))
-    weights = {key.removeprefix('backbone.'): value for key, value in import_network(state).items() if key.startswith('backbone.')}
-    net.load_state_dict(weights)
+    model, inputs, logits, tolerance = classifier(name), reference['input'], reference['logits'], tolerance_of(name)
+    assert relative(model(inputs), logits) < tolerance
+    exact = model.double()(inputs.double())
+    assert relative(exact, logits) < tolerance
+    orepa_mm.reparameterize(model)
+    assert relative(model(inputs.double()), exact) < 1e-10
+    assert relative(model.float()(inputs), logits) < tolerance
+    weights = import_network(state)
+    same(export_network(weights), state)
+    for scope in ('mmdet', 'mmseg'):
+        net = importlib.import_module(f'{scope}.registry').MODELS.build(backbone_config(reference['config'], 'base_width'))
+        net.load_state_dict({key.removeprefix('backbone.'): value for key, value in weights.items() if key.startswith('backbone.')})
 
 
 @pytest.mark.parametrize('key', ['stage9.0.conv1.conv.weight', 'stage1.0.conv1.surprise', 'backbone.conv1.weight'])
@@ -116,11 +106,9 @@ def test_unknown_keys_are_named(key):
 
 def deployed_form(name: str) -> tuple[dict, dict]:
     """A published network re-parameterized, under the names the published implementations deploy with."""
-    state, reference = load(name)
-    model = Classifier(backbone_config(reference['config']), state['linear.weight'].shape[1], len(reference['logits'][0]))
-    model.load_state_dict(import_network(state))
+    (state, reference), model = load(name), classifier(name)
     branched = {path for path, module in model.backbone.named_modules() if isinstance(module, ReparameterizableConv2d)}
-    orepa_mm.reparameterize(model.eval())
+    orepa_mm.reparameterize(model)
     published = {}
     for path, module in model.backbone.named_modules():
         if not isinstance(module, nn.Conv2d):
@@ -163,9 +151,8 @@ def test_repvgg_layout_of_its_own_publication(arch):
     narrow = dict(settings, width_factor=[1 / 8] * 4)
     model = Classifier(dict(type='OREPARepVGG', arch=narrow, method='RepVGG'), 64, 10)
     published = export_network(model.state_dict())
-    assert {'stage0.rbr_dense.conv.weight', 'stage1.0.rbr_1x1.bn.running_var', 'stage1.1.rbr_identity.weight', 'linear.bias'} <= set(
-        published
-    )
+    names = {'stage0.rbr_dense.conv.weight', 'stage1.0.rbr_1x1.bn.running_var', 'stage1.1.rbr_identity.weight', 'linear.bias'}
+    assert names <= published.keys()
     assert ('stage2.3.se.down.weight' in published) == (arch == 'D2se')
     converted = import_network(published)
     same(converted, model.state_dict())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_published_networks import same
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -18,7 +19,6 @@ from orepa_mm.checkpoints.published_layers import (
     import_kxk,
 )
 from orepa_mm.errors import LayoutError
-from orepa_mm.functional import add_identity, frequency_prior
 
 BLOCKS = torch.load(Path(__file__).parent / 'data' / 'published_blocks.pth', weights_only=True)
 CASES = {name: case for name, case in BLOCKS.items() if name.startswith('orepa_') and 'vgg' not in name}
@@ -42,46 +42,21 @@ def build(name: str) -> tuple[nn.Sequential, dict]:
     return nn.Sequential(conv, norm).eval(), case
 
 
-def test_every_orepa_case_is_covered():
-    assert sorted(CASES) == sorted(
-        [
-            'orepa_3x3',
-            'orepa_3x3_s2',
-            'orepa_3x3_g2',
-            'orepa_3x3_g8',
-            'orepa_1x1_expand',
-            'orepa_1x1_reduce_s2',
-            'orepa_large_7x7',
-            'orepa_large_base_7x7',
-        ]
-    )
+def check_deployed(plain: nn.Conv2d, case: dict, whole: nn.Module | None = None) -> None:
+    assert type(plain) is nn.Conv2d
+    assert difference(plain.weight, case['kernel']) < TOLERANCE
+    assert difference(plain.bias, case['bias']) < TOLERANCE
+    assert difference((whole or plain)(case['input']), case['output']) < TOLERANCE
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_squeezed_kernel_and_output(name):
+def test_kernel_and_output_in_both_forms(name):
     block, case = build(name)
     assert difference(block[0].weight, case['squeezed']) < TOLERANCE
     assert difference(block(case['input']), case['output']) < TOLERANCE
-
-
-@pytest.mark.parametrize('name', CASES)
-def test_folded_kernel_and_bias(name):
-    block, case = build(name)
     reparameterize(block)
     assert type(block[0]) is nn.Conv2d and type(block[1]) is nn.BatchNorm2d
-    block[0] = fuse_conv_bn_eval(block[0], block[1])
-    block[1] = nn.Identity()
-    assert difference(block[0].weight, case['kernel']) < TOLERANCE
-    assert difference(block[0].bias, case['bias']) < TOLERANCE
-    assert difference(block(case['input']), case['output']) < TOLERANCE
-
-
-@pytest.mark.parametrize('name', [name for name in CASES if 'weight_orepa_prior' in CASES[name]['state_dict']])
-def test_constants_match(name):
-    state = CASES[name]['state_dict']
-    kernel = build(name)[0][0].kernel
-    assert difference(frequency_prior(*state['weight_orepa_prior'].shape[:2], dtype=torch.float64), state['weight_orepa_prior']) < TOLERANCE
-    assert torch.equal(add_identity(torch.zeros_like(kernel.seq_1x1)), state['id_tensor'])
+    check_deployed(fuse_conv_bn_eval(*block), case)
 
 
 DBB_CASES = {name: case for name, case in BLOCKS.items() if name.startswith('dbb_')}
@@ -96,11 +71,7 @@ def test_diverse_branch_block(name):
     block.load_state_dict(state)
     block.eval()
     assert difference(block(case['input']), case['output']) < TOLERANCE
-    plain = reparameterize(nn.Sequential(block))[0]
-    assert type(plain) is nn.Conv2d
-    assert difference(plain.weight, case['kernel']) < TOLERANCE
-    assert difference(plain.bias, case['bias']) < TOLERANCE
-    assert difference(plain(case['input']), case['output']) < TOLERANCE
+    check_deployed(reparameterize(nn.Sequential(block))[0], case)
 
 
 @pytest.mark.parametrize('name', ['repvgg_identity', 'orepa_vgg_identity', 'orepa_vgg_s2'])
@@ -117,16 +88,10 @@ def test_repvgg_block(name):
     block.eval()
     assert difference(block(case['input']), case['output']) < TOLERANCE
     deployed = reparameterize(block)
-    assert type(deployed.branch_reparam) is nn.Conv2d and len(list(deployed.parameters())) == 2
-    assert difference(deployed.branch_reparam.weight, case['kernel']) < TOLERANCE
-    assert difference(deployed.branch_reparam.bias, case['bias']) < TOLERANCE
-    assert difference(deployed(case['input']), case['output']) < TOLERANCE
+    assert len(list(deployed.parameters())) == 2
+    check_deployed(deployed.branch_reparam, case, deployed)
     again = export_block(state)
-    assert again.keys() == published.keys()
-    for key, value in published.items():
-        read = slice(0, 5) if key.endswith('vector') else slice(None)  # the sixth row of a vector is read by nothing
-        assert torch.equal(again[key][read], value[read]) if value.dim() else again[key] == value, key
-        assert again[key].shape == value.shape
+    same(*({f'.{key}': value for key, value in each.items()} for each in (again, published)))
 
 
 def test_start_of_the_kernel_without_its_1x1_branch():
@@ -136,11 +101,13 @@ def test_start_of_the_kernel_without_its_1x1_branch():
     assert 0.95 * bound < kernel.origin.abs().max() <= bound
 
 
+def alike(again: dict, layer: dict) -> None:
+    torch.testing.assert_close(again, layer, rtol=0, atol=1e-12)  # types, shapes and keys, too
+
+
 def test_kernels_there_and_back():
     layer = {key: value for key, value in CASES['orepa_3x3_g2']['state_dict'].items() if key.split('_')[0] in ('vector', 'weight', 'id')}
-    again = export_kxk(import_kxk(layer))
-    assert {key: (value.dtype, value.shape) for key, value in again.items()} == {k: (v.dtype, v.shape) for k, v in layer.items()}
-    assert all(torch.allclose(value, layer[key], rtol=0, atol=1e-12) for key, value in again.items())
+    alike(export_kxk(import_kxk(layer)), layer)
     needed = {key: layer[f'weight_orepa_{key}'] for key in ('origin', 'gconv_dw', 'gconv_pw', '1x1_kxk_conv2')}
     assert len(import_kxk({f'weight_orepa_{key}': value for key, value in needed.items()})) == 4
     with pytest.raises(LayoutError, match=r'are missing; it has weight_orepa_origin, weight_orepa_gconv_dw, weight_orepa_gconv_pw$'):
@@ -151,8 +118,7 @@ def test_deployed_layers_there_and_back():
     layer = {'orepa_reparam.weight': torch.randn(4, 2, 3, 3), 'orepa_reparam.bias': torch.randn(4)}
     conv, norm = import_conv(layer)
     assert norm['num_batches_tracked'].item() == 0
-    again = export_deployed(conv, norm | {'num_batches_tracked': torch.tensor(5)}, 'orepa_reparam')
-    assert again.keys() == layer.keys() and all(torch.equal(value, layer[key]) for key, value in again.items())
+    same(export_deployed(conv, norm | {'num_batches_tracked': torch.tensor(5)}, 'orepa_reparam'), layer)
     for key in ('weight', 'running_mean', 'running_var'):
         with pytest.raises(LayoutError, match='^the norms have been trained since'):
             export_deployed(conv, norm | {key: norm[key] + 1e-3}, 'orepa_reparam')
@@ -162,6 +128,4 @@ def test_deployed_layers_there_and_back():
 def test_layers_there_and_back(name):
     """Stems whose stages have no branches among them."""
     layer = BLOCKS[name]['state_dict']
-    again = export_conv(*import_conv(layer))
-    assert {key: (value.dtype, value.shape) for key, value in again.items()} == {k: (v.dtype, v.shape) for k, v in layer.items()}
-    assert all(torch.allclose(value, layer[key], rtol=0, atol=1e-12) for key, value in again.items())
+    alike(export_conv(*import_conv(layer)), layer)

@@ -6,8 +6,11 @@ import importlib
 import pytest
 import torch
 from conftest import few
+from mmengine.registry import init_default_scope
 from mmpretrain.models.backbones import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
+from small_models import stock
+from test_drop_in import batch_of, dense_outputs
 from torch import nn
 
 import orepa_mm
@@ -79,11 +82,6 @@ def test_with_cp_gives_the_same_gradients():
         assert torch.allclose(p.grad, q[1].grad, rtol=1e-4, atol=1e-5), name
 
 
-def test_method_repvgg_is_the_stock_network():
-    stock = RepVGG('A0', base_channels=16)
-    assert [(n, p.shape) for n, p in build(method='RepVGG').named_parameters()] == [(n, p.shape) for n, p in stock.named_parameters()]
-
-
 @pytest.mark.parametrize('options', [{}, dict(method='RepVGG'), dict(arch='D2se')])
 def test_switch_to_deploy(options):
     net, x = build(**options).double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
@@ -91,23 +89,23 @@ def test_switch_to_deploy(options):
     net.switch_to_deploy()
     assert net.deploy and relative(net(x)[-1], expected) < 1e-10
     if 'arch' not in options:  # a stock block that deploys itself leaves squeeze and excitation out
-        for block in list(by_block.modules()):
-            if isinstance(block, RepVGGBlock):
-                block.switch_to_deploy()
+        blocks = [module for module in by_block.modules() if isinstance(module, RepVGGBlock)]
+        for block in blocks:
+            block.switch_to_deploy()
         assert relative(by_block(x)[-1], expected) < 1e-10
-        assert all(type(m.branch_reparam) is nn.Conv2d for m in by_block.modules() if isinstance(m, RepVGGBlock))
+        assert all(type(block.branch_reparam) is nn.Conv2d for block in blocks)
 
 
 def test_blocks_of_a_stock_network_are_merged_and_come_back():
-    net = RepVGG('A0', base_channels=16)
-    net.train(False)
-    x = torch.randn(1, 3, 64, 64)
-    expected, state = net(x)[-1], copy.deepcopy(net.state_dict())
-    with reparameterized(net):
-        assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert relative(net(x)[-1], expected) < 1e-5
-    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items()) and net.state_dict().keys() == state.keys()
-    assert torch.equal(net(x)[-1], expected)
+    plain, x = RepVGG('A0', base_channels=16), torch.randn(1, 3, 64, 64)
+    assert [(n, p.shape) for n, p in build(method='RepVGG').named_parameters()] == [(n, p.shape) for n, p in plain.named_parameters()]
+    plain.train(False)
+    expected, state = plain(x)[-1], copy.deepcopy(plain.state_dict())
+    with reparameterized(plain):
+        assert not [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert relative(plain(x)[-1], expected) < 1e-5
+    assert plain.state_dict().keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in plain.state_dict().items())
+    assert torch.equal(plain(x)[-1], expected)
 
 
 @pytest.mark.parametrize('identity', [False, True])
@@ -127,12 +125,15 @@ def test_convolutions_with_biases_are_merged_too(groups, identity):
 def test_requires_grad_and_channels_last_carry_over():
     net = build(frozen_stages=1).to(memory_format=torch.channels_last)
     orepa_mm.reparameterize(net)
-    assert not net.stem.branch_reparam.weight.requires_grad and not net.stage_1[0].branch_reparam.bias.requires_grad
-    assert net.stage_3[0].branch_reparam.weight.requires_grad and net.stage_3[0].branch_reparam.bias.requires_grad
+    for block, trained in ((net.stem, False), (net.stage_1[0], False), (net.stage_3[0], True)):
+        assert block.branch_reparam.weight.requires_grad == block.branch_reparam.bias.requires_grad == trained
     assert net.stage_3[0].branch_reparam.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_block_in_training_mode_is_refused():
+def test_bad_input():
+    for options, message in ((dict(method='DBB'), "method='DBB'.*OREPA, RepVGG"), (dict(arch='C1'), "arch='C1'.*A0")):
+        with pytest.raises(ValueError, match=message):
+            build(**options)
     net = build()
     net.stage_2[1].branch_norm.train()
     state = list(net.state_dict())
@@ -141,22 +142,12 @@ def test_a_block_in_training_mode_is_refused():
     assert list(net.state_dict()) == state
 
 
-@pytest.mark.parametrize(('options', 'message'), [(dict(method='DBB'), "method='DBB'.*OREPA, RepVGG"), (dict(arch='C1'), "arch='C1'.*A0")])
-def test_unknown_names(options, message):
-    with pytest.raises(ValueError, match=message):
-        build(**options)
-
-
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
 def test_under_a_detector_and_a_segmentor(scope):
     """Loss, backward pass and predictions of stock models on this backbone."""
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
     init_default_scope(scope)
     name = 'retinanet/retinanet_r50_fpn_1x_coco' if scope == 'mmdet' else 'pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024'
-    package = importlib.import_module(scope).__path__[0]
-    cfg = Config.fromfile(f'{package}/.mim/configs/{name}.py').model
+    cfg = stock(scope, name).model
     cfg.backbone = dict(type='OREPARepVGG', arch='A0', base_channels=16, out_indices=(0, 1, 2, 3))
     if scope == 'mmdet':
         cfg.neck.in_channels = [12, 24, 48, 320]
@@ -165,8 +156,6 @@ def test_under_a_detector_and_a_segmentor(scope):
         cfg.decode_head.update(in_channels=320, channels=32, norm_cfg=dict(type='BN'))
         cfg.auxiliary_head.update(in_channels=48, norm_cfg=dict(type='BN'))
     model = importlib.import_module(f'{scope}.registry').MODELS.build(cfg)
-    from test_drop_in import batch_of, dense_outputs
-
     batch = batch_of(scope, model)
     loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode='loss'))
     loss.backward()

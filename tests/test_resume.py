@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, few
+from conftest import ROOT, done, few, full_disk
 from mmengine.fileio import get_file_backend
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -45,8 +45,7 @@ def test_resumed_equals_undisturbed(name, tools, tmp_path):
 
     def train(work_dir: str, until: int, *args: str) -> Path:
         steps = {length: until, 'train_cfg.val_interval': half, 'default_hooks.checkpoint.interval': half}
-        result = tools.run('tools/train', tmp_path / 'config.py', '--work-dir', tmp_path / work_dir, *args, options=options | steps)
-        assert result[0] == 0, result[1]
+        done(tools.run('tools/train', tmp_path / 'config.py', '--work-dir', tmp_path / work_dir, *args, options=options | steps))
         return tmp_path / work_dir / template.format(until)
 
     undisturbed = states(train('undisturbed', whole))
@@ -72,11 +71,7 @@ def test_backend_replaces_whole_files_and_removes_late(tmp_path):
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     backend = get_file_backend(str(tmp_path), backend_args=dict(backend=BACKEND))
     backend.put(b'1', str(tmp_path / 'a.pth'))
-
-    def full(descriptor):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', full_disk)
     with pytest.raises(UsageError, match='a.pth: cannot be written: No space left on device'):
         backend.put(b'22', str(tmp_path / 'a.pth'))
     assert (tmp_path / 'a.pth').read_bytes() == b'1' and os.listdir(tmp_path) == ['a.pth']

@@ -4,7 +4,9 @@ import json
 import math
 from pathlib import Path
 
+import compare_runs
 import pytest
+from conftest import done, refused
 from run_logs import read_run, read_runs
 
 from orepa_mm.errors import UsageError
@@ -53,16 +55,14 @@ def test_runs_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_bad_logs(tmp_path):
-    with pytest.raises(UsageError, match='none: no such folder'):
-        read_run(tmp_path / 'none')
-    with pytest.raises(UsageError, match='no log of a run'):
-        read_run(tmp_path)
     log(tmp_path / 'empty', 'a')
-    with pytest.raises(UsageError, match='nothing was logged yet'):
-        read_run(tmp_path / 'empty')
     log(tmp_path / 'bad', 'a', dict(loss=1.0), step(1, 1.0))
-    with pytest.raises(UsageError, match='scalars.json: line 1 is no row'):
-        read_run(tmp_path / 'bad')
+    (tmp_path / 'bare').mkdir()
+    for name, message in dict(
+        none='none: no such folder', bare='no log of a run', empty='nothing was logged yet', bad='line 1 is no row'
+    ).items():
+        with pytest.raises(UsageError, match=message):
+            read_run(tmp_path / name)
 
 
 def test_the_tool(tools, tmp_path):
@@ -70,22 +70,21 @@ def test_the_tool(tools, tmp_path):
         log(tmp_path / name, 'x', *(step(i, 1 / i + shift) for i in range(1, 9)), dict(mIoU=60 + shift, aAcc=80.0, step=1))
     out = tmp_path / 'runs.png'
     folders = (tmp_path / 'one', tmp_path / 'two')
-    status, error = tools.run('tools/analysis_tools/compare_runs', *folders, '--out', out)
-    assert status == 0 and out.read_bytes().startswith(b'\x89PNG'), error
+    done(tools.run('tools/analysis_tools/compare_runs', *folders, '--out', out))
+    assert out.read_bytes().startswith(b'\x89PNG')
     out.unlink()
-    status, error = tools.run('tools/analysis_tools/compare_runs', *folders, '--out', out, '--metrics', 'mAP')
-    assert status == 2 and 'error: --metrics mAP: no run has it; there are mIoU, aAcc.' in error and not out.exists()
+    result = tools.run('tools/analysis_tools/compare_runs', *folders, '--out', out, '--metrics', 'mAP')
+    refused(result, '--metrics mAP: no run has it; there are mIoU, aAcc.')
+    assert not out.exists()
 
 
 def test_the_table_has_a_column_for_each_run(tmp_path):
-    import runpy
-
-    from conftest import ROOT
-
     log(tmp_path / 'one', 'x', step(2, 0.25), dict(mIoU=60.5, step=1), dict(mIoU=60.25, step=2))
     log(tmp_path / 'two', 'x', step(4, 0.5, memory=512))
-    table = runpy.run_path(str(ROOT / 'tools/analysis_tools/compare_runs.py'))['table']
-    cells = {line[:22].strip(): line[22:].split() for line in table(read_runs([tmp_path / 'one', tmp_path / 'two']), ['mIoU']).splitlines()}
+    cells = {
+        line[:22].strip(): line[22:].split()
+        for line in compare_runs.table(read_runs([tmp_path / 'one', tmp_path / 'two']), ['mIoU']).splitlines()
+    }
     assert cells == {
         '': ['one', 'two'],
         'steps': ['2', '4'],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import setup_env
+from conftest import python
 from setup_env import Environment, SetupError, ops_target, wheel_folder
 
 CPU = dict(torch='2.13.0+cu130', cuda='13.0', nvcc=None, gpus=[], python='cp311-linux-x86_64')
@@ -52,49 +53,30 @@ def environment(path: Path) -> Environment:
 
 class TestFolder:
     @pytest.mark.parametrize('start', ['missing', 'missing below a missing one', 'empty'])
-    def test_is_made_where_nothing_is(self, tmp_path, made, start):
+    def test_is_made_where_nothing_is_and_gone_on_with(self, tmp_path, made, start):
         path = tmp_path / 'a' / 'b' if 'below' in start else tmp_path / 'a'
         if start == 'empty':
             path.mkdir()
         env = environment(path)
         env.create()
-        assert made == [path]
         assert env.runs(IN_PLACE) == ''
+        before = contents(path)
+        env.create()
+        assert contents(path) == before and made == [path]
 
     def test_of_somebody_else_is_left_alone(self, tmp_path, made):
         (tmp_path / 'bin').mkdir()
         (tmp_path / 'bin' / 'python').write_text('theirs')
-        (tmp_path / 'pyvenv.cfg').write_text('theirs too')
-        (tmp_path / 'notes.txt').write_text('years of work')
+        (tmp_path / '.hidden').write_text('years of work')
         before = contents(tmp_path)
-        with pytest.raises(SetupError, match='did not put there, and nothing was changed; choose a folder') as error:
+        with pytest.raises(SetupError, match='did not put there, and nothing was changed; choose a folder'):
             environment(tmp_path).create()
+        result = python(setup_env.__file__, VENV=str(tmp_path), CXX=sys.executable)  # the command line says so in one line
+        assert result.returncode == 1 and result.stderr.count('\n') == 1 and str(tmp_path) in result.stderr
+        for name in ('.hidden', '.hidden/below'):  # a file is no folder
+            with pytest.raises(SetupError, match='cannot be used'):
+                environment(tmp_path / name).create()
         assert contents(tmp_path) == before and made == []
-        assert '\n' not in str(error.value)
-
-    def test_command_line_refuses_with_one_line(self, tmp_path):
-        (tmp_path / '.hidden').write_text('theirs')
-        before = contents(tmp_path)
-        script = Path(setup_env.__file__)
-        result = subprocess.run(
-            [sys.executable, str(script)], env=dict(os.environ, VENV=str(tmp_path), CXX=sys.executable), capture_output=True, text=True
-        )
-        assert result.returncode == 1 and contents(tmp_path) == before
-        assert result.stderr.count('\n') == 1 and str(tmp_path) in result.stderr
-
-    @pytest.mark.parametrize('name', ['file', 'file/below'])
-    def test_is_no_file(self, tmp_path, made, name):
-        (tmp_path / 'file').write_text('theirs')
-        with pytest.raises(SetupError, match='cannot be used'):
-            environment(tmp_path / name).create()
-        assert (tmp_path / 'file').read_text() == 'theirs' and made == []
-
-    def test_of_ours_is_gone_on_with(self, tmp_path, made):
-        env = environment(tmp_path / 'env')
-        env.create()
-        before = contents(env.path)
-        env.create()
-        assert contents(env.path) == before and len(made) == 1
 
     def test_interrupted_is_gone_on_with(self, tmp_path, made, monkeypatch):
         env = environment(tmp_path / 'env')
@@ -138,94 +120,87 @@ class TestMmcv:
         for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'):
             monkeypatch.delenv(name, raising=False)
 
-    def env(self, tmp_path, name: str = 'env') -> Environment:
-        env = environment(tmp_path / name)
-        env.stamps.mkdir(parents=True)
-        env.calls = []
-        env.works_on_gpu = False
-        env.runs = lambda statement: '' if env.works_on_gpu else 'no such op'
+    @pytest.fixture
+    def env(self, tmp_path):
+        """An environment that installs for a machine, notes what it asks pip for, and gives that back."""
 
-        def pip(*args, command='install', **_):
-            env.calls.append(command)
-            if command == 'download':
-                release = tmp_path / 'release' / 'onedl_mmcv-2.3.6'
-                release.mkdir(parents=True)
-                (release / 'setup.py').write_text("args = ['-Wall', '-std=c++17']\n")
-                shutil.make_archive(str(Path(args[args.index('--dest') + 1]) / release.name), 'gztar', release.parent, release.name)
-            elif command == 'wheel':
-                env.source = args[-1]
-                if os.path.isdir(env.source):
-                    env.source = (Path(env.source) / 'setup.py').read_text()
-                assert '--no-cache-dir' in args
-                (Path(args[args.index('--wheel-dir') + 1]) / 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl').touch()
-            else:
-                assert '--force-reinstall' in args and Path(args[-1]).is_file()
+        def make(name: str = 'env') -> Environment:
+            env = environment(tmp_path / name)
+            env.stamps.mkdir(parents=True)
+            calls, env.works_on_gpu = [], False
+            env.runs = lambda statement: '' if env.works_on_gpu else 'no such op'
 
-        env.pip = pip
-        return env
+            def pip(*args, command='install', **_):
+                calls.append(command)
+                if command == 'download':
+                    release = tmp_path / 'release' / 'onedl_mmcv-2.3.6'
+                    release.mkdir(parents=True)
+                    (release / 'setup.py').write_text("args = ['-Wall', '-std=c++17']\n")
+                    shutil.make_archive(str(Path(args[args.index('--dest') + 1]) / release.name), 'gztar', release.parent, release.name)
+                elif command == 'wheel':
+                    env.source = args[-1]
+                    if os.path.isdir(env.source):
+                        env.source = (Path(env.source) / 'setup.py').read_text()
+                    assert '--no-cache-dir' in args
+                    (Path(args[args.index('--wheel-dir') + 1]) / 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl').touch()
+                else:
+                    assert '--force-reinstall' in args and Path(args[-1]).is_file()
 
-    def test_is_built_once_for_each_torch(self, tmp_path):
-        env = self.env(tmp_path)
-        for _ in range(2):
-            env.step_mmcv('onedl-mmcv>=2.3.6', 'key', CPU)
-        assert env.calls == ['wheel', 'install']
+            def install(machine: dict = CPU) -> list[str]:
+                calls.clear()
+                env.step_mmcv('onedl-mmcv>=2.3.6', 'key', machine)
+                return calls
 
-        second, other = self.env(tmp_path, 'second'), self.env(tmp_path, 'other')
-        second.step_mmcv('onedl-mmcv>=2.3.6', 'key', CPU)
-        assert second.calls == ['install']
-        other.step_mmcv('onedl-mmcv>=2.3.6', 'other key', dict(CPU, torch='2.6.0+cu124'))
-        assert other.calls == ['wheel', 'install']
+            env.pip, env.install = pip, install
+            return env
+
+        return make
+
+    def test_is_built_once_for_each_torch_and_checked_again(self, env):
+        first = env()
+        first.step('check', 'installed', lambda: None)
+        assert first.install() == ['wheel', 'install'] and not first.done('check', 'installed')
+        assert first.install() == []
+        assert env('second').install() == ['install']
+        assert env('other').install(dict(CPU, torch='2.6.0+cu124')) == ['wheel', 'install']
 
     @pytest.mark.parametrize('torch', ['2.14.1+cu130', '3.0.0'])
-    def test_source_leaves_the_language_standard_to_a_torch_that_needs_a_newer_one(self, tmp_path, torch):
-        env = self.env(tmp_path)
-        env.step_mmcv('onedl-mmcv>=2.3.6', 'key', dict(CPU, torch=torch))
-        assert env.calls == ['download', 'wheel', 'install']
-        assert env.source == "args = ['-Wall', ]\n"
+    def test_source_leaves_the_language_standard_to_a_torch_that_needs_a_newer_one(self, env, tmp_path, torch):
+        made = env()
+        assert made.install(dict(CPU, torch=torch)) == ['download', 'wheel', 'install']
+        assert made.source == "args = ['-Wall', ]\n"
         assert [path.suffix for path in (tmp_path / 'cache').rglob('*') if path.is_file()] == ['.whl']
 
-    def test_build_that_fails_leaves_no_wheel(self, tmp_path):
-        env = self.env(tmp_path)
-        pip = env.pip
+    def test_build_that_fails_leaves_no_wheel(self, env, tmp_path):
+        made = env()
+        pip = made.pip
 
         def fail(*args, **options):
             pip(*args, **options)
             raise SetupError
 
-        env.pip = fail
+        made.pip = fail
         with pytest.raises(SetupError):
-            env.step_mmcv('onedl-mmcv', 'key', CPU)
-        assert not list((tmp_path / 'cache').rglob('*.whl')) and not env.done('mmcv', 'key')
+            made.install()
+        assert not list((tmp_path / 'cache').rglob('*.whl')) and not made.done('mmcv', 'key')
 
-    def test_cache_that_cannot_be_written_to(self, tmp_path):
+    def test_cache_that_cannot_be_written_to(self, env, tmp_path):
         (tmp_path / 'cache').write_text('not a folder')
-        env = self.env(tmp_path)
-        env.step_mmcv('onedl-mmcv', 'key', CPU)
-        assert env.calls == ['wheel', 'install'] and list(env.path.glob('wheels/*.whl'))
+        made = env()
+        assert made.install() == ['wheel', 'install'] and list(made.path.glob('wheels/*.whl'))
 
-    def test_follows_the_machine_to_a_gpu_and_stays(self, tmp_path):
-        env = self.env(tmp_path)
-        env.step_mmcv('onedl-mmcv', 'key', CPU)
-        env.calls.clear()
+    def test_follows_the_machine_to_a_gpu_and_stays(self, env):
+        made, ready = env(), dict(GPU, nvcc='/usr/local/cuda')
+        made.install()
         with pytest.raises(SetupError, match="nvcc of torch's CUDA 13.0"):
-            env.step_mmcv('onedl-mmcv', 'key', GPU)
-        assert env.calls == []
-        for machine in (dict(GPU, nvcc='/usr/local/cuda'), dict(GPU, nvcc='/usr/local/cuda'), CPU):
-            env.step_mmcv('onedl-mmcv', 'key', machine)
-        assert env.calls == ['wheel', 'install']
+            made.install(GPU)
+        assert made.install(ready) == ['wheel', 'install'] and made.install(ready) == made.install(CPU) == []
 
-    def test_that_runs_on_the_gpu_already_stays(self, tmp_path):
-        env = self.env(tmp_path)
-        env.step('mmcv', 'key', lambda: None)
-        env.works_on_gpu = True
-        env.step_mmcv('onedl-mmcv', 'key', GPU)
-        assert env.calls == [] and env.done('mmcv', 'key')
-
-    def test_new_one_is_checked_again(self, tmp_path):
-        env = self.env(tmp_path)
-        env.step('check', 'installed', lambda: None)
-        env.step_mmcv('onedl-mmcv', 'key', CPU)
-        assert not env.done('check', 'installed')
+    def test_that_runs_on_the_gpu_already_stays(self, env):
+        made = env()
+        made.step('mmcv', 'key', lambda: None)
+        made.works_on_gpu = True
+        assert made.install(GPU) == [] and made.done('mmcv', 'key')
 
 
 def test_ops_target():
@@ -241,12 +216,9 @@ def test_wheels_are_kept_apart(tmp_path):
     assert len(set(folders)) == len(folders) and all(tmp_path in folder.parents for folder in folders)
 
 
-def test_probe_prints_what_is_asked_of_it():
-    result = subprocess.run([sys.executable, '-c', setup_env.PROBE], capture_output=True, text=True, check=True)
+def test_probe_prints_what_is_asked_of_it_and_needs_the_standard_library_only():
+    result = python('-c', setup_env.PROBE)
     assert json.loads(result.stdout).keys() == CPU.keys()
-
-
-def test_needs_the_standard_library_only():
     tree = ast.parse(Path(setup_env.__file__).read_text())
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

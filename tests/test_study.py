@@ -1,6 +1,5 @@
 """Studies: what a study file may say, the choice of learning rates, the statistics, and runs that fail, stop and go on."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -15,16 +14,17 @@ import pytest
 import runs as runs_module
 import study as study_module
 import torch
-from conftest import ROOT
+from conftest import ROOT, done, refused
 from mmengine.config import Config
 from runs import Run, Runs, append_record, read_records, run_of
-from study import Plan, chosen_rates, read_study, replaced
-from study_report import cells, frame, interval_of, line_style
+from study import Plan, chosen_rates, read_study
+from study_report import cells, frame
 
 from orepa_mm.deploy.loading import build_model, load_model
 from orepa_mm.errors import UsageError
 from orepa_mm.files import save
 
+COMPARE = '.dev_scripts/studies/compare_methods'
 BASE = f"""
 _base_ = '{ROOT}/configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
 model = dict(backbone=dict(init=None))
@@ -62,12 +62,6 @@ def write(tmp_path):
 # Statistics
 
 
-def test_interval():
-    # Student's sleep data: differences of two drugs, whose interval R's t.test documents as 0.70 to 2.46.
-    found = interval_of([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
-    assert found == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
-
-
 def record(method: str, seed: int, value: float | None, lr: float = 0.1, **more) -> dict:
     found = dict(metrics={'m': value}, seconds=30.0, cpu_seconds=10.0, memory_mib=100.0, gpu_memory_mib=None)
     outcome = dict(error='broke', seconds=1.0) if value is None else found
@@ -102,9 +96,7 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
         append_record(tmp_path, each)
 
     def report(out: str, *options: str) -> list[list[str]]:
-        given = (write(), '--report', tmp_path / 'runs.jsonl', '--out', tmp_path / out, *options)
-        status, error = tools.run('.dev_scripts/studies/compare_methods', *given)
-        assert status == 0, error
+        done(tools.run(COMPARE, write(), '--report', tmp_path / 'runs.jsonl', '--out', tmp_path / out, *options))
         lines = (tmp_path / out / 'table.md').read_text().splitlines()
         return [[cell.strip() for cell in line.split('|')][1:] for line in lines if line.startswith(('| none', '| OREPA'))]
 
@@ -114,8 +106,8 @@ def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
     assert {path.name for path in (tmp_path / 'all').glob('*.png')} == {'study.png', 'rates.png', 'progress.png'}
     assert report('turned', '--baseline', 'OREPA light')[0][5] == '-2.50' and len(report('some', '--methods', 'none')) == 1
     for options, words in ((('--methods', 'nothing'), "no method 'nothing'"), (('--report', 'none.jsonl'), 'no such file')):
-        status, error = tools.run('.dev_scripts/studies/compare_methods', write(), *options, '--out', tmp_path / 'x')
-        assert status == 2 and words in error and not (tmp_path / 'x').exists()
+        refused(tools.run(COMPARE, write(), *options, '--out', tmp_path / 'x'), words)
+        assert not (tmp_path / 'x').exists()
 
 
 # Records
@@ -135,25 +127,16 @@ def test_a_line_that_was_cut_is_no_record_and_spoils_none(tmp_path):
 
 
 def test_what_a_study_file_says(write, tmp_path):
-    study = read_study(write(), tmp_path, seeds=3)
+    (write().parent / 'base.py').write_text(BASE + "test_dataloader = dict(dataset=dict(split='test'))\n")
+    study = read_study(tmp_path / 'tiny.py', tmp_path, seeds=3)
     assert (study.name, study.seeds, study.total) == ('tiny', 3, 2 * (2 + 3))
     plan = Plan(study, tmp_path / 'out')
     choosing, comparing = plan.choosing(), plan.comparing({'none': 0.05, 'OREPA light': 0.01})
     assert {run.labels['seed'] for run in choosing}.isdisjoint(run.labels['seed'] for run in comparing)
-    (tmp_path / 'run.py').write_text(comparing[1].config)
-    cfg = Config.fromfile(tmp_path / 'run.py')
+    chosen, cfg = (Config.fromstring(run.config, '.py') for run in (choosing[0], comparing[1]))
+    assert (chosen.test_dataloader.dataset.split, cfg.test_dataloader.dataset.split) == ('val', 'test')  # rates never see the test part
     assert cfg.model.backbone.branches == 'light' and cfg.optim_wrapper.optimizer.lr == 0.01 and cfg.randomness.seed == 0
     assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/' and cfg.custom_hooks == [dict(type='CheckHook')]
-
-
-def test_learning_rates_are_chosen_without_the_test_part(write, tmp_path):
-    (write().parent / 'base.py').write_text(BASE + "test_dataloader = dict(dataset=dict(split='test'))\n")
-    plan = Plan(read_study(tmp_path / 'tiny.py'), tmp_path / 'out')
-    splits = []
-    for run in (plan.choosing()[0], plan.comparing({'none': 0.05})[0]):
-        (tmp_path / 'run.py').write_text(run.config)
-        splits.append(Config.fromfile(tmp_path / 'run.py').test_dataloader.dataset.split)
-    assert splits == ['val', 'test']
 
 
 @pytest.mark.parametrize(
@@ -181,12 +164,6 @@ def test_unknown_method_of_the_backbone_and_unknown_setting(write, tmp_path):
         study_module.check(study, Plan(study, tmp_path))
     with pytest.raises(UsageError, match='cannot be set'):
         run_of(study.config, {'train_pipeline.9.scale': 3}, 'x', test_on='test')
-
-
-def test_replaced():
-    settings = dict(a='data/x', b=['data', ('data/', 'my_data/', 'database', 3)])
-    assert replaced(settings, 'data/', '/d/') == dict(a='/d/x', b=['/d/', ('/d/', 'my_data/', 'database', 3)])
-    assert replaced(['p:a', 'p:ab'], 'p:a', 'x', whole=True) == ['x', 'p:ab']
 
 
 def test_the_best_learning_rate_by_the_mean(write):
@@ -247,6 +224,8 @@ def test_a_failed_run_is_named_and_the_others_go_on(programs, tmp_path, capsys):
     asked = [Run(name, f'a = {name!r}\n', dict(seed=seed)) for seed, name in enumerate(('x/one', 'x/broken', 'x/two'))]
     with Runs(out, 2, 3) as runs:
         first = runs.carry_out(asked)
+        with pytest.raises(UsageError, match='still going on'), Runs(out, 1, 1):
+            pass
     assert [each.get('metrics') for each in first] == [dict(m=7.0), None, dict(m=7.0)] and [each['seed'] for each in first] == [0, 1, 2]
     assert first[1]['error'].startswith('it broke') and first[0]['memory_mib'] > 1
     assert first[0]['validations'] == [dict(m=5.0, step=1)] and first[0]['gpu_memory_mib'] is None and first[0]['cpu_seconds'] > 0
@@ -278,14 +257,6 @@ def test_an_interruption_ends_what_runs_and_the_next_start_resumes_it(programs, 
     assert (out / 'runs' / 'slow' / 'calls').read_text() == 'new\n--resume\n'
 
 
-def test_a_second_start_waits_for_the_first(tmp_path):
-    (tmp_path / 'lock').touch()
-    with (tmp_path / 'lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match='still going on'), Runs(tmp_path, 1, 1):
-            pass
-
-
 def test_pretrained_networks_with_branches(write, tmp_path):
     """The checkpoint with branches is of the same network, and a method's config loads it."""
     text = STUDY.replace("'model.backbone.branches': 'light'", "'model.backbone.init_cfg.checkpoint': 'pretrained:branches'")
@@ -306,8 +277,7 @@ def test_pretrained_networks_with_branches(write, tmp_path):
         study_module.pretrain(plan, runs)
         shutil.rmtree(work_dir)  # as one who needs the space: the checkpoint is kept, nothing is trained again
         study_module.pretrain(plan, runs)
-    (tmp_path / 'run.py').write_text(plan.choosing()[2].config)
-    cfg = Config.fromfile(tmp_path / 'run.py')
+    cfg = Config.fromstring(plan.choosing()[2].config, '.py')
     assert cfg.model.backbone.init_cfg.checkpoint == str(plan.checkpoint('branches'))
     cfg.model.backbone.plain_stem = True
     expanded = load_model(cfg, plan.checkpoint('branches'))
@@ -316,23 +286,6 @@ def test_pretrained_networks_with_branches(write, tmp_path):
     with torch.no_grad():
         expected, found = model(x), expanded(x)
     assert ((found[0] - expected[0]).abs().max() / expected[0].abs().max()).item() < 1e-5  # float32
-
-
-def test_a_pretrained_network_that_is_gone_is_trained_again(write, programs, tmp_path):
-    text = STUDY + "pretrained = dict(plain=dict(config='base.py', options={'model.backbone.method': 'none'}))\n"
-    plan = Plan(read_study(write(text)), tmp_path / 'out')
-    (programs / 'train.py').write_text(TRAIN + "(work / 'last.pth').write_text('weights')\n")
-    run = plan.pretraining('plain')
-    for _ in range(2):
-        with Runs(tmp_path / 'out', 1, 1) as runs:
-            study_module.pretrain(plan, runs)
-        assert plan.checkpoint('plain').read_text() == 'weights'
-        shutil.rmtree(runs.work_dir(run))
-        plan.checkpoint('plain').unlink()
-
-
-def test_lines_of_many_methods_are_told_apart():
-    assert len({tuple(line_style(number).values()) for number in range(30)}) == 30
 
 
 # Images
@@ -361,7 +314,7 @@ def test_classes_are_laid_out_in_three_parts(tmp_path):
 
 
 def start(path: Path, mini_data: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, '-W', 'ignore', str(ROOT / '.dev_scripts/studies/compare_methods.py'), str(path), '--out', str(out)]
+    command = [sys.executable, '-W', 'ignore', f'{ROOT / COMPARE}.py', str(path), '--out', str(out)]
     command += ['--data', str(mini_data / 'imagenet-mini'), '--jobs', '2']
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
@@ -382,8 +335,7 @@ def test_a_study_that_is_stopped_ends_like_one_that_is_not(write, mini_data, tmp
         time.sleep(0.05)
     process.terminate()
     assert 'error: interrupted' in process.communicate()[0] and process.returncode == 130
-    before = len(read_records(out / 'runs.jsonl'))
-    assert 4 <= before < 8
+    assert 4 <= len(read_records(out / 'runs.jsonl')) < 8
     for folder in (out, tmp_path / 'whole'):
         process = start(path, mini_data, folder)
         assert process.wait() == 0, process.communicate()[0]

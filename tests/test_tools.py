@@ -1,21 +1,24 @@
 """The command-line tools: real short runs on the three toolboxes, and what they say to bad input."""
 
-import importlib.util
 import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT, Payload, done, python, refused
+from small_models import package
 
-ROOT = Path(__file__).resolve().parent.parent
 SCOPES = dict(imagenet='mmpretrain', coco='mmdet', cityscapes='mmseg')
 METRIC = dict(imagenet='accuracy/top1', coco='coco/segm_mAP', cityscapes='mIoU')
+EVERY_PICTURE = {'default_hooks.visualization.interval': 1}
+
+
+def log_of(work_dir: Path) -> str:
+    return next(work_dir.glob('*/*.log')).read_text()
 
 
 @pytest.mark.parametrize('name', SCOPES)
@@ -23,53 +26,36 @@ def test_train_then_test_in_both_forms(name, trained, tools, tmp_path):
     checkpoint = trained(name, tools)
     state = torch.load(checkpoint, weights_only=False)['state_dict']
     assert any('.kernel.' in key for key in state)  # the training form, though it was validated
+    out, shown = tmp_path / ('labels' if name == 'cityscapes' else 'predictions.pkl'), tmp_path / 'shown'
     metrics = []
-    for form in ('--reparameterize', '--no-reparameterize'):
+    for form, more in (('--reparameterize', ('--out', out, '--show-dir', shown)), ('--no-reparameterize', ())):
         path = tmp_path / f'{form}.json'
-        status, error = tools.test(name, checkpoint, tmp_path / form, form, '--metrics', path)
-        assert status == 0, error
+        done(tools.test(name, checkpoint, tmp_path / form, form, '--metrics', path, *more, options=EVERY_PICTURE))
         metrics.append(json.loads(path.read_text()))
-        log = next((tmp_path / form).glob('*/*.log')).read_text()
-        assert ('Re-parameterized 17 layers' in log) == (form == '--reparameterize')
+        assert ('Re-parameterized 17 layers' in log_of(tmp_path / form)) == (form == '--reparameterize')
     assert METRIC[name] in metrics[0]
     for key, value in metrics[0].items():
         if 'time' not in key:
             assert value == pytest.approx(metrics[1][key], abs=1e-3), key
-
-
-@pytest.mark.parametrize('name', SCOPES)
-def test_resuming_goes_on_where_it_stopped(name, trained, tools, tmp_path):
-    shutil.copytree(trained(name, tools).parent, tmp_path / 'run')
-    (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'run' / 'last.pth'))
-    longer = {'train_cfg.max_iters': 4} if name == 'cityscapes' else {'train_cfg.max_epochs': 2}
-    status, error = tools.train(name, tmp_path / 'run', '--resume', options=longer)
-    assert status == 0, error
-    before = torch.load(trained(name, tools), weights_only=False)
-    after = torch.load(tmp_path / 'run' / 'last.pth', weights_only=False)
-    assert before['meta']['iter'] == 2 and after['meta']['iter'] == 4
-    key = next(key for key in after['state_dict'] if key.startswith('backbone.conv1.kernel'))
-    assert not torch.equal(before['state_dict'][key], after['state_dict'][key])
-    assert after['optimizer']['state']
+    predicted = len(list(out.glob('*.png')) if name == 'cityscapes' else pickle.loads(out.read_bytes()))
+    assert predicted == dict(imagenet=10, coco=4, cityscapes=3)[name]
+    assert list(shown.rglob('*.[jp][pn]g'))
 
 
 @pytest.mark.parametrize('name', SCOPES)
 def test_test_time_augmentation(name, trained, tools, tmp_path):
-    checkpoint, options, metric = trained(name, tools), {}, METRIC[name]
+    checkpoint, options, metric = trained(name, tools), EVERY_PICTURE, METRIC[name]
     if name == 'coco':  # the stock augmentation merges boxes only
-        boxes_only, metric = {'model.roi_head.mask_head': None, 'test_evaluator.metric': 'bbox'}, 'coco/bbox_mAP'
         refused(tools.test(name, checkpoint, tmp_path / 'work', '--tta'), '--tta', 'instance masks')
+        options, metric = options | {'model.roi_head.mask_head': None, 'test_evaluator.metric': 'bbox'}, 'coco/bbox_mAP'
         state = torch.load(checkpoint, weights_only=False)['state_dict']
         checkpoint = tmp_path / 'boxes.pth'
         torch.save({key: value for key, value in state.items() if 'mask_head' not in key}, checkpoint)
-        options = boxes_only
     arguments = ('--tta', '--metrics', tmp_path / 'm.json', '--show-dir', tmp_path / 'shown')
-    status, error = tools.test(
-        name, checkpoint, tmp_path / 'work', *arguments, options=options | {'default_hooks.visualization.interval': 1}
-    )
-    assert status == 0, error
+    done(tools.test(name, checkpoint, tmp_path / 'work', *arguments, options=options))
     assert list((tmp_path / 'shown').rglob('*.[jp][pn]g'))
     assert metric in json.loads((tmp_path / 'm.json').read_text())
-    assert 'Re-parameterized 17 layers' in next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'Re-parameterized 17 layers' in log_of(tmp_path / 'work')
 
 
 def test_probabilities_of_one_channel_are_averaged():
@@ -91,110 +77,50 @@ def test_probabilities_of_one_channel_are_averaged():
     assert merged.pred_sem_seg.data.flatten().tolist() == [0, 1]  # 0.25 and 0.5
 
 
-@pytest.mark.parametrize('name', SCOPES)
-def test_out_and_show_dir(name, trained, tools, tmp_path):
-    out = tmp_path / ('labels' if name == 'cityscapes' else 'predictions.pkl')
-    shown = tmp_path / 'shown'
-    status, error = tools.test(
-        name,
-        trained(name, tools),
-        tmp_path / 'work',
-        '--out',
-        out,
-        '--show-dir',
-        shown,
-        options={'default_hooks.visualization.interval': 1},
-    )
-    assert status == 0, error
-    if name == 'cityscapes':
-        assert len(list(out.glob('*.png'))) == 3
-    else:
-        assert len(pickle.loads(out.read_bytes())) == dict(imagenet=10, coco=4)[name]
-    assert list(shown.rglob('*.png')) + list(shown.rglob('*.jpg'))
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason='asks for a machine without a GPU')
-def test_amp_without_a_gpu_is_refused(tools, tmp_path):
+def test_mixed_precision_needs_a_gpu(tools, tmp_path):
     refused(tools.train('coco', tmp_path, '--amp'), '--amp', 'needs a GPU')
+    config = 'configs/imagenet/orepa-resnet50_8xb256-rsb-a2-ema-amp-300e_in1k.py'
+    refused(tools.run('tools/train', config, '--work-dir', tmp_path), 'mixed precision', 'optim_wrapper.type=OptimWrapper')
 
 
 def test_auto_scale_lr(tools, tmp_path):
-    status, error = tools.train('coco', tmp_path, '--auto-scale-lr', '--no-validate', iterations=1)
-    assert status == 0, error
-    assert 'Scaling the original LR by 0.125' in next(tmp_path.glob('*/*.log')).read_text()
+    done(tools.train('coco', tmp_path / 'run', '--auto-scale-lr', '--no-validate', iterations=1))
+    assert 'Scaling the original LR by 0.125' in log_of(tmp_path / 'run')
+    refused(tools.train('cityscapes', tmp_path / 'other', '--auto-scale-lr'), 'base_batch_size')
 
 
-def test_auto_scale_lr_needs_a_base_batch_size(tools, tmp_path):
-    status, error = tools.train('cityscapes', tmp_path, '--auto-scale-lr')
-    assert status == 2 and 'base_batch_size' in error
-
-
-@pytest.mark.parametrize('tool', ['train', 'test'])
-def test_stock_mmdet_scripts_run_the_same_config(tool, trained, tools, mini_data, tmp_path):
+@pytest.mark.parametrize('run', ['train', 'test', 'test of another network'])
+def test_stock_mmdet_scripts_run_the_same_config(run, trained, tools, tmp_path):
     """Only PYTHONPATH, another folder, and the script from the installed package."""
-    package = Path(importlib.util.find_spec('mmdet').origin).parent
-    options = tools.options('coco', iterations=1)
-    pairs = [f'{key}={value}' for key, value in options.items()]
-    checkpoint = [str(trained('coco', tools))] if tool == 'test' else []
-    config = str(ROOT / tools.CONFIGS['coco'])
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(package / '.mim' / 'tools' / f'{tool}.py'), config, *checkpoint]
-        + ['--work-dir', str(tmp_path / 'run'), '--cfg-options', *pairs],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-    )
+    tool, _, other = run.partition(' ')
+    script = package('mmdet') / 'tools' / f'{tool}.py'
+    pairs = [f'{key}={value}' for key, value in tools.options('coco', iterations=1).items()]
+    checkpoint = [trained('imagenet' if other else 'coco', tools)] if tool == 'test' else []
+    arguments = (ROOT / tools.CONFIGS['coco'], *checkpoint, '--work-dir', tmp_path / 'run', '--cfg-options', *pairs)
+    result = python(script, *arguments, cwd=tmp_path)
+    if other:  # mmengine would load what it can, and test a network of random layers
+        assert result.returncode == 1 and 'CheckpointError' in result.stderr and 'does not fit the model' in result.stderr
+        return
     assert result.returncode == 0, result.stderr[-2000:]
-    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    log = log_of(tmp_path / 'run')
     assert 'coco/segm_mAP' in log
     assert 'Re-parameterized 17 layers' in log or tool == 'train'
-
-
-def test_the_stock_scripts_refuse_a_checkpoint_that_does_not_fit(trained, tools, tmp_path):
-    """mmengine would load what it can, and test a network of random layers."""
-    package = Path(importlib.util.find_spec('mmdet').origin).parent
-    pairs = [f'{key}={value}' for key, value in tools.options('coco', iterations=1).items()]
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(package / '.mim' / 'tools' / 'test.py'), str(ROOT / tools.CONFIGS['coco'])]
-        + [str(trained('imagenet', tools)), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *pairs],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-    )
-    assert result.returncode == 1 and 'CheckpointError' in result.stderr and 'does not fit the model' in result.stderr
 
 
 # Bad input: one clear line, exit status 2, nothing trained and nothing overwritten.
 
 
-def refused(result: tuple[int, str], *parts: str) -> None:
-    status, error = result
-    lines = [line for line in error.splitlines() if line.startswith('error: ')]
-    assert status == 2 and len(lines) == 1, error
-    assert all(part in lines[0] for part in parts), lines[0]
-
-
-def test_missing_config(tools):
-    refused(tools.run('tools/train', 'configs/none.py'), 'configs/none.py', 'no such config')
-
-
-def test_a_torchvision_of_another_torch(tmp_path):
+def test_a_torchvision_of_another_torch(tools, tmp_path):
     (tmp_path / 'torchvision').mkdir()
     (tmp_path / 'torchvision' / '__init__.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    config = ROOT / 'configs' / 'coco' / 'mask-rcnn_orepa-r50_fpn_1x_coco.py'
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'preflight.py'), str(config)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])),
-    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = python(ROOT / 'tools' / 'preflight.py', ROOT / tools.CONFIGS['coco'], cwd=tmp_path, PYTHONPATH=path)
     refused((result.returncode, result.stderr), 'torchvision was built for another torch', 'torchvision::nms', 'in one command')
 
 
 def test_config_that_cannot_be_read(tools, tmp_path):
+    refused(tools.run('tools/train', 'configs/none.py'), 'configs/none.py', 'no such config')
     for text, message in (('_base_ = "absent.py"', 'absent.py'), ('model = (', 'never closed')):
         (tmp_path / 'broken.py').write_text(text)
         refused(tools.run('tools/train', tmp_path / 'broken.py'), 'broken.py', message)
@@ -221,38 +147,19 @@ def test_datasets_in_other_layouts_are_not_refused():
 
 
 @pytest.mark.parametrize('name', SCOPES)
-def test_missing_dataset(name, tools, tmp_path):
+def test_missing_and_empty_datasets(name, tools, mini_data, tmp_path):
     options = {f'{split}_dataloader.dataset.data_root': str(tmp_path / 'absent') for split in ('train', 'val')}
     refused(tools.train(name, tmp_path / 'run', options=options), 'absent', 'data_root')
+    root = tmp_path / 'empty'
+    shutil.copytree(mini_data / f'{name}-mini', root, ignore=shutil.ignore_patterns('*.jpg', '*.png'))
+    refused(tools.train(name, tmp_path / 'run', options={'train_dataloader.dataset.data_root': str(root)}), 'empty')
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('name', SCOPES)
-def test_empty_dataset(name, tools, mini_data, tmp_path):
-    root = tmp_path / 'empty'
-    shutil.copytree(mini_data / f'{name}-mini', root)
-    for path in root.rglob('*'):
-        if path.suffix in ('.jpg', '.png'):
-            path.unlink()
-    refused(tools.train(name, tmp_path / 'run', options={'train_dataloader.dataset.data_root': str(root)}), 'empty')
-
-
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
-        ('not json', 'not JSON'),
-        ('[1, 2]', 'not a COCO annotation file'),
-        ('{"images": [], "annotations": []}', '"categories" is a required'),
-        ('{"images": [], "annotations": [], "categories": []}', 'images: [] has less than 1 item'),
-    ],
-)
-def test_annotation_file_that_is_not_coco(text, message, tools, tmp_path):
-    path = tmp_path / 'annotations.json'
-    path.write_text(text)
-    refused(tools.train('coco', tmp_path / 'run', options={'train_dataloader.dataset.ann_file': str(path)}), 'annotations.json', message)
-
-
-def test_class_the_annotations_do_not_have(tools, tmp_path):
+def test_annotations_that_do_not_fit(tools, tmp_path):
+    (tmp_path / 'annotations.json').write_text('not json')
+    options = {'train_dataloader.dataset.ann_file': str(tmp_path / 'annotations.json')}
+    refused(tools.train('coco', tmp_path / 'run', options=options), 'annotations.json', 'not JSON')
     options = {'train_dataloader.dataset.metainfo.classes': '("balloon",)'}
     refused(tools.train('coco', tmp_path / 'run', options=options), 'no category "balloon"', 'metainfo')
 
@@ -261,17 +168,17 @@ def test_a_fault_in_a_config_keeps_its_traceback(tools, tmp_path):
     """Stock code says what is wrong, and where it was met; the log of the run has it too."""
     with pytest.raises(KeyError, match='OREPAResNt is not in the mmdet::model registry'):
         tools.train('coco', tmp_path / 'run', options={'model.backbone.type': 'OREPAResNt'})
-    (log,) = (tmp_path / 'run').glob('*/*.log')
-    assert 'Traceback (most recent call last)' in log.read_text() and 'OREPAResNt' in log.read_text()
+    log = log_of(tmp_path / 'run')
+    assert 'Traceback (most recent call last)' in log and 'OREPAResNt' in log
 
 
-def test_checkpoint_that_does_not_exist(tools, tmp_path):
+def pretrained(path: Path, **options: str) -> dict:
+    return {f'model.backbone.init_cfg.{key}': value for key, value in dict(type='Pretrained', checkpoint=str(path), **options).items()}
+
+
+def test_checkpoint_that_is_missing_or_damaged(trained, tools, tmp_path):
     refused(tools.test('imagenet', tmp_path / 'none.pth', tmp_path / 'run'), 'none.pth', 'no such checkpoint')
-    options = {'model.backbone.init_cfg.type': 'Pretrained', 'model.backbone.init_cfg.checkpoint': str(tmp_path / 'none.pth')}
-    refused(tools.train('imagenet', tmp_path / 'run', options=options), 'none.pth', 'no such checkpoint')
-
-
-def test_checkpoint_cut_short(trained, tools, tmp_path):
+    refused(tools.train('imagenet', tmp_path / 'run', options=pretrained(tmp_path / 'none.pth')), 'none.pth', 'no such checkpoint')
     path = tmp_path / 'cut.pth'
     whole = trained('imagenet', tools).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -280,17 +187,9 @@ def test_checkpoint_cut_short(trained, tools, tmp_path):
     refused(tools.test('imagenet', path, tmp_path / 'run'), 'cut.pth')
 
 
-class Payload:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
 def test_checkpoint_with_a_pickle_payload(tools, tmp_path):
     path, target = tmp_path / 'evil.pth', tmp_path / 'was_here'
-    torch.save(dict(state_dict={}, payload=Payload(target)), path)
+    torch.save(dict(state_dict={}, payload=Payload(os.mkdir, str(target))), path)
     refused(tools.test('imagenet', path, tmp_path / 'run'), 'evil.pth', 'would run code')
     for runner in ('Runner', 'FlexibleRunner'):  # which load at other moments
         options = {'load_from': str(path), 'runner_type': runner}
@@ -303,14 +202,9 @@ def test_checkpoint_of_another_architecture(trained, tools, tmp_path):
     wider = {'model.backbone.base_channels': 32, 'model.head.in_channels': 256}
     refused(tools.test('imagenet', checkpoint, tmp_path / 'run', options=wider), 'last.pth', 'of another shape')
     refused(tools.test('coco', checkpoint, tmp_path / 'run'), 'last.pth', 'does not fit the model')
-    pretrained = {
-        'model.backbone.init_cfg': {'type': 'Pretrained', 'checkpoint': str(checkpoint), 'prefix': 'neck.'},
-    }
-    refused(tools.train('coco', tmp_path / 'run', options=flatten(pretrained)), 'last.pth', 'no weights under the prefix "neck."')
-
-
-def flatten(options: dict) -> dict:
-    return {f'{key}.{k}': v for key, values in options.items() for k, v in values.items()}
+    refused(tools.test('coco', checkpoint, tmp_path / 'run', '--out', tmp_path / 'x.json'), 'x.json', '.pkl')
+    options = pretrained(checkpoint, prefix='neck.')
+    refused(tools.train('coco', tmp_path / 'run', options=options), 'last.pth', 'no weights under the prefix "neck."')
 
 
 def test_forms_that_do_not_match(trained, tools, tmp_path):
@@ -322,40 +216,21 @@ def test_forms_that_do_not_match(trained, tools, tmp_path):
     narrow = {'model.backbone.stem_channels': 16, 'model.backbone.init': 'published'}
     cfg = Config.fromfile(ROOT / tools.CONFIGS['imagenet'])
     cfg.merge_from_dict(narrow)
-    torch.save(dict(state_dict=orepa_mm.reparameterize(MODELS.build(cfg.model).eval()).state_dict()), tmp_path / 'deployed.pth')
-    deployed = tmp_path / 'deployed.pth'
-    refused(tools.test('imagenet', deployed, tmp_path / 'run', options=narrow), 'deployed.pth', 'backbone.conv1.weight', 'plain_stem=True')
+    deployed, run = tmp_path / 'deployed.pth', tmp_path / 'run'
+    torch.save(dict(state_dict=orepa_mm.reparameterize(MODELS.build(cfg.model).eval()).state_dict()), deployed)
+    refused(tools.test('imagenet', deployed, run, options=narrow), 'deployed.pth', 'backbone.conv1.weight', 'plain_stem=True')
     options = narrow | {'model.backbone.plain_stem': True}  # then it is expanded into the branches
-    status, error = tools.test('imagenet', deployed, tmp_path / 'plain-stem', '--no-reparameterize', options=options)
-    assert status == 0, error
+    done(tools.test('imagenet', deployed, tmp_path / 'plain-stem', '--no-reparameterize', options=options))
     plain = {'model.backbone.conv_cfg.type': 'Conv2d', 'model.backbone.init': None}
-    refused(
-        tools.test('imagenet', trained('imagenet', tools), tmp_path / 'run', '--no-reparameterize', options=plain),
-        'last.pth',
-        'training-time branches',
-        'OREPAConv2d',
-    )
-
-
-def test_nothing_to_reparameterize(tools, tmp_path):
-    stock = {'model.backbone.conv_cfg.type': 'Conv2d', 'model.backbone.init': None}
-    status, error = tools.train('imagenet', tmp_path / 'stock', '--no-validate', options=stock)
-    assert status == 0, error
-    status, error = tools.test('imagenet', tmp_path / 'stock' / 'last.pth', tmp_path / 'run', options=stock)
-    assert status == 0, error
-    assert 'in deployed form already' in next((tmp_path / 'run').glob('*/*.log')).read_text()
+    result = tools.test('imagenet', trained('imagenet', tools), run, '--no-reparameterize', options=plain)
+    refused(result, 'last.pth', 'training-time branches', 'OREPAConv2d')
 
 
 def test_layers_that_cannot_be_built(tools, tmp_path):
     branches = {'model.roi_head.mask_head.conv_cfg.type': 'OREPAConv2d', 'model.neck.conv_cfg.type': 'OREPAConv2d'}
-    status, error = tools.train('coco', tmp_path / 'run', '--no-validate', options=branches)
-    assert status == 0, error  # in neck and head they are fine
+    done(tools.train('coco', tmp_path / 'run', '--no-validate', options=branches))  # in neck and head they are fine
     even = branches | {'model.roi_head.mask_head.conv_kernel_size': 4}
     refused(tools.train('coco', tmp_path / 'even', options=even), 'OREPAConv2d', 'odd', 'kernel_size=4')
-
-
-def test_predictions_in_a_file_of_another_kind(trained, tools, tmp_path):
-    refused(tools.test('coco', trained('coco', tools), tmp_path / 'run', '--out', tmp_path / 'x.json'), 'x.json', '.pkl')
 
 
 @pytest.mark.parametrize('name', SCOPES)
@@ -378,12 +253,11 @@ def test_measuring_both_forms(name, trained, tools, mini_data, tmp_path):
 
 @pytest.mark.slow
 def test_pipeline_from_pretraining_to_reparameterized_transfer(tmp_path):
-    command = [sys.executable, str(ROOT / 'demo' / 'pipeline.py'), '--short', '--out']
-    result = subprocess.run([*command, str(tmp_path / 'out')], capture_output=True, text=True, cwd=tmp_path)
+    command = (ROOT / 'demo' / 'pipeline.py', '--short', '--out', tmp_path / 'out')
+    result = python(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     page = (tmp_path / 'out' / 'report.html').read_text()
     assert all(word in page for word in ('Classifier', 'Detector', 'Segmentor', 'top-1', 'mIoU', 'bbox mAP'))
-    for name in ('classifier', 'detector', 'segmentor'):
-        assert (tmp_path / 'out' / f'loss_{name}.png').is_file()
-    again = subprocess.run([*command, str(tmp_path / 'out')], capture_output=True, text=True, cwd=tmp_path)
+    assert all((tmp_path / 'out' / f'loss_{name}.png').is_file() for name in ('classifier', 'detector', 'segmentor'))
+    again = python(*command, cwd=tmp_path)
     assert again.returncode == 2 and 'is not empty' in again.stderr

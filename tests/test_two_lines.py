@@ -1,17 +1,14 @@
 """Two lines in stock configs, trained by the toolboxes' own scripts; what is written tests where this package cannot be imported."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, few
+from conftest import ROOT, done, few, python
 from mmengine.config import Config
 from mmengine.runner import Runner
+from small_models import package, stock
 from small_runs import last_checkpoint
 
 LINES = """
@@ -27,19 +24,15 @@ CONFIGS = dict(
 )
 
 
-def package(scope: str) -> Path:
-    return Path(importlib.util.find_spec(scope).origin).parent / '.mim'
-
-
 def write_config(name: str, data: Path, folder: Path, lines: str = LINES) -> Path:
     """The stock config on small drawn data, with the two lines; the rest of it stays.
 
     All branches of a ResNet-50 and their momenta are checkpoints of 2 GB, so only the smaller networks have all.
     """
     lines = lines.format(branches='light' if 'r50' in CONFIGS[name][0] else 'full')
-    stock, changes = CONFIGS[name]
-    scope, _, path = stock.partition('/')
-    base = Config.fromfile(package(scope) / 'configs' / f'{path}.py')
+    path, changes = CONFIGS[name]
+    scope, _, path = path.partition('/')
+    base = stock(scope, path)
     cfg = Config(dict(model=dict(backbone=dict(init_cfg=None), pretrained=None), randomness=dict(seed=0)))
     if scope == 'mmseg':
         cfg.model.data_preprocessor = dict(size=(64, 64))
@@ -76,15 +69,14 @@ def write_config(name: str, data: Path, folder: Path, lines: str = LINES) -> Pat
 
 def script(scope: str, tool: str, *args, blocked: Path | None = None) -> str:
     """Run a script that ships with a toolbox; with ``blocked``, where ``import orepa_mm`` fails."""
-    env = dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')  # the official packages do not load their own checkpoints without
     if blocked is not None:
         (blocked / 'orepa_mm').mkdir(parents=True)
         (blocked / 'orepa_mm' / '__init__.py').write_text("raise ImportError('not here')\n")
-    env['PYTHONPATH'] = str(ROOT if blocked is None else blocked)
-    command = [sys.executable, package(scope) / 'tools' / f'{tool}.py', *args]
-    done = subprocess.run(list(map(str, command)), env=env, cwd=args[0].parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
+    # The official packages do not load their own checkpoints without the variable.
+    variables = dict(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1', PYTHONPATH=str(ROOT if blocked is None else blocked))
+    result = python(package(scope) / 'tools' / f'{tool}.py', *args, cwd=args[0].parent, **variables)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout + result.stderr
 
 
 def metrics(folder: Path) -> dict:
@@ -106,8 +98,8 @@ def test_the_stock_script_trains_and_the_stock_network_tests(name, mini_data, tm
     checkpoint = last_checkpoint(tmp_path / 'run')
     saved = torch.load(checkpoint, weights_only=False)
     assert saved['optimizer']['branches'] and not any('kernel.' in key for key in saved['state_dict'])
-    stock = write_config(name, mini_data, tmp_path, '')
-    script(scope, 'test', stock, checkpoint, '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
+    plain = write_config(name, mini_data, tmp_path, '')
+    script(scope, 'test', plain, checkpoint, '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
     trained, tested = metrics(tmp_path / 'run'), metrics(tmp_path / 'test')
     assert trained and trained == tested
 
@@ -140,8 +132,7 @@ def test_our_script_resumes_as_if_undisturbed(name, mini_data, tmp_path, tools):
 
     def train(folder: str, until: int, *args: str) -> dict:
         changes = options | {length: until, 'train_cfg.val_begin': 9}
-        status, error = tools.run('tools/train', config, '--work-dir', tmp_path / folder, '--no-check-data', *args, options=changes)
-        assert status == 0, error
+        done(tools.run('tools/train', config, '--work-dir', tmp_path / folder, '--no-check-data', *args, options=changes))
         return torch.load(tmp_path / folder / template.format(until), weights_only=False)
 
     undisturbed = train('undisturbed', 2)

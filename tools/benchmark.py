@@ -16,7 +16,6 @@ import argparse
 import copy
 import gc
 import json
-import math
 import os
 import platform
 import statistics
@@ -24,17 +23,25 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from common import UsageError, keep_freed_memory, run
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
 from torch import nn
+from torch.utils.benchmark import Measurement, Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 import orepa_mm
+from orepa_mm.deploy.batches import batch_of
 from orepa_mm.files import check_writable, replacing
 from orepa_mm.layers import METHODS as LAYERS
-from orepa_mm.layers.kernels import PRESETS, OREPAKernel
+from orepa_mm.layers.kernels import OREPAKernel
 from orepa_mm.layers.squeeze_graph import SqueezeGraph, can_capture
 from orepa_mm.optim import attached_to
 from orepa_mm.optim.updates import MatrixUpdate
@@ -80,6 +87,7 @@ GPU = [  # mmcv's RoIAlign knows no bfloat16
     ('pspnet', 2, (512, 1024), 'bfloat16'),
 ]
 ACCUMULATED = 4  # batches a step
+TITLES = dict(step='training step', accumulation=f'training step of {ACCUMULATED} batches', forward='eval forward')
 Run = Callable[[], object]
 
 
@@ -103,13 +111,6 @@ class Classifier(nn.Module):
 def method_of(backbone: dict, method: str) -> dict:
     repvgg = backbone['type'] == 'OREPARepVGG'
     return dict(backbone, **FORMS.get(method, dict(method='RepVGG' if repvgg and method == 'none' else method)))
-
-
-def use_formula(model: nn.Module, method: str) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, OREPAKernel):
-            module.closed_form = method != PLAIN_FORMULA
-    return model
 
 
 class Classification:
@@ -136,45 +137,27 @@ class Dense:
     """Builds a stock detector or segmentor of mmdet or mmseg with our backbone, and its losses on random pictures."""
 
     def __init__(self, arch: str, args: argparse.Namespace) -> None:
-        import importlib
-
-        from mmengine.config import Config
-        from mmengine.model import revert_sync_batchnorm
-        from mmengine.registry import init_default_scope
-
-        scope, name = MODELS[arch]
-        init_default_scope(scope)
-        self.registry = importlib.import_module(f'{scope}.registry').MODELS
-        package = Path(importlib.import_module(scope).__file__).parent
+        self.scope, name = MODELS[arch]
+        init_default_scope(self.scope)
+        package = Path(import_module(self.scope).__file__).parent
         self.config = Config.fromfile(package / '.mim' / 'configs' / f'{name}.py').model
         self.config.pop('pretrained', None)
-        self.revert = revert_sync_batchnorm
-        self.scope, self.args = scope, args
-        self.batch = self._detection() if scope == 'mmdet' else self._segmentation()
+        if self.scope == 'mmdet':
+            from mmdet.testing import demo_mm_inputs
 
-    def _detection(self) -> dict:
-        from mmdet.testing import demo_mm_inputs
-
-        size = (3, *self.args.size)
-        return demo_mm_inputs(self.args.batch, [size] * self.args.batch, num_items=[5] * self.args.batch, with_mask=True)
-
-    def _segmentation(self) -> dict:
-        from mmengine.structures import PixelData
-        from mmseg.structures import SegDataSample
-
-        shape = self.args.size
-        self.config.data_preprocessor.size = shape
-        pictures = [torch.randint(0, 255, (3, *shape), dtype=torch.uint8) for _ in range(self.args.batch)]
-        labels = [PixelData(data=torch.randint(0, 19, (1, *shape))) for _ in pictures]
-        samples = [SegDataSample(gt_sem_seg=label, metainfo=dict(img_shape=shape, ori_shape=shape)) for label in labels]
-        return dict(inputs=pictures, data_samples=samples)
+            self.batch = demo_mm_inputs(args.batch, [(3, *args.size)] * args.batch, num_items=[5] * args.batch, with_mask=True)
+        else:
+            self.config.data_preprocessor.size = args.size
+            self.batch = batch_of('mmseg', torch.randint(0, 255, (args.batch, 3, *args.size), dtype=torch.uint8))
+            for sample in self.batch['data_samples']:
+                sample.set_data(dict(gt_sem_seg=PixelData(data=torch.randint(0, 19, (1, *args.size)))))
 
     def build(self, method: str) -> nn.Module:
         config = copy.deepcopy(self.config)
         config.backbone.update(method_of(dict(type='OREPAResNet'), method), init_cfg=None)
         if self.scope == 'mmdet':
             config.backbone.frozen_stages = -1
-        return self.revert(self.registry.build(config))
+        return revert_sync_batchnorm(import_module(f'{self.scope}.registry').MODELS.build(config))
 
     def loss(self, model: nn.Module) -> torch.Tensor:
         data = model.data_preprocessor(self.batch, True)
@@ -189,7 +172,14 @@ def build(task, method: str, args: argparse.Namespace) -> nn.Module:
     model = task.build('none' if method in ATTACHED else method).to(args.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
-    return use_formula(model, method)
+    for module in model.modules():
+        if isinstance(module, OREPAKernel):
+            module.closed_form = method != PLAIN_FORMULA
+    return model
+
+
+def on_gpu(args: argparse.Namespace) -> bool:
+    return args.device.startswith('cuda')
 
 
 def autocast(args: argparse.Namespace):
@@ -234,21 +224,17 @@ def forward_pass(task, model: nn.Module, args: argparse.Namespace) -> Run:
     return run_forward
 
 
-def seconds(call: Run, args: argparse.Namespace) -> float:
-    start = time.perf_counter()
-    call()
-    synchronize(args.device)
-    return time.perf_counter() - start
-
-
 def take_turns(calls: dict[str, Run], repeats: int, args: argparse.Namespace, title: str) -> dict[str, list[float]]:
     """Seconds of every call, ``repeats`` times in turn after two rounds of warm-up."""
     times = {name: [] for name in calls}
     for i in range(repeats + 2):
         for name, call in calls.items():
-            elapsed = seconds(call, args)
+            start = time.perf_counter()
+            call()
+            if on_gpu(args):
+                torch.cuda.synchronize()
             if i >= 2:
-                times[name].append(elapsed)
+                times[name].append(time.perf_counter() - start)
         if sys.stderr.isatty():  # not a bar: the thread that redraws one would be timed as well
             print(f'\r{title}: round {i + 1} of {repeats + 2}', end='', file=sys.stderr, flush=True)
     if sys.stderr.isatty():
@@ -268,7 +254,7 @@ def peak_memory(task, method: str, args: argparse.Namespace) -> int:
     step = training_step(task, model, args, method, optimizer)
     for _ in range(2):  # fills the optimizer state, and a CUDA graph
         step()
-    if args.device.startswith('cuda'):
+    if on_gpu(args):
         torch.cuda.reset_peak_memory_stats(args.device)
         step()
         return torch.cuda.max_memory_allocated(args.device)
@@ -303,44 +289,50 @@ def kernel_launches(call: Run) -> int:
 def measure(arch: str, what: tuple[str, ...], args: argparse.Namespace) -> list[dict]:
     """Rows of one architecture at one size."""
     task = (Dense if arch in MODELS else Classification)(arch, args)
-    title = f'{arch}, batch {args.batch} at {size_of(args)}'
     methods = [m for m in args.methods if m in OF_REPVGG or arch not in REPVGGS]
     rows = []
-    if 'step' in what:
-        memory = {} if args.no_memory else {method: peak_memory(task, method, args) for method in methods}
-        gc.collect()
-        models = {method: build(task, method, args) for method in methods}
-        steps = {method: training_step(task, model, args, method) for method, model in models.items()}
-        times = take_turns(steps, args.repeats, args, f'{title}, training step')
-        launches = {m: kernel_launches(step) for m, step in steps.items()} if args.device.startswith('cuda') else {}
-        rows += summarise(times, arch, 'training step', args, memory, launches)
-        rate = product_rate(args.device)
-        for row in rows:
-            same = {BESIDE: 'OREPA', LIGHT_BESIDE: LIGHT, FIXED: None}.get(row['method'], row['method'])
-            if same in OF_OREPA and same in models:
-                row['floor'] = floor(models[same], statistics.median(times['none']), rate)
-        del steps, models
-        gc.collect()
-    if 'accumulation' in what:
-        steps = {method: training_step(task, build(task, method, args), args, method, batches=ACCUMULATED) for method in methods}
-        title = f'training step of {ACCUMULATED} batches'
-        rows += summarise(take_turns(steps, args.repeats, args, f'{arch}, {title}'), arch, title, args)
-        del steps
-        gc.collect()
-    if 'forward' in what:
-        calls = {}
-        for method in methods:
-            if method in ATTACHED:
-                continue  # which is the plain network
-            name = f'{method}, training form' if method != 'none' else method
-            model = build(task, method, args)
-            calls[name] = forward_pass(task, model, args)
-        deployed = build(task, 'OREPA', args)
-        deployed.train(False)
-        calls['OREPA, re-parameterized'] = forward_pass(task, orepa_mm.reparameterize(deployed), args)
-        times = take_turns(calls, 3 * args.repeats, args, f'{title}, eval forward')
-        rows += summarise(times, arch, 'eval forward', args)
+    for kind in ('step', 'accumulation', 'forward'):
+        if kind in what:
+            gc.collect()
+            times, more = (forward_times if kind == 'forward' else step_times)(task, methods, kind, args, f'{arch}, {TITLES[kind]}')
+            for method, values in times.items():
+                # Round by round, so that both sides of a ratio saw the same machine.
+                ratios = sorted(value / plain for value, plain in zip(values, times['none'], strict=True))
+                row = dict(arch=arch, batch=args.batch, size=size_of(args), dtype=args.dtype, what=TITLES[kind], method=method)
+                row |= dict(seconds=values, ratio=statistics.median(ratios))
+                row |= dict(ratio_low=ratios[len(ratios) // 4], ratio_high=ratios[-1 - len(ratios) // 4])
+                rows.append(row | more.get(method, {}))
     return rows
+
+
+def forward_times(task, methods: list[str], kind: str, args: argparse.Namespace, title: str) -> tuple[dict, dict]:
+    """In training form and re-parameterized; with branches beside the optimizer a network is the plain one."""
+    models = {m if m == 'none' else f'{m}, training form': build(task, m, args) for m in methods if m not in ATTACHED}
+    deployed = build(task, 'OREPA', args)
+    deployed.train(False)
+    models['OREPA, re-parameterized'] = orepa_mm.reparameterize(deployed)
+    calls = {name: forward_pass(task, model, args) for name, model in models.items()}
+    return take_turns(calls, 3 * args.repeats, args, title), {}
+
+
+def step_times(task, methods: list[str], kind: str, args: argparse.Namespace, title: str) -> tuple[dict, dict]:
+    """Of training steps, and what else is known of each: memory, kernels started, and the least that squeezing can take."""
+    memory = {method: peak_memory(task, method, args) for method in methods} if kind == 'step' and not args.no_memory else {}
+    more = {method: dict(memory=found, memory_ratio=found / memory['none']) for method, found in memory.items()}
+    models = {method: build(task, method, args) for method in methods}
+    flops = {method: squeezing_flops(model) for method, model in models.items()}
+    batches = ACCUMULATED if kind == 'accumulation' else 1
+    steps = {method: training_step(task, model, args, method, batches=batches) for method, model in models.items()}
+    times = take_turns(steps, args.repeats, args, title)
+    if kind == 'step':
+        rate = product_rate(args.device)
+        for method, step in steps.items():
+            same = {BESIDE: 'OREPA', LIGHT_BESIDE: LIGHT, FIXED: None}.get(method, method)
+            if same in OF_OREPA and same in flops:
+                more.setdefault(method, {})['floor'] = floor(flops[same], statistics.median(times['none']), rate)
+            if on_gpu(args):
+                more.setdefault(method, {})['kernel_launches'] = kernel_launches(step)
+    return times, more
 
 
 def size_of(args: argparse.Namespace) -> int | str:
@@ -348,46 +340,17 @@ def size_of(args: argparse.Namespace) -> int | str:
     return height if height == width else f'{height}x{width}'
 
 
-def summarise(times: dict, arch: str, what: str, args: argparse.Namespace, memory: dict | None = None, launches: dict | None = None):
-    rows = []
-    for method, values in times.items():
-        # Round by round, so that both sides of a ratio saw the same machine.
-        ratios = sorted(value / plain for value, plain in zip(values, times['none'], strict=True))
-        row = dict(arch=arch, batch=args.batch, size=size_of(args), dtype=args.dtype, what=what, method=method, seconds=values)
-        row |= dict(ratio=statistics.median(ratios), ratio_low=ratios[len(ratios) // 4], ratio_high=ratios[-1 - len(ratios) // 4])
-        if memory:
-            row |= dict(memory=memory[method], memory_ratio=memory[method] / memory['none'])
-        if launches:
-            row['kernel_launches'] = launches[method]
-        rows.append(row)
-    return rows
-
-
-def show(rows: list[dict]) -> None:
-    print(f'{"":<42}{"":<26}{"median ms":>10}{"ratio":>8}{"quartiles":>14}{"peak MB":>10}{"ratio":>8}{"launches":>10}')
-    previous = None
-    for row in rows:
-        title = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
-        quartiles = f'{row["ratio_low"]:.3f}-{row["ratio_high"]:.3f}'
-        memory = f'{row["memory"] / 1e6:>10.0f}{row["memory_ratio"]:>8.2f}' if 'memory' in row else ' ' * 18
-        line = f'{"" if title == previous else title:<42}{row["method"]:<26}{1e3 * statistics.median(row["seconds"]):>10.1f}'
-        print(f'{line}{row["ratio"]:>8.3f}{quartiles:>14}{memory}{row.get("kernel_launches", ""):>10}')
-        previous = title
-
-
-def markdown(rows: list[dict], caption: str) -> str:
+def markdown(rows: list[dict]) -> str:
     counted = any('kernel_launches' in row for row in rows)
     lines = [
-        f'{caption}.',
-        '',
-        f'| | | time, ms | ratio to `none` (quartiles) | products alone | peak memory ratio |{" launches |" if counted else ""}',
+        f'| | | time, ms | ratio to `none` (quartiles) | products alone | peak memory, MB (ratio) |{" launches |" if counted else ""}',
         f'|---|---|---:|---:|---:|---:|{"---:|" if counted else ""}',
     ]
     for row in rows:
         what = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
         what += f', {row["dtype"]}' if row['dtype'] != 'float32' else ''
         ratio = f'{row["ratio"]:.3f} ({row["ratio_low"]:.3f}-{row["ratio_high"]:.3f})'
-        memory = f'{row["memory_ratio"]:.2f}' if 'memory' in row else ''
+        memory = f'{row["memory"] / 1e6:.0f} ({row["memory_ratio"]:.2f})' if 'memory' in row else ''
         lowest = f'{row["floor"]:.2f}' if 'floor' in row else ''
         launches = f' {row.get("kernel_launches", "")} |' if counted else ''
         time = f'{1e3 * statistics.median(row["seconds"]):.1f}'
@@ -396,38 +359,31 @@ def markdown(rows: list[dict], caption: str) -> str:
 
 
 def squeezing_flops(model: nn.Module) -> int:
-    """Multiplications and additions of one squeezing of all layers, forward."""
-    total = 0
-    for m in model.modules():
-        if isinstance(m, OREPAKernel):
-            per_group, second = m.shape[1], m.second if m.kernel_size == 1 else m.seq_kxk
-            sequence = second.numel() // (m.shape[0] * m.kernel_size**2) if 'sequence' in m.branches else 0
-            separable = m.pointwise.shape[1] // per_group if 'separable' in m.branches else 0
-            total += 2 * math.prod(m.shape) * (sequence + separable + sum(name in m.branches for name in PRESETS['light']))
-    return total
+    """Multiplications and additions of the products in one squeezing of all layers, forward."""
+    kernels = [copy.deepcopy(module).to('meta') for module in model.modules() if isinstance(module, OREPAKernel)]
+    with FlopCounterMode(display=False) as counter:
+        for kernel in kernels:
+            kernel()
+    return counter.get_total_flops()
 
 
-def product_rate(device: str, repeats: int = 20) -> float:
+def timed(call: Run) -> Measurement:
+    """Waits for a GPU."""
+    return Timer('call()', globals=dict(call=call), num_threads=torch.get_num_threads()).blocked_autorange()
+
+
+def product_rate(device: str) -> float:
     """Multiplications and additions a second of a large matrix product in float32, the fastest arithmetic the device has for squeezing."""
-    a, b = (torch.randn(2048, 1024, device=device), torch.randn(1024, 1024, device=device))
-    best = min(_product_seconds(a, b, device) for _ in range(repeats))
-    return 2 * len(a) * a.shape[1] * b.shape[1] / best
+    a, b = torch.randn(2048, 1024, device=device), torch.randn(1024, 1024, device=device)
+    return 2 * len(a) * a.shape[1] * b.shape[1] / min(timed(lambda: a @ b).times)
 
 
-def _product_seconds(a: torch.Tensor, b: torch.Tensor, device: str) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    a @ b
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def floor(model: nn.Module, plain_seconds: float, rate: float) -> float:
+def floor(flops: int, plain_seconds: float, rate: float) -> float:
     """Ratio to the plain network's step if squeezing were nothing but matrix products at full speed: one forward, twice that backward."""
-    return 1 + 3 * squeezing_flops(model) / rate / plain_seconds
+    return 1 + 3 * flops / rate / plain_seconds
 
 
-def squeezing(device: str, channels: int = 512, repeats: int = 10) -> dict[str, float]:
+def squeezing(device: str, channels: int = 512) -> dict[str, float]:
     """Milliseconds of squeezing a 3x3 layer with all branches: forward, backward, its products alone, the rest, and one kernel's copy.
 
     The rest is what is not a matrix product. Copying one kernel, read once and written once, is the unit of what it costs to touch arrays.
@@ -435,23 +391,14 @@ def squeezing(device: str, channels: int = 512, repeats: int = 10) -> dict[str, 
     kernel = OREPAKernel(channels, channels, 3, device=device)
     grad = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
     rows, square = torch.randn(9 * channels, channels, device=device), torch.randn(channels, channels, device=device)
-    copy_of = torch.empty_like(grad)
-    times: dict[str, list[float]] = {name: [] for name in ('forward', 'backward', 'products', 'copy')}
-
-    def timed(name: str, call: Run) -> object:
-        synchronize(device)
-        start = time.perf_counter()
-        result = call()
-        synchronize(device)
-        times[name].append(1e3 * (time.perf_counter() - start))
-        return result
-
-    for _ in range(repeats + 2):
-        squeezed = timed('forward', lambda: kernel(torch.channels_last))
-        timed('backward', partial(torch.autograd.grad, squeezed, list(kernel.parameters()), grad))
-        timed('products', lambda: (rows @ square, rows @ square.T, rows.T @ rows))
-        timed('copy', lambda: copy_of.copy_(grad))
-    found = {name: statistics.median(values[2:]) for name, values in times.items()}
+    copy_of, squeezed, parameters = torch.empty_like(grad), kernel(torch.channels_last), list(kernel.parameters())
+    calls = dict(
+        forward=lambda: kernel(torch.channels_last),
+        backward=lambda: torch.autograd.grad(squeezed, parameters, grad, retain_graph=True),
+        products=lambda: (rows @ square, rows @ square.T, rows.T @ rows),
+        copy=lambda: copy_of.copy_(grad),
+    )
+    found = {name: 1e3 * timed(call).median for name, call in calls.items()}
     return found | dict(rest=found['forward'] + found['backward'] - found['products'])
 
 
@@ -469,14 +416,9 @@ def gpu_rows(args: argparse.Namespace, points: list[tuple[str, int, tuple[int, i
         args.compile, args.methods = compiled, [method for method in methods if not compiled or method in COMPILED_METHODS]
         for arch, args.batch, args.size, args.dtype in some:
             found = [dict(row, what='training step, compiled' if compiled else row['what']) for row in measure(arch, ('step',), args)]
-            show(found)
+            print(markdown(found))
             rows += found
     return rows
-
-
-def synchronize(device: str) -> None:
-    if device.startswith('cuda'):
-        torch.cuda.synchronize(device)
 
 
 def grow(args: argparse.Namespace) -> list[dict]:
@@ -491,13 +433,9 @@ def grow(args: argparse.Namespace) -> list[dict]:
 
 
 def draw_growth(rows: list[dict], path: Path, caption: str) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
     rows = [row for row in rows if row['method'] == 'OREPA']
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    figure = Figure(figsize=(11, 4), layout='constrained')
+    left, right = figure.subplots(1, 2)
     for i, size in enumerate(sorted({row['size'] for row in rows if row['arch'] == 'resnet18'})):
         line = sorted((r for r in rows if r['arch'] == 'resnet18' and r['size'] == size), key=lambda r: r['batch'])
         batches = [r['batch'] for r in line]
@@ -520,14 +458,10 @@ def draw_growth(rows: list[dict], path: Path, caption: str) -> None:
 
 
 def draw(rows: list[dict], path: Path, caption: str) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
     rows = [row for row in rows if row['method'] != 'none']
     labels = [f'{row["what"]}, {row["arch"]}\nbatch {row["batch"]} at {row["size"]}\n{row["method"]}' for row in rows]
-    figure, axes = pyplot.subplots(figsize=(8, 0.62 * len(rows) + 1.2), constrained_layout=True)
+    figure = Figure(figsize=(8, 0.62 * len(rows) + 1.2), layout='constrained')
+    axes = figure.subplots()
     ratios = [row['ratio'] for row in rows]
     spread = [[max(0, r['ratio'] - r['ratio_low']) for r in rows], [max(0, r['ratio_high'] - r['ratio']) for r in rows]]
     bars = axes.barh(labels, ratios, xerr=spread, color=['C0' if row['method'].startswith('OREPA') else 'C1' for row in rows])
@@ -572,7 +506,7 @@ def parse_args() -> argparse.Namespace:
     if len(args.size) > 2:
         raise UsageError('--size takes a height and a width, or one number for both.')
     args.size = (args.size[0], args.size[-1])
-    args.repeats = args.repeats if args.repeats is not None else 20 if args.device.startswith('cuda') else 5
+    args.repeats = args.repeats if args.repeats is not None else 20 if on_gpu(args) else 5
     for option, least in (('batch', 2), ('size', 32), ('repeats', 1)):  # batch norms need more than one value to train on
         value = getattr(args, option)
         if (min(value) if option == 'size' else value) < least:
@@ -591,14 +525,14 @@ def main() -> None:
     torch.manual_seed(0)
     machine = (
         torch.cuda.get_device_name()
-        if args.device.startswith('cuda')
+        if on_gpu(args)
         else f'{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores'
     )
     standard = not (args.grow or args.arch)
-    if standard and args.device.startswith('cuda'):
+    if standard and on_gpu(args):
         args.channels_last, args.compile = True, False
         args.methods += [ONE_BY_ONE] if args.methods == list(DEFAULT) else []
-    precision = 'half' if standard and args.device.startswith('cuda') else args.dtype
+    precision = 'half' if standard and on_gpu(args) else args.dtype
     settings = [precision, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
     caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
     if args.grow:
@@ -607,26 +541,22 @@ def main() -> None:
     elif args.arch:
         name = f'{args.arch}_b{args.batch}_s{size_of(args)}'
         rows = measure(args.arch, tuple(args.what), args)
-    elif args.device.startswith('cuda'):
+    elif on_gpu(args):
         name, rows = 'standard', gpu_rows(args, GPU)
     else:
         name, rows = 'standard', []
         for arch, args.batch, args.size, what in STANDARD:
             rows += measure(arch, what, args)
-    print(caption)
-    show(rows)
-    results, table = dict(caption=caption, rows=rows), markdown(rows, caption)
+    results, table = dict(caption=caption, rows=rows), f'{caption}.\n\n{markdown(rows)}'
     if standard:
         results['squeezing'] = squeezing(args.device)
         table += f'\n\n{squeezing_line(results["squeezing"])}'
-        print(squeezing_line(results['squeezing']))
+    print(table)
     path = args.out / '_'.join([name, *settings, torch.device(args.device).type])
-    with replacing(path.with_suffix('.json')) as partial:
-        partial.write_text(json.dumps(results, indent=2) + '\n')
-    print(f'wrote {path}.json')
-    with replacing(path.with_suffix('.md')) as partial:
-        partial.write_text(table + '\n')
-    print(f'wrote {path}.md')
+    for suffix, text in (('.json', json.dumps(results, indent=2)), ('.md', table)):
+        with replacing(path.with_suffix(suffix)) as partial:
+            partial.write_text(text + '\n')
+        print(f'wrote {path}{suffix}')
     (draw_growth if args.grow else draw)(rows, path.with_suffix('.png'), caption)
 
 

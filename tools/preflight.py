@@ -220,16 +220,11 @@ def _files(folder: Path, suffixes: str | tuple[str, ...], fold: Callable[[str], 
 
 
 def _for_some(check: Callable[[Any], Any], items: list, count: int | None) -> list:
-    """What ``check`` returns for ``count`` of the items; decoding pictures leaves Python's lock."""
+    """What ``check`` returns for ``count`` of the items, evenly spread, or for all; decoding pictures leaves Python's lock."""
+    some = items if count is None or len(items) <= count else [items[i * len(items) // count] for i in range(count)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        some = _spread(items, count)
         done = pool.map(check, some)
         return list(track(done, 'opening pictures', len(some)) if count is None else done)  # a sample takes a moment
-
-
-def _spread(items: list, count: int | None) -> list:
-    """``count`` of the items, evenly spread; all of them where that is None."""
-    return items if count is None or len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
 def _step(dataset: dict, name: str) -> dict | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import BaseModel
@@ -164,8 +165,13 @@ def overlap(start: Tensor, end: Tensor, count: int) -> Tensor:
 COMPARISONS = dict(mmpretrain=compare_classes, mmseg=compare_labels, mmdet=compare_instances)
 
 
-def names_and_palette(model: BaseModel, count: int) -> dict[str, list]:
-    """Names and colours of ``count`` classes: the checkpoint's, and where it holds none numbers and drawn colours."""
+def names_and_palette(model: BaseModel, pairs: list[Pair]) -> dict[str, list]:
+    """Names and colours of the classes that are predicted: the checkpoint's, and where it holds none numbers and drawn colours."""
+    samples = [sample for pair in pairs for sample in pair.samples]
+    if 'pred_instances' in samples[0]:
+        count = 1 + max((int(sample.pred_instances.labels.max()) for sample in samples if len(sample.pred_instances)), default=0)
+    else:
+        count = len(samples[0].pred_score) if 'pred_score' in samples[0] else max(2, len(samples[0].seg_logits.data))
     meta = getattr(model, 'dataset_meta', None) or {}
     names, palette = (list(meta[key]) if isinstance(meta.get(key), list | tuple) else [] for key in ('classes', 'palette'))
     drawn = np.random.default_rng(0).integers(32, 256, (count, 3)).tolist()
@@ -173,14 +179,6 @@ def names_and_palette(model: BaseModel, count: int) -> dict[str, list]:
         classes=[str(name) for name in names] + [f'class {label}' for label in range(len(names), count)],
         palette=[tuple(colour) for colour in (*palette, *drawn[len(palette) :])],
     )
-
-
-def class_count(pairs: list[Pair]) -> int:
-    """How many classes the predictions tell of."""
-    samples = [sample for pair in pairs for sample in pair.samples]
-    if 'pred_instances' in samples[0]:
-        return 1 + max((int(sample.pred_instances.labels.max()) for sample in samples if len(sample.pred_instances)), default=0)
-    return len(samples[0].pred_score) if 'pred_score' in samples[0] else max(2, len(samples[0].seg_logits.data))
 
 
 def paint_labels(pair: Pair, meta: dict[str, list], score_thr: float) -> list[np.ndarray]:
@@ -210,18 +208,12 @@ def magnification(largest: float) -> float:
 
 def draw(pairs: list[Pair], meta: dict[str, list], path: Path, score_thr: float = 0.3) -> None:
     """A row for each pair: both predictions and their difference, beside the picture where they are bars."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
     as_bars = 'pred_score' in pairs[0].samples[0]
     columns = 4 if as_bars else 3
     height, width = np.mean([pair.picture.shape[:2] for pair in pairs], axis=0)
     row_height = 2.6 if as_bars else min(6.0, 4.2 * height / width + 0.5)
-    size = (4.4 * columns, row_height * len(pairs))
-    figure, axes = plt.subplots(len(pairs), columns, figsize=size, layout='constrained', squeeze=False)
-    for row, pair in zip(axes, pairs, strict=True):
+    figure = Figure((4.4 * columns, row_height * len(pairs)), layout='constrained')
+    for row, pair in zip(figure.subplots(len(pairs), columns, squeeze=False), pairs, strict=True):
         factor = magnification(pair.largest)
         magnified = f' x {factor:.0e}' if factor > 1 else ''
         title = f'difference{magnified}, largest {written(pair.largest)}' if pair.largest else 'no difference'
@@ -243,7 +235,6 @@ def draw(pairs: list[Pair], meta: dict[str, list], path: Path, score_thr: float 
         row[0].set_ylabel(pair.path.name[-24:], fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=90, format='png')
-    plt.close(figure)
 
 
 def bars(panel: Any, labels: list[int], values: np.ndarray, classes: list[str]) -> None:
@@ -269,7 +260,7 @@ def main() -> None:
     model, pairs = compare_forms(cfg, args.checkpoint, args.pictures)
     for pair in pairs:
         print(f'{pair.path}: largest difference {pair.words}')
-    draw(pairs, names_and_palette(model, class_count(pairs)), args.out, args.score_thr)
+    draw(pairs, names_and_palette(model, pairs), args.out, args.score_thr)
     print(f'wrote {args.out}')
 
 

@@ -10,6 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from common import UsageError, run  # noqa: E402
 from run_logs import RunLog, read_runs  # noqa: E402
@@ -51,10 +54,6 @@ def table(runs: list[RunLog], metrics: list[str]) -> str:
 
 def draw(runs: list[RunLog], metrics: list[str], path: Path) -> None:
     """A panel for the loss, the learning rate and each metric, with a curve for each run that logged it."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
 
     def line(index: int) -> dict:
         return dict(color=f'C{index}', linestyle=('-', '--', '-.', ':')[index % 4], linewidth=1.4)  # curves on each other are still seen
@@ -62,7 +61,8 @@ def draw(runs: list[RunLog], metrics: list[str], path: Path) -> None:
     keys = [key for key in ('loss', 'lr') if any(each.curve(key)[0] for each in runs)] + metrics
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.2 * rows), layout='constrained', squeeze=False)
+    figure = Figure((5 * columns, 3.2 * rows), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat[len(keys) :]:
         panel.remove()
     for panel, key in zip(axes.flat, keys, strict=False):
@@ -74,11 +74,10 @@ def draw(runs: list[RunLog], metrics: list[str], path: Path) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
         if key == 'loss':
             panel.set_ylim(bottom=0)
-    handles = [plt.Line2D([], [], **line(index)) for index in range(len(runs))]
+    handles = [Line2D([], [], **line(index)) for index in range(len(runs))]
     figure.legend(handles, [each.name for each in runs], loc='outside upper center', ncols=min(4, len(runs)))
     with replacing(path) as partial:
         figure.savefig(partial, dpi=100, format='png')
-    plt.close(figure)
 
 
 def compare_runs(work_dirs: list[Path], out: Path, chosen: list[str] | None = None) -> str:

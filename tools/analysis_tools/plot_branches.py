@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
@@ -37,14 +38,9 @@ def cosine_matrix(found: Diversity, names: list[str]) -> torch.Tensor:
 
 def draw(states: dict[str, Diversity], path: Path) -> None:
     """One row for each state: shares by layer, cosines, scales."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
     names = [name for name in BRANCHES if any(name in found.shares for found in states.values())]
-    size = dict(figsize=(16, 4.2 * len(states)), width_ratios=(2.2, 1, 1))
-    figure, axes = plt.subplots(len(states), 3, layout='constrained', squeeze=False, **size)
+    figure = Figure((16, 4.2 * len(states)), layout='constrained')
+    axes = figure.subplots(len(states), 3, squeeze=False, width_ratios=(2.2, 1, 1))
     for row, (title, found) in zip(axes, states.items(), strict=True):
         shares = torch.stack([found.shares[name] for name in names])
         image = row[0].imshow(shares, aspect='auto', cmap='viridis', vmin=0, vmax=1.2)
@@ -67,7 +63,6 @@ def draw(states: dict[str, Diversity], path: Path) -> None:
         row[2].grid(alpha=0.3)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=90, format='png')
-    plt.close(figure)
 
 
 def table(states: dict[str, Diversity]) -> str:

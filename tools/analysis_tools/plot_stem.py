@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
@@ -72,13 +73,8 @@ def shares(kernel: Tensor, parts: list[dict[str, Tensor]]) -> list[dict[str, flo
 
 def draw(title: str, kernel: Tensor, parts: list[dict[str, Tensor]], path: Path) -> None:
     """The kernel on the left, a row for each stage on the right."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
     columns, side = max(map(len, parts)), 2.1
-    figure = plt.figure(figsize=(side * (columns + len(parts)), side * len(parts) * 1.12), layout='constrained')
+    figure = Figure((side * (columns + len(parts)), side * len(parts) * 1.12), layout='constrained')
     grid = figure.add_gridspec(len(parts), columns + len(parts))
     fields = [(grid[:, : len(parts)], title, kernel)]
     for stage, (row, found) in enumerate(zip(parts, shares(kernel, parts), strict=True)):
@@ -91,7 +87,6 @@ def draw(title: str, kernel: Tensor, parts: list[dict[str, Tensor]], path: Path)
         panel.axis('off')
     with replacing(path) as partial:
         figure.savefig(partial, dpi=100, format='png')
-    plt.close(figure)
 
 
 def main() -> None:
