@@ -59,3 +59,8 @@ class ExportError(OREPAError, ValueError):
 
 class UsageError(OREPAError, ValueError):
     """A config, option or dataset is wrong."""
+
+
+def some(names: list[str], count: int = 3, between: str = ', ') -> str:
+    """The first few, for a message."""
+    return between.join(names[:count]) + (f' and {len(names) - count} more' if len(names) > count else '')

@@ -1,12 +1,15 @@
 """Puts layers, backbones, hooks and optimizer constructor into the MM registries.
 
-Nothing here needs more than is installed: without mmengine no registry is touched, and a toolbox that is absent is passed over.
+Nothing here needs more than is installed: without mmengine no registry is touched, and a toolbox that is absent is passed over. One that
+is there and cannot be imported, as without its mmcv, is passed over with a warning, and so are the hooks where mmengine's cannot be.
 """
 
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -86,22 +89,26 @@ def find_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
+def can_import(module: str) -> bool:
+    """Whether a package that is installed can be imported; a warning says why not."""
+    if find_spec(module.partition('.')[0]) is None:
+        return False
+    try:
+        import_module(module)
+    except Exception as error:  # the toolboxes assert the version of mmcv, and torchvision's raises what it likes
+        warnings.warn(f'orepa_mm passes over {module}, which cannot be imported: {type(error).__name__}: {error}', stacklevel=2)
+        return False
+    return True
+
+
 def register_all() -> None:
     if find_spec('mmengine') is None:
         return
     register_layers()
     find_configs()
-    hooks = (
-        'branches_hook',
-        'reparameterize_hook',
-        'check_hook',
-        'finite_loss_hook',
-        'checkpoint_hook',
-        'seed_hook',
-        'prune_branches_hook',
-    )
-    for part in (*hooks, 'squeeze_graph_hook', 'optim_wrapper_constructor'):
-        import_module(f'{__package__}.engine.{part}')
+    if can_import('mmengine.runner'):  # which needs cv2
+        for part in iter_modules(import_module(f'{__package__}.engine').__path__):
+            import_module(f'{__package__}.engine.{part.name}')
     for toolbox in TOOLBOXES:
-        if find_spec(toolbox) is not None:
+        if can_import(f'{toolbox}.registry'):
             register_backbones(toolbox)

@@ -45,7 +45,9 @@ class Report(Hook):
 
     def after_run(self, runner) -> None:
         self.found['end'] = weights(runner.model)
-        self.found['differences'] = [hook.difference for hook in runner.hooks if isinstance(hook, ReparameterizeHook)]
+        self.found['differences'] = [
+            part.difference for hook in runner.hooks for part in getattr(hook, 'parts', [hook]) if isinstance(part, ReparameterizeHook)
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.found, self.folder / f'rank{get_rank()}.pt')
 

@@ -67,7 +67,7 @@ class MethodCase:
         values = dict(
             form=FORMS | self.forms, way=WRITES, dtype=TOLERANCES, size=(1, 3, 5, 7), training=(False, True), strict=(False, True)
         )
-        for name in values.keys() & set(metafunc.fixturenames):
+        for name in [name for name in values if name in metafunc.fixturenames]:  # in one order in every process
             metafunc.parametrize(name, list(values[name]), ids=str)
 
     def build(self, form: str = '3x3', dtype: torch.dtype = torch.float64, settled: bool = True, **options) -> ReparameterizableConv2d:

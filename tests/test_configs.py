@@ -18,7 +18,6 @@ from small_models import stock
 import orepa_mm
 from orepa_mm.deploy.loading import build_model
 from orepa_mm.engine.branches_hook import BranchesHook
-from orepa_mm.layers import METHODS
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py') if '_base_' not in path.parts)
 # A stem that is frozen or plain is what these two configs are for.
@@ -93,8 +92,7 @@ def test_there_is_a_config_for_every_row_of_the_paper_and_every_method():
 def test_it_builds(name, mini_data, imagenet, tmp_path):
     """Model, data, optimizer, schedules and hooks."""
     cfg = read(name, tmp_path, data_of(name, mini_data, imagenet))
-    if any(f'{method.lower()}-' in name for method in METHODS) and 'branches' not in cfg.default_hooks:
-        assert 'ReparameterizeHook' in [hook['type'] for hook in cfg.custom_hooks]
+    assert cfg.default_hooks.orepa == dict(type='OREPAHook')
     init_default_scope(cfg.default_scope)
     VISUALIZERS.build(dict(cfg.visualizer, name='test'))  # some hooks ask for it
     for hook in (*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])):
@@ -302,6 +300,6 @@ MINI = {
 def test_mini_configs_inherit_from_the_real_ones(mini, real):
     mini, real = (Config.fromfile(ROOT / f'configs/{name}.py') for name in (mini, real))
     assert mini.optim_wrapper.paramwise_cfg == real.optim_wrapper.paramwise_cfg
-    assert mini.custom_hooks == real.custom_hooks and mini.model.backbone.type == real.model.backbone.type
+    assert mini.default_hooks.orepa == real.default_hooks.orepa and mini.model.backbone.type == real.model.backbone.type
     assert [step.type for step in mini.train_pipeline] == [step.type for step in real.train_pipeline]
     assert mini.train_dataloader.dataset.type == real.train_dataloader.dataset.type

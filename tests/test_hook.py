@@ -10,7 +10,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from orepa_mm import OREPAConv2d
+from orepa_mm.engine.orepa_hook import OREPAHook
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
+from orepa_mm.errors import NotFiniteError
 from orepa_mm.layers import SqueezedConv2d
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +27,7 @@ def build_runner(mini_data, work_dir, hooks=(), **changes) -> Runner:
     cfg.train_cfg.update(max_epochs=2, val_interval=1)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
     cfg.custom_hooks = list(hooks)
+    del cfg.default_hooks.orepa
     cfg.work_dir = str(work_dir)
     cfg.randomness = dict(seed=0)
     cfg.experiment_name = work_dir.name
@@ -214,3 +217,43 @@ def test_efficient_norms_pass_over_layers_with_branches(names, mini_data, tmp_pa
     runner.train()
     assert 'efficient_conv_bn_eval passes over' in next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert runner.cfg.efficient_conv_bn_eval == ([] if names == 'backbone' else ['head'])
+
+
+def test_with_ema_the_averaged_weights_are_tested_and_training_weights_kept(mini_data, tmp_path):
+    ema = dict(type='EMAHook', momentum=0.5)
+    states, scores = [], []
+    for name, hooks in (('with', [ema, dict(type='ReparameterizeHook', val=True)]), ('without', [ema])):
+        runner = build_runner(mini_data, tmp_path / name, hooks)
+        runner.train()
+        checkpoint = torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)
+        states.append({**runner.model.state_dict(), **{f'saved.{k}': v for k, v in checkpoint['state_dict'].items()}})
+        states[-1] |= {f'ema.{k}': v for k, v in checkpoint['ema_state_dict'].items()}
+        scores.append(runner.message_hub.get_scalar('val/accuracy/top1').current())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize('single', [None, 'ReparameterizeHook', 'OREPAHook'])
+def test_one_hook_beside_others_of_its_kind(single, mini_data, tmp_path):
+    """A hook that a config has by itself takes the place of that part, and of two OREPAHooks the first acts."""
+    hooks = [dict(type=single, tolerance=0.5)] if single else []
+    runner = build_runner(mini_data, tmp_path / 'run', hooks, **{'default_hooks.orepa': dict(type='OREPAHook', tolerance=0.4)})
+    whole = next(hook for hook in runner.hooks if isinstance(hook, OREPAHook))
+    used = runner.hooks[[type(hook).__name__ for hook in runner.hooks].index(single)] if single == 'ReparameterizeHook' else whole.parts[0]
+    runner.train_loop._max_epochs = 1
+    runner.train()
+    found = [part for hook in runner.hooks for part in getattr(hook, 'parts', [hook]) if getattr(part, 'difference', None) is not None]
+    assert found == [used] and not any('forward' in vars(module) for module in runner.model.modules())
+    log = next((tmp_path / 'run').rglob('*.log')).read_text()
+    assert log.count('Re-parameterized') == 1 and f'tolerance {used.tolerance:.0e}' in log and not runner.model._forward_hooks
+    saved = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)
+    assert saved['meta']['names_in_optimizers']  # of CheckHook
+
+
+def test_one_hook_ends_a_run_whose_loss_is_not_finite(mini_data, tmp_path):
+    runner = build_runner(mini_data, tmp_path / 'run', **{'default_hooks.orepa': dict(type='OREPAHook')})
+    runner.call_hook('before_train')
+    runner.model.train()(torch.full((2, 3, 32, 32), float('inf')))
+    with pytest.raises(NotFiniteError):
+        runner.call_hook('after_train_iter', batch_idx=0)

@@ -132,7 +132,7 @@ def test_a_conv_cfg_takes_plain_sizes_whatever_its_type_is(kind):
         build_conv_layer(dict(type=kind), 3, 8, (1, 3, 3))
 
 
-@pytest.mark.parametrize('kind', ['ReparameterizeHook', ReparameterizeHook])
+@pytest.mark.parametrize('kind', ['ReparameterizeHook', ReparameterizeHook, 'OREPAHook'])
 @pytest.mark.parametrize('where', ['custom_hooks', 'default_hooks'])
 def test_the_tools_find_a_hook_whatever_its_type_is(kind, where):
     hook = dict(type=kind, tolerance=0.1)

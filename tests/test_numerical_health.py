@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from random_layers import networks, repvgg_block, settle
 from torch import nn
@@ -39,11 +40,6 @@ class Net(nn.Module):
         return self.repvgg(self.dbb(self.pointwise(self.orepa(x))))
 
 
-def scaled(**options) -> tuple[torch.amp.GradScaler, SimpleNamespace]:
-    scaler = torch.amp.GradScaler('cpu', **options)
-    return scaler, SimpleNamespace(**({'loss_scaler': scaler} if scaler.is_enabled() else {}))
-
-
 @pytest.mark.parametrize('stress', ['none', 'large weights', 'no variance', 'large gradients'])
 @pytest.mark.parametrize('stem', [11, 15])
 @pytest.mark.parametrize('autocast', [True, False])
@@ -58,7 +54,10 @@ def test_training_stays_finite_or_names_the_layer(dtype, autocast, stem, stress)
     elif stress == 'no variance':
         x[:, 1:] = 1
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    scaler, wrapper = scaled(enabled=autocast)
+    scaler = torch.amp.GradScaler('cpu', enabled=autocast)
+    wrapper = OptimWrapper(optimizer)
+    if autocast:
+        wrapper.loss_scaler = scaler
     hook, runner = FiniteLossHook(patience=2), SimpleNamespace(model=model, optim_wrapper=wrapper)
     hook.before_train(runner)
 
@@ -67,10 +66,11 @@ def test_training_stays_finite_or_names_the_layer(dtype, autocast, stem, stress)
             optimizer.zero_grad()
             with torch.autocast('cpu', dtype, enabled=autocast):
                 loss = model(x).float().square().mean()
-            assert loss.isfinite() or autocast  # else the hook stops
             scaler.scale(loss * (1e30 if stress == 'large gradients' else 1)).backward()
             scaler.step(optimizer)
             scaler.update()
+            hook.after_train_iter(runner, 0)
+            assert loss.isfinite() or autocast  # else the hook stops
 
     # float16 ends at 65504. Its gradients are left out by the scaler; bfloat16's of 1e30 are not, and the weights after that step tell.
     narrow = dtype == torch.float16
@@ -95,6 +95,26 @@ class Regression(BaseModel):
 
     def forward(self, inputs, mode='tensor'):
         return dict(loss=(self.head(self.conv(inputs)).mean() + 1e30) ** self.power)
+
+
+def test_a_loss_is_looked_at_when_the_optimizer_is_about_to_step():
+    """Not in the forward pass, which would wait for a GPU; of each pass of an accumulated step; and where no step is of torch."""
+    model, x = Regression(), torch.ones(1, 1, 5, 5)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    hook = FiniteLossHook()
+    hook.before_train(SimpleNamespace(model=model, optim_wrapper=OptimWrapper(optimizer)))
+    for power in (2, 1):
+        model.power = power
+        model(x)['loss'].backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(NotFiniteError, match='all layers give finite values'):
+        optimizer.step()
+    assert all(map(torch.equal, model.parameters(), before))
+    hook.before_train(runner := SimpleNamespace(model=model, optim_wrapper=None))
+    model.head.weight.data.fill_(float('inf'))
+    model(x)
+    with pytest.raises(NotFiniteError, match='"head"'):
+        hook.after_train_iter(runner, 0)
 
 
 @pytest.mark.parametrize('cause', ['weights', 'overflow', 'loss', None])

@@ -1,6 +1,7 @@
 """What is installed: configs, tools and the model index beside the code, as mim and mmengine look for them."""
 
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -53,6 +54,46 @@ for base in ('coco/mask-rcnn_orepa-r50_fpn_1x_coco.py', 'imagenet/orepa-resnet18
     result = python('-c', code, cwd=tmp_path, PYTHONPATH=str(tmp_path / 'installed'))
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-3:] == [str(tmp_path / 'installed' / 'orepa_mm' / '__init__.py'), 'OREPAResNet', 'OREPAResNet']
+
+
+WITHOUT = """
+import sys, types, warnings
+def find_spec(name, path=None, target=None):
+    if name in {names!r}:
+        raise {error}
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))
+with warnings.catch_warnings(record=True) as caught:
+    import orepa_mm
+from mmengine.registry import HOOKS, MODELS
+messages = [str(each.message) for each in caught if 'orepa_mm' in str(each.message)]
+print(MODELS.get('OREPAConv2d').__name__, 'OREPAHook' in HOOKS, *messages, sep='\\n')
+"""
+
+
+@pytest.mark.parametrize(
+    ('names', 'error', 'hooks', 'warned'),
+    [
+        (['cv2'], "ImportError('no cv2 here')", 'False', 'mmengine.runner, which cannot be imported: ImportError: no cv2 here'),
+        (
+            ['mmseg.registry'],
+            "AssertionError('MMCV==9 is used')",
+            'True',
+            'mmseg.registry, which cannot be imported: AssertionError: MMCV==9',
+        ),
+        (
+            ['mmcv', 'mmdet.registry'],
+            "RuntimeError('no operator')",
+            'True',
+            'mmdet.registry, which cannot be imported: RuntimeError: no op',
+        ),
+    ],
+)
+def test_what_cannot_be_imported_is_passed_over(names, error, hooks, warned):
+    code = WITHOUT.format(names=names, error=error)
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    layer, registered, *messages = result.stdout.splitlines()
+    assert (layer, registered) == ('OREPAConv2d', hooks) and any(warned in message for message in messages)
 
 
 def test_version_is_one():

@@ -233,13 +233,17 @@ def test_what_is_refused(name, options, message, monkeypatch):
 def test_no_hook_of_ours_is_left():
     """Whichever there are; the checkpoint hook becomes the stock one."""
     ours = [name for name, hook in HOOKS.module_dict.items() if hook.__module__.startswith('orepa_mm.')]
-    assert {'ReparameterizeHook', 'SqueezeGraphHook', 'AtomicCheckpointHook'} <= set(ours)
+    assert {'ReparameterizeHook', 'OREPAHook', 'AtomicCheckpointHook'} <= set(ours)
     hooks = [dict(type=name) for name in ours if name != 'AtomicCheckpointHook']
     cfg = Config(
         dict(
             default_scope='mmpretrain',
             custom_hooks=[*hooks, dict(type='EMAHook')],
-            default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1, _scope_='orepa_mm'), seed=dict(type='SeedHook')),
+            default_hooks=dict(
+                checkpoint=dict(type='AtomicCheckpointHook', interval=1, _scope_='orepa_mm'),
+                seed=dict(type='SeedHook'),
+                orepa=dict(type='OREPAHook'),
+            ),
             test_dataloader=dict(sampler=dict(type='DefaultSampler', _scope_='mmdet')),
         )
     )

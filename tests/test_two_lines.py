@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, done, few, python
 from mmengine.config import Config
+from mmengine.runner import Runner
 from small_models import package, stock
 from small_runs import last_checkpoint
 
@@ -101,6 +102,24 @@ def test_the_stock_script_trains_and_the_stock_network_tests(name, mini_data, tm
     script(scope, 'test', plain, checkpoint, '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
     trained, tested = metrics(tmp_path / 'run'), metrics(tmp_path / 'test')
     assert trained and trained == tested
+
+
+THREE = """
+custom_imports = dict(imports=['orepa_mm'], allow_failed_imports=False)
+default_hooks = dict(orepa=dict(type='OREPAHook'))
+model.update(backbone=dict(conv_cfg=dict(type='OREPAConv2d'), init_cfg=None))
+"""
+
+
+def test_branches_in_a_stock_model_keep_the_hooks_of_its_config(mini_data, tmp_path):
+    """Three lines; RTMDet is validated re-parameterized, with its averaged weights."""
+    cfg = Config.fromfile(write_config('rtmdet', mini_data, tmp_path, THREE))
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / 'run'), tmp_path.name
+    runner = Runner.from_cfg(cfg)
+    assert {'EMAHook', 'PipelineSwitchHook', 'OREPAHook'} <= {type(hook).__name__ for hook in runner.hooks}
+    runner.val()
+    log = next((tmp_path / 'run').rglob('*.log')).read_text()
+    assert 'Re-parameterized' in log and "largest difference of a layer's output" in log
 
 
 @pytest.mark.parametrize('name', few(CONFIGS, 'pspnet'))

@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 import orepa_mm  # noqa: F401  registers the layers, backbones and the hook, also where a config forgot custom_imports
 from orepa_mm.engine.check_hook import CheckHook
 from orepa_mm.engine.distributed import adapt_to_cpus
+from orepa_mm.engine.orepa_hook import OREPAHook
 from orepa_mm.errors import OREPAError, UsageError
 from orepa_mm.registry import drop_own_scope, scope_of
 
@@ -172,7 +173,7 @@ def build_runner(cfg: Config) -> Runner:
     """The stock ``Runner`` of ``cfg``, or the one its ``runner_type`` names, with the checks of ``CheckHook``."""
     changed = adapt_to_cpus(cfg) if cfg.launcher != 'none' and get_device() == 'cpu' else None
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if not any(isinstance(hook, CheckHook) for hook in runner.hooks):
+    if not any(isinstance(hook, CheckHook | OREPAHook) for hook in runner.hooks):
         runner.register_hook(CheckHook())
     if changed:
         runner.logger.warning(changed)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Evaluate a checkpoint of any config of mmdet, mmseg or mmpretrain with their stock Runner.
 
-With ReparameterizeHook in the config (all configs here have it) the model is tested in deployed form, and the log says how far its
+With OREPAHook in the config (all configs here have it) the model is tested in deployed form, and the log says how far its
 outputs are from the training form's; --no-reparameterize tests the training form.
 """
 
@@ -24,7 +24,7 @@ from orepa_mm.engine.distributed import check_together, start_processes
 from orepa_mm.files import check_writable, replacing
 from orepa_mm.registry import class_of, scope_of, type_name
 
-HOOK = 'ReparameterizeHook'
+HOOKS_OF_FORM = ('OREPAHook', 'ReparameterizeHook')
 MERGED = dict(  # how each toolbox merges the predictions of augmented pictures, where the config does not say
     mmdet=dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
     mmseg=dict(type='SegTTAModel'),
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--reparameterize',
         action=argparse.BooleanOptionalAction,
-        help=f'test in deployed form, or not (default: as custom_hooks says: with {HOOK} yes)',
+        help=f'test in deployed form, or not (default: as the config says: with {" or ".join(HOOKS_OF_FORM)} yes)',
     )
     return parser.parse_args()
 
@@ -56,14 +56,14 @@ def choose_form(cfg: Config, reparameterize: bool | None) -> None:
     hooks, defaults = cfg.get('custom_hooks') or [], cfg.get('default_hooks') or {}
     present = any(map(_is_ours, (*hooks, *defaults.values())))
     if reparameterize and not present:
-        cfg.custom_hooks = [*hooks, dict(type=HOOK)]
+        cfg.default_hooks = dict(defaults, orepa=dict(type='OREPAHook'))
     elif reparameterize is False:
         cfg.custom_hooks = [hook for hook in hooks if not _is_ours(hook)]
         cfg.default_hooks = {name: hook for name, hook in defaults.items() if not _is_ours(hook)}
 
 
 def _is_ours(hook: dict | None) -> bool:
-    return type_name((hook or {}).get('type')) == HOOK
+    return type_name((hook or {}).get('type')) in HOOKS_OF_FORM
 
 
 def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:

@@ -14,4 +14,5 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(T_max=120, end=120, convert_to_iter_based=True)
 train_cfg = dict(max_epochs=120)
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, **_base_.safe_hooks.checkpoint), seed=_base_.safe_hooks.seed)
+default_hooks = dict(_base_.safe_hooks, checkpoint=dict(max_keep_ckpts=3, **_base_.safe_hooks.checkpoint))
+custom_hooks = []  # of your own; the hooks here are default_hooks

@@ -1,4 +1,4 @@
-# Validates and tests in deployed form, refuses checkpoints that do not fit, ends where the loss is not finite; squeezes by a CUDA graph.
+# The hooks of OREPAHook one by one.
 custom_hooks = [
     dict(type='ReparameterizeHook'),
     dict(type='CheckHook'),

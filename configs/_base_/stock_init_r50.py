@@ -2,4 +2,4 @@
 # the stock network, and its 7x7 stem stays plain.
 backbone = dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='torchvision://resnet50'))
 branches_hook = dict(type='BranchesHook', pattern='backbone')
-custom_hooks = [dict(type='CheckHook'), dict(type='FiniteLossHook')]
+custom_hooks = []  # of your own; the hooks here are default_hooks

@@ -1,4 +1,5 @@
-_base_ = ['./mask-rcnn_none-r50_fpn_1x_cityscapes.py', '../_base_/reparameterize.py']
+_base_ = './mask-rcnn_none-r50_fpn_1x_cityscapes.py'
 
 model = dict(backbone=dict(type='OREPAResNet', method='DBB'))
 load_from = 'work_dirs/mask-rcnn_dbb-r50_fpn_1x_coco/epoch_12.pth'
+custom_hooks = []

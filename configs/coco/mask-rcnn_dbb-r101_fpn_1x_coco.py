@@ -1,4 +1,4 @@
-_base_ = ['./mask-rcnn_none-r101_fpn_1x_coco.py', '../_base_/reparameterize.py']
+_base_ = './mask-rcnn_none-r101_fpn_1x_coco.py'
 
 model = dict(
     backbone=dict(
@@ -7,3 +7,4 @@ model = dict(
         init_cfg=dict(checkpoint='work_dirs/dbb-resnet101_4xb64-120e_in1k/epoch_120.pth'),
     )
 )
+custom_hooks = []

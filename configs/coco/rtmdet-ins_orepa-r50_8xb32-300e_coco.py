@@ -15,12 +15,5 @@ model = dict(
     bbox_head=dict(conv_cfg=conv_cfg),
 )
 optim_wrapper = dict(constructor='OREPAOptimWrapperConstructor', optimizer=dict(fused=True), paramwise_cfg=_base_.stem_paramwise_cfg)
-custom_hooks = [
-    *_base_.custom_hooks,
-    dict(type='ReparameterizeHook'),
-    dict(type='CheckHook'),
-    dict(type='FiniteLossHook'),
-    dict(type='SqueezeGraphHook'),
-]
 auto_scale_lr = dict(base_batch_size=256)
 default_hooks = _base_.safe_hooks

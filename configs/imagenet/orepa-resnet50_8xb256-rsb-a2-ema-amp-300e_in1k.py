@@ -3,11 +3,5 @@ _base_ = ['../_base_/orepa_mm.py', 'mmpretrain::resnet/resnet50_8xb256-rsb-a2-30
 
 model = dict(backbone=dict(type='OREPAResNet'))
 optim_wrapper = dict(type='AmpOptimWrapper')
-custom_hooks = [
-    dict(type='ReparameterizeHook'),
-    dict(type='CheckHook'),
-    dict(type='FiniteLossHook'),
-    dict(type='SqueezeGraphHook'),
-    dict(type='EMAHook', momentum=1e-4, update_buffers=True, priority='ABOVE_NORMAL'),
-]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, **_base_.safe_hooks.checkpoint), seed=_base_.safe_hooks.seed)
+custom_hooks = [dict(type='EMAHook', momentum=1e-4, update_buffers=True, priority='ABOVE_NORMAL')]
+default_hooks = dict(_base_.safe_hooks, checkpoint=dict(max_keep_ckpts=3, **_base_.safe_hooks.checkpoint))

@@ -12,27 +12,9 @@ from ..checkpoints.checks_weights import ChecksWeights
 from ..errors import LayerError
 from ..layers.kernels import branch_names
 from ..reparam import reparameterize
-from .initial_weights import BalancedStart, check_given
+from .initial_weights import BalancedStart, given_options
 
 METHODS = ('OREPA', 'RepVGG')
-
-
-def conv_cfg_of(method: str, branches: str | Iterable[str] | None = None, init: str | None = None) -> dict[str, Any]:
-    """The convolution layer of a method.
-
-    Raises:
-        LayerError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
-    """
-    if method not in METHODS:
-        raise LayerError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
-    if method == 'OREPA':
-        # The 1x1 branch of the block takes the place of the layer's own.
-        names = tuple(name for name in branch_names('full' if branches is None else branches) if name != 'point')
-        return dict(type='OREPAConv2d', plain_sizes=(1,), branches=names, **({} if init is None else dict(init=init)))
-    for name, value in dict(branches=branches, init=init).items():
-        if value is not None:
-            raise LayerError(f"{name}={value!r} is for method='OREPA', not {method!r}")
-    return dict(type='Conv2d')
 
 
 class OREPARepVGG(BalancedStart, ChecksWeights, RepVGG):
@@ -68,15 +50,17 @@ class OREPARepVGG(BalancedStart, ChecksWeights, RepVGG):
         deploy: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_given(conv_cfg, branches=branches, init=init)
-        method_cfg = conv_cfg_of(method, branches, init)
+        if method not in METHODS:
+            raise LayerError(f'method={method!r} is unknown; choose from {", ".join(METHODS)}')
+        given = given_options(method, conv_cfg, branches=branches, init=init)
         if isinstance(arch, str) and arch not in self.arch_settings:
             raise LayerError(f'arch={arch!r} is unknown; choose from {", ".join(self.arch_settings)}, or give a dict')
-        if conv_cfg is None:
-            conv_cfg = method_cfg
-        start = conv_cfg.get('init', 'published')
+        if conv_cfg is None and method == 'OREPA':
+            # The 1x1 branch of the block takes the place of the layer's own.
+            names = tuple(name for name in branch_names(given.get('branches', 'full')) if name != 'point')
+            conv_cfg = dict(type='OREPAConv2d', plain_sizes=(1,), **(given | dict(branches=names)))
+        self.init = (conv_cfg or {}).get('init', 'published')
         super().__init__(arch, conv_cfg=None if deploy else conv_cfg, deploy=deploy, **kwargs)
-        self.init = start
         for stage in list(self.modules()):
             for name, block in stage.named_children():
                 if not isinstance(block, RepVGGBlock):

@@ -12,25 +12,18 @@ from ..errors import LayerError
 from ..layers import METHODS, ReparameterizableConv2d
 from ..layers.base import shape_of
 from ..registry import type_name
-from .initial_weights import BalancedStart, check_given
+from .initial_weights import BalancedStart, given_options
 
 
-def conv_cfg_of(
-    method: str, depth: int, norm_cfg: dict[str, Any] | None, branches: str | Iterable[str] | None = None, init: str | None = None
-) -> dict[str, Any]:
+def conv_cfg_of(method: str, depth: int, norm_cfg: dict[str, Any] | None) -> dict[str, Any]:
     """The convolution layer of a method, as the published networks use it.
 
     OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. The others replace
     the convolutions between 1x1 and the 7x7 stem.
 
     Raises:
-        LayerError: For an unknown method, and for ``branches`` or ``init`` of another than OREPA.
+        LayerError: For an unknown method.
     """
-    names = branches if branches is None or isinstance(branches, str) else tuple(branches)
-    chosen = {key: value for key, value in dict(branches=names, init=init).items() if value is not None}
-    if chosen and method != 'OREPA':
-        key, value = next(iter(chosen.items()))
-        raise LayerError(f"{key}={value!r} is for method='OREPA', not {method!r}")
     if method == 'none':
         return dict(type='Conv2d')
     if method not in METHODS:
@@ -40,7 +33,7 @@ def conv_cfg_of(
     cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
     if layer.brings_norm:
         cfg['norm_cfg'] = dict(norm_cfg or {})
-    return cfg | chosen
+    return cfg
 
 
 def _brings_norm(module: Any) -> bool:
@@ -50,7 +43,7 @@ def _brings_norm(module: Any) -> bool:
 def _drop_norms(resnet: nn.Module) -> None:
     """Some layers bring their norms along, so a stock ResNet goes without those it applies behind one."""
     for module in list(resnet.modules()):
-        for i in (1, 2, 3):  # the blocks and the stem know the names of their norms
+        for i in (1, 2, 3):
             name = getattr(module, f'norm{i}_name', None)
             if name is not None and _brings_norm(getattr(module, f'conv{i}', None)):
                 setattr(module, name, nn.Identity())
@@ -97,11 +90,12 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         plain_stem: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_given(conv_cfg, branches=branches, init=init)
+        names = branches if branches is None or isinstance(branches, str) else tuple(branches)
+        given = given_options(method, conv_cfg, branches=names, init=init)
         if plain_stem and kwargs.get('deep_stem'):
             raise LayerError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
         if conv_cfg is None:
-            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg'), branches, init)
+            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg')) | given
         if plain_stem and type_name(conv_cfg['type']) in [layer.__name__ for layer in METHODS.values()]:
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
         self.plain_stem, self.init = plain_stem, conv_cfg.get('init', 'published')
@@ -109,13 +103,8 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         _drop_norms(self)
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Turn what else may be loaded into this module's own keys, in place."""
         if self.plain_stem:
             squeeze_stem(state, prefix)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.adapt_state_dict(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
         if kwargs.get('dcn') is None:

@@ -1,20 +1,17 @@
 """Telling before a run whether a checkpoint fits the model."""
 
 import warnings
-from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, PlainKernelError
+from ..errors import CheckpointError, PlainKernelError, some
 from ..layers import ReparameterizableConv2d
-from .reading import is_local, read_checkpoint, state_dict_of
+from .reading import is_local, read_checkpoint, state_dict_of, under
 
-
-def _some(keys: list[str]) -> str:
-    return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
+STEM = ('conv1.', 'bn1.', 'stem.')  # of a ResNet
 
 
 def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Path, *, partial: bool = False, strict: bool = False) -> None:
@@ -33,7 +30,7 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     """
     given, state = state, dict(state)
     for name, module in model.named_modules():
-        # Parents first: a backbone may turn what its layers would have to.
+        # Parents first, as in loading: a backbone may convert keys that its layers would refuse.
         if hasattr(module, 'adapt_state_dict'):
             try:
                 module.adapt_state_dict(state, f'{name}.' if name else '')
@@ -50,14 +47,14 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     plain = [key for key in layers if key in state and key not in reshaped_kernels]
     if plain:
         raise CheckpointError(
-            f'{path}: holds plain kernels ({_some(plain)}) where the config builds layers ({type(layers[plain[0]]).__name__}) whose '
+            f'{path}: holds plain kernels ({some(plain)}) where the config builds layers ({type(layers[plain[0]]).__name__}) whose '
             'branches have norms, and which cannot start from them: it is re-parameterized, or of a stock model. Give the training-form '
             'checkpoint, or the stock config (tools/model_converters/reparameterize_model.py writes one).'
         )
     branches = [key for key in state if '.kernel.' in key and key not in expected and f'{key.split(".kernel.")[0]}.weight' in expected]
     if branches:
         raise CheckpointError(
-            f'{path}: holds training-time branches ({_some(branches)}) where the config builds plain convolutions. Use the config '
+            f'{path}: holds training-time branches ({some(branches)}) where the config builds plain convolutions. Use the config '
             "with the OREPA backbone or conv_cfg=dict(type='OREPAConv2d'), which also tests in deployed form."
         )
     odd = [key for key, value in expected.items() if key in state and not _is_like(state[key], value)]
@@ -78,22 +75,22 @@ def check_state_dict(model: nn.Module, state: dict[str, Tensor], path: str | Pat
     folded = [key for key in state if key.endswith('.bias') and key not in expected and _lacks_norm(key, given, missing)]
     if folded:
         raise CheckpointError(
-            f'{path}: its norms are folded into the convolutions, which have biases ({_some(folded)}) that those of the config have not. '
+            f'{path}: its norms are folded into the convolutions, which have biases ({some(folded)}) that those of the config have not. '
             'Give the checkpoint from before the folding; exporters and inference compilers fold norms by themselves.'
         )
     wrong = [*missing, *reshaped]
     absent = {_part(key) for key in expected} - {_part(key) for key in state}
     enough = len(wrong) <= len(expected) / 2 or (len(wrong) < len(expected) and {_part(key) for key in wrong} <= absent)
     if wrong and not (partial and enough):
-        details = [f'{len(missing)} of {len(expected)} keys missing ({_some(missing)})'] if missing else []
-        details += [f'{len(reshaped)} of another shape ({_some(list(reshaped.values()))})'] if reshaped else []
+        details = [f'{len(missing)} of {len(expected)} keys missing ({some(missing)})'] if missing else []
+        details += [f'{len(reshaped)} of another shape ({some(list(reshaped.values()))})'] if reshaped else []
         raise CheckpointError(
             f'{path}: does not fit the model of the config: {"; ".join(details)}. It is of another architecture, width or '
             'number of classes: change the config or the checkpoint.'
         )
     if strict and left:
         raise CheckpointError(
-            f'{path}: holds {len(left)} weights that the model of the config has no place for ({_some(left)}): it is of another model, '
+            f'{path}: holds {len(left)} weights that the model of the config has no place for ({some(left)}): it is of another model, '
             'give the config it was trained with.'
         )
 
@@ -136,37 +133,31 @@ def _lacks_norm(bias: str, given: dict[str, Tensor], missing: list[str]) -> bool
     return f'{conv}.weight' in given and any(key.startswith(parent) and key.endswith('.running_mean') for key in missing)
 
 
-def _stem_of(keys: Iterable[str], prefix: str) -> dict[str, str]:
-    """The keys of a ResNet's stem, with and without the ResNet's prefix."""
-    return {key: key.removeprefix(prefix) for key in keys if key.startswith(tuple(f'{prefix}{part}.' for part in ('conv1', 'bn1', 'stem')))}
-
-
 def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """The stem must fit even where other layers may be new: everything behind it was trained on its output."""
     for name, module in model.named_modules():
         if not hasattr(module, 'make_res_layer'):  # the ResNets of the three toolboxes
             continue
-        prefix = f'{name}.' if name else ''
-        expected, found = module.state_dict(), _stem_of(state, prefix)
-        stem = _stem_of(expected, '')
-        given = {key: state[full] for full, key in found.items()}
-        kernel = [key for key in stem if 'conv1' in key or key.startswith('stem.')]
-        if not given or not kernel:
+        expected, found = module.state_dict(), under(name, state)
+        stem = [key for key in expected if key.startswith(STEM)]
+        given = {key: value for key, value in found.items() if key.startswith(STEM)}
+        if not given or not any('conv1' in key or key.startswith('stem.') for key in stem):
             continue
-        others = {key for key in state if key.startswith(prefix) and key not in found}
-        same_form = any('.kernel.' in key for key in others) == any('.kernel.' in key for key in expected if key not in stem)
+        rest = [key for key in found if key not in given], [key for key in expected if key not in stem]
+        same_form = any('.kernel.' in key for key in rest[0]) == any('.kernel.' in key for key in rest[1])
         deep, wants_deep = (any('.kernel.stages.' in key for key in keys) for keys in (given, stem))
-        if any(key.startswith('stem.') for key in given) != any(key.startswith('stem.') for key in stem):
-            remedy = f'set deep_stem={any(key.startswith("stem.") for key in given)} of the backbone (ResNetV1c and V1d have deep stems)'
+        stacked, wants_stacked = (any(key.startswith('stem.') for key in keys) for keys in (given, stem))
+        # Weights for images of other channels are left out, and said to be, as by the stock backbone.
+        reshaped = [key for key in stem if key in given and _but_inputs(given[key]) != _but_inputs(expected[key])]
+        if stacked != wants_stacked:
+            remedy = f'set deep_stem={stacked} of the backbone (ResNetV1c and V1d have deep stems)'
         elif same_form and deep and not wants_deep:
             remedy = 'its deep linear stem can be trained as a plain one: set plain_stem=True of the backbone'
-        else:
-            # Weights for pictures of other channels are left out, and said to be, as by the stock backbone.
-            reshaped = [key for key in stem if key in given and _but_inputs(given[key]) != _but_inputs(expected[key])]
-            if not reshaped:
-                continue
+        elif reshaped:
             shapes = f'{reshaped[0]} {tuple(given[reshaped[0]].shape)} for {tuple(expected[reshaped[0]].shape)}'
             remedy = f'{shapes} is of another shape: set stem_channels and in_channels of the backbone to those of the checkpoint'
+        else:
+            continue
         raise CheckpointError(
             f'{path}: does not fit the model of the config, its stem is another one; {remedy}, or take another checkpoint.'
         )
@@ -175,12 +166,6 @@ def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
 def _but_inputs(kernel: Tensor) -> torch.Size:
     """The shape without the number of input channels."""
     return kernel.shape[:1] + kernel.shape[2:]
-
-
-def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The part of a state dict under ``prefix``, as ``init_cfg=dict(type='Pretrained', prefix=...)`` takes it."""
-    prefix = prefix if prefix.endswith('.') or not prefix else prefix + '.'
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def check_pretrained(model: nn.Module) -> None:
@@ -193,12 +178,12 @@ def check_pretrained(model: nn.Module) -> None:
         configs = getattr(module, 'init_cfg', None) or []
         for config in [configs] if isinstance(configs, dict) else configs:
             if 'checkpoint' in config and is_local(config['checkpoint']):
-                state = state_dict_of(read_checkpoint(config['checkpoint']))
-                prefix = config.get('prefix') or ''
-                selected = without_prefix(state, prefix)
+                path, prefix = config['checkpoint'], config.get('prefix') or ''
+                state = state_dict_of(read_checkpoint(path))
+                selected = under(prefix.removesuffix('.'), state)
                 if not selected:
                     raise CheckpointError(
-                        f'{config["checkpoint"]}: has no weights under the prefix "{prefix}" of init_cfg '
-                        f'(its keys begin with {_some(sorted({key.split(".")[0] for key in state}))}).'
+                        f'{path}: has no weights under the prefix "{prefix}" of init_cfg '
+                        f'(its keys begin with {some(sorted({key.split(".")[0] for key in state}))}).'
                     )
-                check_state_dict(module, selected, config['checkpoint'], partial=True)
+                check_state_dict(module, selected, path, partial=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, LayoutError
+from ..errors import CheckpointError, LayoutError, some
 from .architecture import name_of, output_channels, recognise
 from .published import deployed_names, export_network, import_network
 from .reading import state_dict_of
@@ -40,8 +40,7 @@ def check_network(state: dict[str, Tensor], config: dict[str, Any]) -> None:
     wrong += [f'unexpected {key}' for key in found if key not in expected]
     wrong += [f'{key} is {found[key]}, not {shape}' for key, shape in expected.items() if key in found and found[key] != shape]
     if wrong:
-        shown = '; '.join(wrong[:5]) + (f' and {len(wrong) - 5} more' if len(wrong) > 5 else '')
-        raise LayoutError(f'it does not match {name_of(config)}: {shown}')
+        raise LayoutError(f'it does not match {name_of(config)}: {some(wrong, 5, "; ")}')
 
 
 def _recognise(state: dict[str, Tensor], source: Path, arch: str) -> dict[str, Any]:

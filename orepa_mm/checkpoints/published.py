@@ -6,16 +6,8 @@ Covers the layouts of the OREPA, Diverse Branch Block and RepVGG publications, w
 import re
 
 from ..errors import LayoutError
-from .published_layers import (
-    State,
-    deployed_name,
-    export_block,
-    export_conv,
-    export_deployed,
-    import_block,
-    import_conv,
-    split,
-)
+from .published_layers import State, deployed_name, export_block, export_conv, export_deployed, import_block, import_conv, prefixed, split
+from .reading import under
 
 CONVOLUTION = r'(stage0\.conv1|stage[1-4]\.\d+\.(?:conv[123]|shortcut))'
 BLOCK = r'(stage0|stage[1-4]\.\d+)'
@@ -27,9 +19,13 @@ def import_network(state: State) -> State:
     Raises:
         LayoutError: For a key that a published network does not have.
     """
-    layers = {key: value for key, value in state.items() if not key.startswith('linear.')}
-    head = {key.replace('linear.', 'head.fc.'): value for key, value in state.items() if key.startswith('linear.')}
-    return (_import_repvgg if any('.rbr_' in key for key in state) else _import_resnet)(layers) | head
+    layers, head = _without_head(state, 'linear')
+    return (_import_repvgg if any('.rbr_' in key for key in state) else _import_resnet)(layers) | prefixed('head.fc', head)
+
+
+def _without_head(state: State, name: str) -> tuple[State, State]:
+    layers = {key: value for key, value in state.items() if not key.startswith(f'{name}.')}
+    return layers, under(name, state)
 
 
 def export_network(state: State, deployed: dict[str, str] | None = None) -> State:
@@ -42,19 +38,16 @@ def export_network(state: State, deployed: dict[str, str] | None = None) -> Stat
     Raises:
         LayoutError: For a key that such a classifier does not have.
     """
-    layers = {key: value for key, value in state.items() if not key.startswith('head.fc.')}
-    head = {key.replace('head.fc.', 'linear.'): value for key, value in state.items() if key.startswith('head.fc.')}
-    if any(key.startswith('backbone.stem.branch_') for key in state):
-        return _export_repvgg(layers) | head
-    return _export_resnet(layers, deployed or {}) | head
+    layers, head = _without_head(state, 'head.fc')
+    repvgg = any(key.startswith('backbone.stem.branch_') for key in state)
+    return (_export_repvgg(layers) if repvgg else _export_resnet(layers, deployed or {})) | prefixed('linear', head)
 
 
 def deployed_names(state: State) -> dict[str, str]:
     """What each convolution of a published ResNet in deployed form is called; empty for other networks."""
-    layers = {key: value for key, value in state.items() if not key.startswith('linear.')}
     if any('.rbr_' in key for key in state):
         return {}
-    names = {location: deployed_name(layer) for location, layer in split(layers, CONVOLUTION)}
+    names = {location: deployed_name(layer) for location, layer in split(_without_head(state, 'linear')[0], CONVOLUTION)}
     return {location: name for location, name in names.items() if name is not None}
 
 
@@ -74,8 +67,7 @@ def _import_resnet(layers: State) -> State:
     for location, layer in split(layers, CONVOLUTION):
         conv_path, norm_path = _place(location)
         conv, norm = import_conv(layer)
-        converted |= {f'{conv_path}.{key}': value for key, value in conv.items()}
-        converted |= {f'{norm_path}.{key}': value for key, value in norm.items()}
+        converted |= prefixed(conv_path, conv) | prefixed(norm_path, norm)
     return converted
 
 
@@ -95,7 +87,7 @@ def _export_resnet(layers: State, deployed: dict[str, str]) -> State:
     for location, conv in convs.items():
         norm = norms.pop(location, {})
         layer = export_deployed(conv, norm, deployed[location]) if location in deployed else export_conv(conv, norm)
-        exported |= {f'{location}.{key}': value for key, value in layer.items()}
+        exported |= prefixed(location, layer)
     if norms:
         raise LayoutError(f'norms without a convolution: {", ".join(norms)}')
     return exported
@@ -105,7 +97,7 @@ def _import_repvgg(layers: State) -> State:
     converted: State = {}
     for location, block in split(layers, BLOCK):
         path = 'backbone.stem' if location == 'stage0' else f'backbone.{location.replace("stage", "stage_")}'
-        converted |= {f'{path}.{key}': value for key, value in import_block(block).items()}
+        converted |= prefixed(path, import_block(block))
     return converted
 
 
@@ -113,5 +105,5 @@ def _export_repvgg(layers: State) -> State:
     exported: State = {}
     for location, block in split(layers, r'backbone\.(stem|stage_[1-4]\.\d+)'):
         path = 'stage0' if location == 'stem' else location.replace('stage_', 'stage')
-        exported |= {f'{path}.{key}': value for key, value in export_block(block).items()}
+        exported |= prefixed(path, export_block(block))
     return exported

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import LayoutError
 from ..functional import frequency_prior, kernel_of, rows_of
+from .reading import under
 
 State = dict[str, Tensor]
 
@@ -46,13 +47,29 @@ DBB = {
 # Constants the published checkpoints store; they follow from the shapes.
 CONSTANTS = ('weight_orepa_avg_avg', 'id_tensor', 'weight_orepa_prior')
 
-
-# The norm of the published and of the MM networks, for the pass-through form a deployed convolution's bias takes.
-EPS = 1e-5
+EPS = 1e-5  # of the published and of the MM norms, for the norm that a deployed convolution's bias becomes
 
 
 def _inverse(names: dict[str, str]) -> dict[str, str]:
     return {there: here for here, there in names.items()}
+
+
+def _renamed(state: State, names: dict[str, str]) -> tuple[State, State]:
+    """What ``names`` has, a parameter or the module it is of, under the name there; and the rest as it was."""
+    renamed, rest = {}, {}
+    for key, value in state.items():
+        owner, _, leaf = key.rpartition('.')
+        if key in names:
+            renamed[names[key]] = value
+        elif owner in names:
+            renamed[f'{names[owner]}.{leaf}'] = value
+        else:
+            rest[key] = value
+    return renamed, rest
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {f'{prefix}.{key}': value for key, value in state.items()}
 
 
 def _groups(dw: Tensor, origin: Tensor, expansion: int = 8) -> int:
@@ -71,8 +88,7 @@ def _expansion(channels: Tensor, groups: int, inner: int, outer: int) -> Tensor:
 
 def import_kxk(layer: State) -> State:
     """The state dict of an ``OREPAKernel`` from that of a published OREPA layer (constants left out)."""
-    names = _inverse(KXK)
-    kernel = {names[key]: value for key, value in layer.items() if key in names}
+    kernel, _ = _renamed(layer, _inverse(KXK))
     if not kernel.keys() >= {'depthwise', 'pointwise', 'origin', 'seq_kxk'}:
         raise LayoutError(f'keys of an OREPA layer are missing; it has {", ".join(list(layer)[:3])}')
     kernel |= {name: rows_of(kernel[name]) for name in ('origin', 'seq_kxk')}
@@ -92,7 +108,7 @@ def export_kxk(kernel: State) -> State:
     missing = sorted(KXK.keys() - kernel.keys() - {'point'})
     if missing:
         raise LayoutError(f"the published layers have all branches, and this checkpoint's lack {', '.join(missing)} (branches='light'?)")
-    layer = {KXK[key]: value for key, value in kernel.items()}
+    layer, _ = _renamed(kernel, KXK)
     origin, seq_1x1 = kernel['origin'], kernel['seq_1x1']
     groups, inputs = _groups(kernel['depthwise'], origin), origin.shape[2]
     k, (inner, per_group) = math.isqrt(origin.shape[1]), seq_1x1.shape[:2]
@@ -134,7 +150,7 @@ def import_conv(layer: State) -> tuple[State, State]:
         The state of the MM convolution and of the norm after it; the second is empty for a Diverse Branch Block. The bias of a deployed
         convolution becomes the shift of a norm that passes all else through, as the stock ResNets' convolutions have none.
     """
-    norm = {key.removeprefix('bn.'): value for key, value in layer.items() if key.startswith('bn.')}
+    norm = under('bn', layer)
     rest = {key: value for key, value in layer.items() if not key.startswith('bn.')}
     name = deployed_name(layer)
     if name is not None:
@@ -142,25 +158,18 @@ def import_conv(layer: State) -> tuple[State, State]:
     elif 'conv.weight' in rest:
         conv = {'weight': rest.pop('conv.weight')}
     elif 'weight_or1x1_origin' in rest:
-        conv = {f'kernel.{here}': rest.pop(there) for here, there in POINTWISE.items() if there in rest}
+        kernel, rest = _renamed(rest, _inverse(POINTWISE))
+        conv = prefixed('kernel', kernel)
     elif 'weight_orepa_origin' in rest:
-        conv = {f'kernel.{key}': value for key, value in import_kxk(rest).items()}
+        conv = prefixed('kernel', import_kxk(rest))
         rest = {key: value for key, value in rest.items() if key not in CONSTANTS and key not in KXK.values()}
     elif any(re.match(r'weight\d', key) for key in rest):
         conv = {}
         for i, stage in sorted(split(rest, r'weight(\d+)')):
-            kernel = {'weight': stage['']} if '' in stage else import_kxk(stage)
-            conv |= {f'kernel.stages.{i}.{key}': value for key, value in kernel.items()}
+            conv |= prefixed(f'kernel.stages.{i}', {'weight': stage['']} if '' in stage else import_kxk(stage))
         rest = {}
-    elif any(key.startswith('dbb_') for key in rest):
-        names = _inverse(DBB)
-        conv = {}
-        for key in list(rest):
-            owner, _, leaf = key.rpartition('.')
-            if owner in names:
-                conv[f'{names[owner]}.{leaf}'] = rest.pop(key)
     else:
-        conv = {}
+        conv, rest = _renamed(rest, _inverse(DBB))
     if rest or not conv:
         raise LayoutError(f'unknown keys of a convolution: {", ".join(list(rest or layer)[:3])}')
     return conv, norm
@@ -168,25 +177,20 @@ def import_conv(layer: State) -> tuple[State, State]:
 
 def export_conv(conv: State, norm: State) -> State:
     """The inverse of :func:`import_conv`."""
-    layer = {f'bn.{key}': value for key, value in norm.items()}
-    kernel = {key.removeprefix('kernel.'): value for key, value in conv.items() if key.startswith('kernel.')}
+    kernel = under('kernel', conv)
     if 'weight' in conv:
-        layer['conv.weight'] = conv['weight']
+        layer = {'conv.weight': conv['weight']}
     elif 'origin.weight' in conv:
-        for key, value in conv.items():
-            owner, _, leaf = key.rpartition('.')
-            layer[f'{DBB[owner]}.{leaf}'] = value
+        layer, _ = _renamed(conv, DBB)
     elif 'first' in kernel:
-        layer |= {POINTWISE[key]: value for key, value in kernel.items()}
+        layer, _ = _renamed(kernel, POINTWISE)
     elif 'depthwise' in kernel:
-        layer |= export_kxk(kernel)
+        layer = export_kxk(kernel)
     else:
+        layer = {}
         for i, stage in split(kernel, r'stages\.(\d+)'):
-            if 'weight' in stage:
-                layer[f'weight{i}'] = stage['weight']
-            else:
-                layer |= {f'weight{i}.{key}': value for key, value in export_kxk(stage).items()}
-    return layer
+            layer |= {f'weight{i}': stage['weight']} if 'weight' in stage else prefixed(f'weight{i}', export_kxk(stage))
+    return prefixed('bn', norm) | layer
 
 
 def split(state: State, pattern: str) -> Iterator[tuple[str, State]]:
@@ -214,36 +218,24 @@ BLOCK = {
 
 def import_block(block: State) -> State:
     """One RepVGG or OREPA-RepVGG block of mmpretrain's names, from the published names."""
-    names = _inverse(BLOCK)
-    imported, dense = {}, {}
-    for key, value in block.items():
-        owner, _, leaf = key.rpartition('.')
-        if owner in names:
-            imported[f'{names[owner]}.{leaf}'] = value
-        elif owner in ('rbr_dense', 'rbr_dense.conv'):
-            dense[key.removeprefix('rbr_dense.').replace('weight_rbr_', 'weight_orepa_')] = value
-        else:
+    imported, rest = _renamed(block, _inverse(BLOCK))
+    dense = {}
+    for key, value in rest.items():
+        if not re.match(r'rbr_dense\.(conv\.)?\w+$', key):
             raise LayoutError(f'unknown key of a RepVGG block: {key}')
-    if dense:
-        if 'vector' in dense:
-            dense['vector'] = dense['vector'][:5]  # beside an identity branch a sixth row is stored, which nothing reads
-        conv, _ = import_conv(dense)
-        imported |= {f'branch_3x3.conv.{key}': value for key, value in conv.items()}
-    return imported
+        dense[key.removeprefix('rbr_dense.').replace('weight_rbr_', 'weight_orepa_')] = value
+    if 'vector' in dense:
+        dense['vector'] = dense['vector'][:5]  # beside an identity branch a sixth row is stored, which nothing reads
+    return imported | (prefixed('branch_3x3.conv', import_conv(dense)[0]) if dense else {})
 
 
 def export_block(block: State) -> State:
     """The inverse of :func:`import_block`; a row of ``vector`` that nothing reads comes back as zeros."""
-    exported, dense = {}, {}
-    for key, value in block.items():
-        owner, _, leaf = key.rpartition('.')
-        if key.startswith('branch_3x3.conv.'):
-            dense[key.removeprefix('branch_3x3.conv.')] = value
-        elif owner in BLOCK:
-            exported[f'{BLOCK[owner]}.{leaf}'] = value
-        else:
-            raise LayoutError(f'unknown key of a RepVGG block: {key}')
-    for key, value in export_conv(dense, {}).items():
+    exported, rest = _renamed(block, BLOCK)
+    unknown = [key for key in rest if not key.startswith('branch_3x3.conv.')]
+    if unknown:
+        raise LayoutError(f'unknown key of a RepVGG block: {unknown[0]}')
+    for key, value in export_conv(under('branch_3x3.conv', rest), {}).items():
         if key == 'vector' and 'branch_norm.weight' in block:
             value = torch.cat([value, torch.zeros_like(value[:1])])
         exported[f'rbr_dense.{key.replace("weight_orepa_", "weight_rbr_")}'] = value

@@ -158,6 +158,12 @@ def _check_sums(file: str | Path | BinaryIO, path: str | Path) -> None:
         raise CheckpointError(f'{path}: damaged, the checksum of {damaged} is wrong; download or copy it again.')
 
 
+def under(path: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the module at ``path`` of a model, '' for the model itself, by the module's own names."""
+    prefix = f'{path}.' if path else ''
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
 def _weights_in(checkpoint: dict[str, Any]) -> Any:
     return next((checkpoint[key] for key in PLACES if isinstance(checkpoint.get(key), dict)), checkpoint.get('state_dict', checkpoint))
 

@@ -8,12 +8,7 @@ from ..layers.adapting import branches_in
 
 
 def deep_stem(state: dict[str, Tensor], path: str) -> OREPAConv2d | None:
-    """The layer of a deep linear stem with the weights that a state dict has for it; None where it has none at ``path``.
-
-    Args:
-        state: State dict of the model.
-        path: Of the layer, such as ``'backbone.conv1'``.
-    """
+    """The layer of a deep linear stem with the weights that a model's state dict has for it; None where it has none at ``path``."""
     prefix = f'{path}.'
     keys = [key for key in state if key.startswith(f'{prefix}kernel.stages.') and not key.endswith('.gradient_matrix')]
     branches = {key.removeprefix(prefix): state[key] for key in keys}
@@ -30,11 +25,7 @@ def deep_stem(state: dict[str, Tensor], path: str) -> OREPAConv2d | None:
 
 @torch.no_grad()
 def squeeze_stem(state: dict[str, Tensor], prefix: str = '') -> bool:
-    """Replace the deep linear stem in a ResNet's state dict by the plain 7x7 kernel it equals, in place.
-
-    Args:
-        state: State dict in which the ResNet's keys begin with ``prefix``.
-        prefix: Such as ``'backbone.'``.
+    """Replace the deep linear stem of a ResNet, whose keys begin with ``prefix``, by the plain 7x7 kernel it equals, in place.
 
     Returns:
         Whether there was a deep linear stem.

@@ -1,1 +1,1 @@
-"""What runs inside a Runner: the hooks, the measuring and the checks of checkpoints."""
+"""What runs inside a Runner: the hooks, the optimizer constructor and the checks of checkpoints."""

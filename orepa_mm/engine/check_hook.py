@@ -19,7 +19,7 @@ from ..checkpoints.checks_weights import ChecksWeights
 from ..checkpoints.loaders import use_safe_loaders
 from ..checkpoints.plain_kernels import plain_kernels
 from ..checkpoints.reading import state_dict_of
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError, some
 from ..layers import ReparameterizableConv2d
 from ..layers.stem import DeepLinearKernel
 from ..registry import type_name
@@ -44,7 +44,7 @@ class CheckHook(Hook):
 
     Fires before a run, and when a checkpoint has been read but not yet been loaded into the model::
 
-        custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook')]
+        default_hooks = dict(check=dict(type='CheckHook'))
 
     Raises:
         CheckpointError: When a checkpoint of ``init_cfg``, ``load_from`` or ``resume`` does not fit, or none of those there can be resumed.
@@ -120,7 +120,7 @@ def _check_held(runner: Runner) -> None:
     unheld = [name for name, p in trainable.items() if id(p) not in held]
     if unheld:
         raise UsageError(
-            f'{len(unheld)} of {len(trainable)} trainable parameters are in no optimizer and would not train ({", ".join(unheld[:3])}): '
+            f'{len(unheld)} of {len(trainable)} trainable parameters are in no optimizer and would not train ({some(unheld)}): '
             'the model was changed after the optimizer was built (expand it before), or the constructor of the optimizer passes over what '
             "it does not know by name (use constructor='OREPAOptimWrapperConstructor'); freeze what is not to train (requires_grad=False)."
         )
@@ -158,18 +158,13 @@ def _check_multipliers(runner: Runner) -> None:
 
 def _check_stems(runner: Runner) -> None:
     """A plain kernel that was loaded as a product of kernels moves many times as far at the same learning rate."""
-    rates: dict[nn.Parameter, float] = {}
+    groups = [group for optimizer in optimizers_of(runner) for group in optimizer.param_groups]
+    rates = {p: float(group.get('initial_lr', group['lr'])) for group in groups for p in group['params'] if p.requires_grad}
     weights: Counter[float] = Counter()  # how many each learning rate has
-    for group in (group for optimizer in optimizers_of(runner) for group in optimizer.param_groups):
-        rate = float(group.get('initial_lr', group['lr']))
-        for parameter in group['params']:
-            if parameter.requires_grad and rate:
-                rates[parameter] = rate
-                weights[rate] += parameter.numel()
+    for parameter, rate in rates.items():
+        weights[rate] += parameter.numel() * (rate > 0)
     for name, kernel in unwrapped(runner.model).named_modules():
-        if not isinstance(kernel, DeepLinearKernel):
-            continue
-        rate = max(rates.get(p, 0.0) for p in kernel.parameters())
+        rate = max(rates.get(p, 0.0) for p in kernel.parameters()) if isinstance(kernel, DeepLinearKernel) else 0.0
         if not rate or not kernel.only_shifts:
             continue
         usual = weights.most_common(1)[0][0]

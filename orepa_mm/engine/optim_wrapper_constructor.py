@@ -20,17 +20,11 @@ NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)  # as the defaul
 
 
 class Decayed(NamedTuple):
-    """A layer or block whose deployed kernel is decayed.
+    """A layer or block whose deployed kernel is decayed."""
 
-    Attributes:
-        spared: The parameters that the optimizer itself does not decay.
-        kernels: Those of them that make up the kernel.
-        penalty: Gives the squared norm of the kernel, a scalar, differentiable in ``kernels``.
-    """
-
-    spared: list[nn.Parameter]
-    kernels: list[nn.Parameter]
-    penalty: Callable[[], Tensor]
+    spared: list[nn.Parameter]  # not decayed by the optimizer itself
+    kernels: list[nn.Parameter]  # those of them that make up the kernel
+    penalty: Callable[[], Tensor]  # the squared norm of the kernel, a scalar
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -133,7 +127,7 @@ def _decayed(model: nn.Module) -> list[Decayed]:
     branches = [branch for block in blocks for branch in (block.branch_3x3, block.branch_1x1)]
     inside = {module for branch in branches for module in branch.modules()}
     layers = [module for module in model.modules() if isinstance(module, SqueezedConv2d) and module not in inside]
-    return [_decayed_layer(layer) for layer in layers] + [_decayed_block(block) for block in blocks]
+    return [*map(_decayed_layer, layers), *map(_decayed_block, blocks)]
 
 
 def _decayed_layer(layer: SqueezedConv2d) -> Decayed:

@@ -26,7 +26,7 @@ class PruneBranchesHook(Hook):
 
     Fires before the epoch or iteration it is given, and after a checkpoint is read::
 
-        custom_hooks = [dict(type='PruneBranchesHook', epoch=60, threshold=0.02)]
+        default_hooks = dict(prune=dict(type='PruneBranchesHook', epoch=60, threshold=0.02))
 
     Args:
         threshold: As for :func:`orepa_mm.prune_branches`.

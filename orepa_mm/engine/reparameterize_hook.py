@@ -8,10 +8,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..errors import FuseError, ReparameterizeError
+from ..errors import FuseError, ReparameterizeError, some
 from ..layers import ReparameterizableConv2d
 from ..reparam import Swap, plan_swaps
-from ..reparam.comparison import LayerComparison
+from ..reparam.comparison import Difference, LayerComparison
 from ..reparam.convert import check_whole
 from .distributed import unwrapped
 
@@ -33,7 +33,7 @@ class ReparameterizeHook(Hook):
 
     Fires around the first iteration of validating and testing, and in ``after_val_epoch`` and ``after_test_epoch`` before other hooks::
 
-        custom_hooks = [dict(type='ReparameterizeHook')]
+        default_hooks = dict(reparameterize=dict(type='ReparameterizeHook'))
 
     Args:
         val: Re-parameterize for validation too, not only for testing.
@@ -49,8 +49,7 @@ class ReparameterizeHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, val: bool = True, tolerance: float | None = None) -> None:
-        self.val = val
-        self.tolerance = tolerance
+        self.val, self.tolerance = val, tolerance
         self.difference: float | None = None
         self._planned: list[Swap] = []
         self._applied: list[_PlainForward] = []
@@ -72,67 +71,62 @@ class ReparameterizeHook(Hook):
             _check_whole(runner.model)  # now, and not after a first epoch
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        # Not earlier: EMAHook puts the averaged weights into the model in before_val_epoch.
-        if self.val and batch_idx == 0:
-            self._compare(runner)
+        if self.val:
+            self.before_test_iter(runner, batch_idx)
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        # Not earlier: EMAHook puts the averaged weights into the model before an epoch.
         if batch_idx == 0:
-            self._compare(runner)
+            self._undo()
+            _check_whole(runner.model)
+            self._planned = list({id(swap.old): swap for swap in plan_swaps(unwrapped(runner.model))}.values())  # a shared layer once
+            self._comparison = LayerComparison(self._planned) if self._planned else None
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._apply(runner)
+        if self._comparison is not None:
+            swaps, differences = self._planned, self._comparison.differences
+            self._undo()
+            compared = self._judge(differences)
+            unreached = [swap.path for swap in swaps if swap.path not in differences]
+            if unreached:
+                runner.logger.warning(
+                    f'The first batch did not reach {len(unreached)} of {len(swaps)} layers to compare: {some(unreached)}.'
+                )
+            self._applied = [_PlainForward(swap.old, swap.new) for swap in swaps]
+            before = _count(runner.model)
+            after = before + sum(_count(swap.new) - _count(swap.old) for swap in swaps)
+            runner.logger.info(
+                f'Re-parameterized {len(swaps)} layers: {before / 1e6:.2f} M parameters before, {after / 1e6:.2f} M after; {compared}.'
+            )
 
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._apply(runner)
+    after_test_iter = after_val_iter
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self._undo()
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self._undo()
+    after_test_epoch = after_val_epoch
 
-    def _compare(self, runner: Runner) -> None:
-        self._undo()
-        _check_whole(runner.model)
-        model = unwrapped(runner.model)
-        self._planned = plan_swaps(model)
-        self._comparison = LayerComparison(self._planned) if self._planned else None
-
-    def _apply(self, runner: Runner) -> None:
-        if self._comparison is None:
-            return
-        swaps, differences = self._planned, self._comparison.differences
-        self._undo()
-        layers = {id(swap.old): swap.path for swap in swaps}.values()
-        unreached = [path for path in layers if path not in differences]
-        if unreached:
-            some = ', '.join(unreached[:3]) + (f' and {len(unreached) - 3} more' if len(unreached) > 3 else '')
-            runner.logger.warning(f'The first batch did not reach {len(unreached)} of {len(layers)} layers to compare them: {some}.')
-        worst, self.difference, tolerance = None, 0.0, self.tolerance
-        if differences:
-            worst = max(differences, key=lambda path: differences[path].largest / self._tolerance_for(differences[path].parameter))
-            self.difference, tolerance = differences[worst].largest, self._tolerance_for(differences[worst].parameter)
-            if self.difference == float('inf'):
-                raise ReparameterizeError(
-                    f'the layer "{worst}" gives values that are not finite on the first batch, in training or in plain form: its weights, '
-                    'norm statistics or inputs are not finite, or too large for half precision.'
-                )
-            if self.difference > tolerance:
-                raise ReparameterizeError(
-                    f'the plain form of the layer "{worst}" differs from its training form by {self.difference:.2e} of the output scale on '
-                    f'the first batch, more than the tolerance of {tolerance:.0e}. Usual causes: weights or norm statistics that were not '
-                    'loaded, norms with a variance near zero, half precision. Set ReparameterizeHook(tolerance=...) if the difference is '
-                    'acceptable.'
-                )
-        forms = {id(swap.old): swap for swap in swaps}.values()
-        self._applied = [_PlainForward(swap.old, swap.new) for swap in forms]
-        before = _count(runner.model)
-        after = before + sum(_count(swap.new) - _count(swap.old) for swap in forms)
-        compared = f'largest difference of a layer\'s output on the first batch {self.difference:.2e} of its scale ("{worst}")'
-        runner.logger.info(
-            f'Re-parameterized {len(layers)} layers: {before / 1e6:.2f} M parameters before, {after / 1e6:.2f} M after; '
-            + (f'{compared}, tolerance {tolerance:.0e}.' if worst else 'none was compared.')
+    def _judge(self, differences: dict[str, Difference]) -> str:
+        """What to say of the layer that is furthest from its plain form; an error where that is too far."""
+        self.difference = 0.0
+        if not differences:
+            return 'none was compared'
+        worst = max(differences, key=lambda path: differences[path].largest / self._tolerance_for(differences[path].parameter))
+        self.difference, tolerance = differences[worst].largest, self._tolerance_for(differences[worst].parameter)
+        if self.difference == float('inf'):
+            raise ReparameterizeError(
+                f'the layer "{worst}" gives values that are not finite on the first batch, in training or in plain form: its weights, '
+                'norm statistics or inputs are not finite, or too large for half precision.'
+            )
+        if self.difference > tolerance:
+            raise ReparameterizeError(
+                f'the plain form of the layer "{worst}" differs from its training form by {self.difference:.2e} of the output scale on '
+                f'the first batch, more than the tolerance of {tolerance:.0e}. Usual causes: weights or norm statistics that were not '
+                'loaded, norms with a variance near zero, half precision. Set tolerance=... of the hook if the difference is acceptable.'
+            )
+        return (
+            f'largest difference of a layer\'s output on the first batch {self.difference:.2e} of its scale ("{worst}"), '
+            f'tolerance {tolerance:.0e}'
         )
 
     def _tolerance_for(self, parameter: torch.Tensor) -> float:
@@ -151,7 +145,7 @@ class ReparameterizeHook(Hook):
 
 
 class _PlainForward:
-    """Computes a layer's plain form in its place, but where somebody trains it: behind a validation that was interrupted."""
+    """Computes a layer's plain form in its place, except in training, as after a validation that was interrupted."""
 
     def __init__(self, layer: nn.Module, plain: nn.Module) -> None:
         self.layer, self.plain, self.own = layer, plain, vars(layer).get('forward')
@@ -173,7 +167,7 @@ def _check_whole(model: nn.Module) -> None:
         check_whole(model)
     except FuseError as error:
         raise ReparameterizeError(
-            f'{error} ReparameterizeHook(val=False) lets a training validate in training form; test its checkpoint without sharding.'
+            f'{error} val=False of the hook lets a training validate in training form; test its checkpoint without sharding.'
         ) from None
 
 

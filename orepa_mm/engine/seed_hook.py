@@ -27,7 +27,7 @@ class SeedHook(Hook):
 
     Fires before a training, before each of its epochs and before each of its iterations::
 
-        custom_hooks = [dict(type='SeedHook')]
+        default_hooks = dict(seed=dict(type='SeedHook'))
     """
 
     priority = 'HIGHEST'
@@ -82,18 +82,10 @@ class _Index(int):
 
 
 class _Places:
-    """A sampler whose numbers are :class:`_Index`.
-
-    Args:
-        sampler: The one of the config.
-
-    Attributes:
-        epoch: Of the next pass.
-        start: Place of the next pass's first sample.
-    """
+    """The config's sampler, with numbers that are :class:`_Index`."""
 
     def __init__(self, sampler: Any) -> None:
-        self.sampler, self.epoch, self.start = sampler, 0, 0
+        self.sampler, self.epoch, self.start = sampler, 0, 0  # of the next pass, with the place of its first sample
 
     def __iter__(self) -> Iterator[_Index]:
         epoch, start = self.epoch, self.start

@@ -19,7 +19,7 @@ class SqueezeGraphHook(Hook):
 
     Fires before and after a training::
 
-        custom_hooks = [dict(type='ReparameterizeHook'), dict(type='CheckHook'), dict(type='SqueezeGraphHook')]
+        default_hooks = dict(squeeze_graph=dict(type='SqueezeGraphHook'))
     """
 
     def __init__(self) -> None:
