@@ -172,13 +172,13 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The weights in a checkpoint, by the names that the model itself has for them.
 
     They are its ``state_dict`` (mmengine, Lightning), its ``model`` (torchvision's reference scripts, timm, DETR), or all of it. Names
-    lose what wrappers put before them: ``module.`` where all have it (DDP, ``AveragedModel``), ``_orig_mod.`` (``torch.compile``).
+    lose what wrappers put before them: ``module.`` where all have it (DDP, averaged models), ``_orig_mod.`` (``torch.compile``).
     """
     state = _weights_in(checkpoint)
     if not isinstance(state, dict):
         return {}
     state = {k.replace('_orig_mod.', ''): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    averaged = {key: value for key, value in state.items() if key != 'n_averaged'}
+    averaged = {key: value for key, value in state.items() if key not in ('n_averaged', 'steps')}  # torch's and mmengine's counters
     while averaged and all(key.startswith('module.') for key in averaged):
         state = averaged = {key.removeprefix('module.'): value for key, value in averaged.items()}
     return state
