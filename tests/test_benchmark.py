@@ -19,6 +19,7 @@ def rows_of(folder) -> list[dict]:
     return json.loads(next(folder.glob('*.json')).read_text())['rows']
 
 
+@pytest.mark.slow
 def test_one_network(tools, tmp_path):
     done(tools.run('tools/benchmark', '--arch', 'resnet18', *SMALL, '--methods', *METHODS[1:], '--out', tmp_path))
     rows = rows_of(tmp_path)

@@ -16,7 +16,7 @@ import orepa_mm
 REPARAMETERIZE = 'tools/model_converters/reparameterize_model'
 
 
-@pytest.mark.parametrize('name', few(SCOPES, 'imagenet', 'coco'))
+@pytest.mark.parametrize('name', few(SCOPES, 'imagenet'))
 def test_stock_inferencers_and_test_script(name, trained, tools, tmp_path):
     checkpoint, options = trained(name, tools), tools.options(name)
     done(tools.run(REPARAMETERIZE, tools.CONFIGS[name], checkpoint, tmp_path / 'deployed', options=options))

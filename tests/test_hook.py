@@ -219,21 +219,6 @@ def test_efficient_norms_pass_over_layers_with_branches(names, mini_data, tmp_pa
     assert runner.cfg.efficient_conv_bn_eval == ([] if names == 'backbone' else ['head'])
 
 
-def test_with_ema_the_averaged_weights_are_tested_and_training_weights_kept(mini_data, tmp_path):
-    ema = dict(type='EMAHook', momentum=0.5)
-    states, scores = [], []
-    for name, hooks in (('with', [ema, dict(type='ReparameterizeHook', val=True)]), ('without', [ema])):
-        runner = build_runner(mini_data, tmp_path / name, hooks)
-        runner.train()
-        checkpoint = torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)
-        states.append({**runner.model.state_dict(), **{f'saved.{k}': v for k, v in checkpoint['state_dict'].items()}})
-        states[-1] |= {f'ema.{k}': v for k, v in checkpoint['ema_state_dict'].items()}
-        scores.append(runner.message_hub.get_scalar('val/accuracy/top1').current())
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    assert scores[0] == scores[1]
-
-
 @pytest.mark.parametrize('single', [None, 'ReparameterizeHook', 'OREPAHook'])
 def test_one_hook_beside_others_of_its_kind(single, mini_data, tmp_path):
     """A hook that a config has by itself takes the place of that part, and of two OREPAHooks the first acts."""
