@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, done, refused
 from mmengine.config import Config
 from runs import Run, Runs, append_record, read_records, run_of
-from study import Plan, chosen_rates, read_study
+from study import Plan, chosen_rates, claim, read_study
 from study_report import cells, frame
 
 from orepa_mm.deploy.loading import build_model, load_model
@@ -286,6 +286,28 @@ def test_pretrained_networks_with_branches(write, tmp_path):
     with torch.no_grad():
         expected, found = model(x), expanded(x)
     assert ((found[0] - expected[0]).abs().max() / expected[0].abs().max()).item() < 1e-5  # float32
+
+
+def test_a_folder_of_another_study(write, tmp_path):
+    study, out = read_study(write()), tmp_path / 'out'
+    claim(study, out)
+    claim(study, out)
+    (out / 'study.json').write_text('{"study": "large"}')
+    with pytest.raises(UsageError, match="results of the study 'large'"):
+        claim(study, out)
+    with pytest.raises(UsageError, match='something else'):
+        claim(study, tmp_path)
+
+
+def test_what_a_study_refuses(write, tmp_path, tools):
+    status, error = tools.run('.dev_scripts/studies/compare_methods', write(), '--jobs', '0', '--out', tmp_path / 'x')
+    assert status == 2 and '--jobs 0: give at least 1' in error and not (tmp_path / 'x').exists()
+    (tmp_path / 'broken.zip').write_bytes(b'PK')
+    (tmp_path / 'empty').mkdir()
+    for source, message in (('broken.zip', 'is no archive, or a broken one'), ('empty', 'no train/CLASS/IMAGE in it')):
+        with pytest.raises(UsageError, match=message):
+            prepare_classes.prepare(tmp_path / source, tmp_path / 'other', 1, 1)
+    assert not (tmp_path / 'other').exists()
 
 
 # Images

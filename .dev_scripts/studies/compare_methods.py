@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='report some of the methods')
     parser.add_argument('--baseline', metavar='NAME', help="report differences to this one (default: the study's)")
     args = parser.parse_args()
+    if args.jobs < 1:
+        raise UsageError(f'--jobs {args.jobs}: give at least 1.')
     study = read_study(args.study, args.data, args.seeds)
     study = replace(study, baseline=args.baseline or study.baseline)
     chosen = [study.baseline, *(args.methods or study.methods)]

@@ -12,6 +12,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2] / 'tools')]
@@ -25,12 +26,19 @@ def prepare(source: Path, out: Path, train: int, val: int) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         if source.is_file():
-            shutil.unpack_archive(source, Path(folder, 'source'))
+            try:
+                shutil.unpack_archive(source, Path(folder, 'source'))
+            except (shutil.ReadError, zipfile.BadZipFile) as error:
+                raise UsageError(f'{source}: is no archive, or a broken one ({error}).') from None
             source = Path(folder, 'source')
         parts: dict[tuple[str, str], list[Path]] = {}
         for path in sorted(path for path in source.rglob('*') if path.suffix.lower() in ('.png', '.jpg', '.jpeg')):
-            part, label = path.parts[-3:-1]
+            *_, part, label, _ = path.parts
+            if part not in ('train', 'val', 'test'):
+                continue
             parts.setdefault(('train' if part == 'train' else 'test', label), []).append(path)
+        if not parts:
+            raise UsageError(f'{source}: no train/CLASS/IMAGE in it.')
         count = 0
         for label in sorted({label for _, label in parts}):
             images, test = parts.get(('train', label), []), parts.get(('test', label), [])

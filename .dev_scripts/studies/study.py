@@ -1,5 +1,6 @@
 """A study: methods compared on one config, each with a learning rate of its own, over several seeds."""
 
+import json
 import re
 import shutil
 import statistics
@@ -170,6 +171,18 @@ def check(study: Study, plan: Plan) -> None:
         check_data(plan.with_data(cfg), ('train', 'val', 'test'))
 
 
+def claim(study: Study, out: Path) -> None:
+    """Mark the folder ``out`` as this study's; UsageError when it holds another's results, or something else."""
+    path = out / 'study.json'
+    owner = json.loads(path.read_text())['study'] if path.is_file() else None
+    if owner not in (None, study.name):
+        raise UsageError(f'{out}: holds the results of the study {owner!r}, not of {study.name!r}; give another --out.')
+    if owner is None and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f'{out}: holds something else than the results of a study; give another --out.')
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(dict(study=study.name)) + '\n')
+
+
 def chosen_rates(study: Study, records: list[dict[str, Any]]) -> dict[str, float]:
     """The learning rate of each method with the best mean metric; one of whose runs any failed is not chosen.
 
@@ -205,6 +218,7 @@ def carry_out(study: Study, out: Path, jobs: int, done: Callable[[dict[str, dict
     out = out.resolve()
     plan = Plan(study, out)
     check(study, plan)
+    claim(study, out)
 
     def ended(record: dict[str, Any]) -> None:
         if 'error' not in record and record['phase'] != 'pretrain':
