@@ -56,6 +56,8 @@ def refuses(path: str, folder: Path) -> None:
 def test_local_files(files):
     assert loads(str(files / 'good.pth'))
     refuses(str(files / 'evil.pth'), files)
+    with pytest.raises(CheckpointError, match='no such checkpoint file.*architectures.md#published-checkpoints'):
+        loads('work_dirs/orepa-resnet50_4xb64-120e_in1k/epoch_120.pth')
     odd = files / 'http:' / 'evil.pth'
     odd.parent.mkdir()
     (files / 'evil.pth').rename(odd)
