@@ -74,8 +74,10 @@ def _own_operators(network: DeployNetwork) -> str:
     return f" (it has operators of mmcv's own: {', '.join(sorted(kinds))})" if kinds else ''
 
 
-def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool) -> ExportedProgram:
+def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool, float_input: bool = False) -> ExportedProgram:
     """The graph of a network for pictures of one size, or of any from :func:`lowest_side` on; several at once where it is batched.
+
+    Pictures are uint8; with ``float_input`` float32 of the same values.
 
     Raises:
         ExportError: When the network has something that no graph can hold, or pictures of this size are too small for it.
@@ -94,6 +96,7 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
         height, width = (Dim(side, min=lowest, max=LARGEST) for side in ('height', 'width'))
         shapes = ({2: height, 3: width} | ({0: Dim('batch', min=1, max=LARGEST_BATCH)} if network.batched else {}),)
     picture = torch.randint(0, 256, (batch, network.channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = picture.float() if float_input else picture
     try:
         with torch.no_grad(), _quiet():
             network(picture)
@@ -178,8 +181,9 @@ def load_onnx(path: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    return lambda picture: tuple(map(torch.from_numpy, session.run(None, {name: picture.numpy()})))
+    (taken,) = session.get_inputs()
+    dtype = torch.float32 if taken.type == 'tensor(float)' else torch.uint8
+    return lambda picture: tuple(map(torch.from_numpy, session.run(None, {taken.name: picture.to(dtype).numpy()})))
 
 
 def load_package(path: Path) -> Run:
