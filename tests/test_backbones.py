@@ -1,9 +1,11 @@
 """OREPAResNet in the three toolboxes: the stock options keep their meaning, and checkpoints move between them."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 import orepa_mm
 from orepa_mm import DBBConv2d, OREPAConv2d
@@ -97,6 +99,23 @@ def test_out_indices_strides_dilations_and_deep_stem(scope):
     assert [y.shape[-1] for y in outputs] == [8, 8]
     assert net.layer4[1].conv2.dilation == (4, 4) and isinstance(net.layer4[1].conv2, OREPAConv2d)
     assert len([m for m in net.stem.modules() if isinstance(m, OREPAConv2d)]) == 3
+
+
+def test_the_base_models_of_mmseg_take_ours():
+    """The third of the three lines: OREPA before the stock type."""
+    found = {}
+    registry, models = (importlib.import_module(f'mmseg{part}') for part in ('.registry', ''))
+    for path in (Path(models.__file__).parent / '.mim/configs/_base_/models').glob('*r50*.py'):
+        backbone = Config.fromfile(path).model.backbone
+        backbone = dict(backbone.get('backbone_cfg', backbone), norm_cfg=dict(type='BN'), pretrained=None, **NARROW)  # ICNet has it inside
+        found[str(backbone)] = backbone
+    assert {backbone['type'] for backbone in found.values()} == {'ResNetV1c'}
+    for backbone in found.values():
+        stock, net = (registry.MODELS.build(dict(backbone, type=kind)) for kind in ('ResNetV1c', 'OREPAResNetV1c'))
+        shapes = {f'{name}.weight': m.plain_shape for name, m in net.named_modules() if isinstance(m, OREPAConv2d)}
+        assert len(shapes) == 55
+        shapes |= {name: tuple(value.shape) for name, value in net.state_dict().items() if '.kernel.' not in name}
+        assert shapes == {name: tuple(value.shape) for name, value in stock.state_dict().items()}
 
 
 def test_multi_grid_and_contract_dilation():

@@ -67,7 +67,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
         CheckpointError: When the file does not exist, is cut short, is no checkpoint, or holds more than weights and log numbers.
     """
     if file is None and not Path(path).is_file():
-        raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.')
+        published = " The authors' OREPA weights: docs/architectures.md#published-checkpoints." if 'orepa-' in str(path) else ''
+        raise CheckpointError(f'{path}: no such checkpoint file; check the path in the config or on the command line.{published}')
     if _check_kind(path if file is None else file, path) == SAFETENSORS:
         checkpoint = _read_safetensors(path, file)
     else:

@@ -307,6 +307,6 @@ def _layer(update: BranchUpdate, conv: nn.Conv2d, kernel: nn.Module) -> Squeezed
         raise BranchesError(f'"{update.path}" is a {type(conv).__name__}, for which there is no layer with branches')
     if next(kernel.parameters()).dtype != conv.weight.dtype:
         raise BranchesError(f'"{update.path}" is in half precision and its branches are not: a layer has one dtype')
-    layer: Any = update.layer(**shape_of(conv), device='meta').to(memory_format=memory_format_of(conv))  # type: ignore[call-overload]
+    layer: Any = update.layer(**shape_of(conv), start=update.start, device='meta').to(memory_format=memory_format_of(conv))  # type: ignore[call-overload]
     layer.kernel, layer.bias = kernel, conv.bias
     return cast(SqueezedConv2d, layer.train(conv.training))
