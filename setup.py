@@ -63,9 +63,7 @@ setup(
     cmdclass=dict(build_py=BuildWithMIM),
     python_requires='>=3.10',
     # The MM packages exist in two distributions with the same import names, so neither is a hard requirement: see the extras.
-    # torch 2.6 is the first whose safe_globals() takes (function, name) pairs, with which checkpoints are read.
-    # jsonschema-rs is for the tools, which check annotation files.
-    install_requires=['torch>=2.6', 'numpy', 'jsonschema-rs>=0.30'],
+    install_requires=['torch>=2.1', 'numpy'],
     extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'deploy', 'docs', 'test')},
     keywords='structural re-parameterization, object detection, semantic segmentation, OpenMMLab, PyTorch',
     classifiers=[

@@ -14,6 +14,7 @@ from ..layers import METHODS, SqueezedConv2d
 from ..layers.base import share_hooks
 from ..layers.kernels import branch_names, check_start
 from ..layers.stem import DeepLinearKernel
+from ..torch_versions import set_submodule
 from .convert import check_whole
 from .plain import blocks_with_branches
 from .replaced import replaced
@@ -75,7 +76,7 @@ def expand(
     convs = {path: model.get_submodule(path) for path in planned}
     for path, new in planned.items():
         share_hooks(convs[path], new)
-        model.set_submodule(path, new)
+        set_submodule(model, path, new)
     replaced((p for conv in convs.values() for p in conv.parameters()), model, 'expand')
     logger.info('Expanded %d convolutions into %s layers: build the optimizer now, not before.', len(set(planned.values())), method)
     return model
