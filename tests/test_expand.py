@@ -21,9 +21,8 @@ from orepa_mm import DBBConv2d, OREPAConv2d, expand, prune_branches, reparameter
 from orepa_mm.checkpoints.checking import check_state_dict
 from orepa_mm.errors import BranchesError, CheckpointError, ExpandError, FuseError, PlainKernelError
 from orepa_mm.layers import METHODS, ReparameterizableConv2d
+from orepa_mm.layers.kernels import STARTS
 from orepa_mm.reparam.comparison import largest_difference
-
-STARTS = ('balanced', 'zeros', 'shared')
 
 
 def relative(actual, expected):

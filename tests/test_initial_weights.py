@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
@@ -142,13 +143,15 @@ def test_what_plain_pytorch_initialises():
 
 
 @pytest.mark.parametrize(('init', 'lines'), [(None, 1), ('published', 0), ('balanced', 0)])
-def test_the_log_says_what_passes_over_published_branches(init, lines, caplog):
+def test_the_log_says_what_passes_over_published_branches(init, lines, caplog, tmp_path):
     squeezed_conv._say_passed_over.cache_clear()
+    MMLogger.get_instance(f'run_{init}', log_file=str(tmp_path / 'run.log'))  # the current one from now on
     net = Backbone(dict(type='OREPAConv2d', init=init), dict(type='Normal', **CONV))
     net.init_weights()
     net.apply(lambda module: None)
     assert (net.bare.kernel.parts()['avg'].abs().max() == 0) == (init == 'balanced')
     assert [record.getMessage().split(':')[0] for record in caplog.records] == ['OREPAConv2d'] * lines
+    assert (tmp_path / 'run.log').read_text().count('OREPAConv2d: an initialiser of plain convolutions') == lines
 
 
 @pytest.mark.parametrize('init_cfg', [None, dict(type='Normal', **CONV)])
