@@ -108,19 +108,19 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
 
     def apply(self, fn: Callable[[nn.Module], None]) -> 'SqueezedConv2d':
         """As ``nn.Module.apply``; with ``init='balanced'`` the layer takes the kernel and bias that ``fn`` gives a plain convolution."""
-        if any(p.is_meta for p in self.parameters()):
+        if self.init == 'published' or any(p.is_meta for p in self.parameters()):
             return super().apply(fn)
         with torch.no_grad():
             plain = plain_conv(self, *self.equivalent_conv(), self)
         before = {name: value.clone() for name, value in plain.state_dict().items()}
-        plain.apply(fn)
+        with torch.random.fork_rng(devices=[], enabled=self.init is None):  # what is not taken leaves other draws as they are
+            plain.apply(fn)
         after = plain.state_dict()
         if before.keys() == after.keys() and not all(torch.equal(value, after[name]) for name, value in before.items()):
             if self.init == 'balanced':
                 self._take(plain)
                 return self
-            if self.init is None:
-                _say_passed_over(type(self).__name__)
+            _say_passed_over(type(self).__name__)
         return super().apply(fn)
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str, assign: bool = False) -> None:
