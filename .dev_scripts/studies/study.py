@@ -14,7 +14,7 @@ import torch
 from common import merge_options
 from mmengine.config import Config
 from preflight import check_data
-from runs import Run, Runs, run_of
+from runs import RESULTS, Run, Runs, run_of
 
 import orepa_mm
 from orepa_mm.deploy.loading import build_model, load_model
@@ -172,12 +172,12 @@ def check(study: Study, plan: Plan) -> None:
 
 
 def claim(study: Study, out: Path) -> None:
-    """Mark the folder ``out`` as this study's; UsageError when it holds another's results, or something else."""
+    """Mark the folder ``out``, empty or with records to go on with, as this study's; UsageError when it holds anything else."""
     path = out / 'study.json'
     owner = json.loads(path.read_text())['study'] if path.is_file() else None
     if owner not in (None, study.name):
         raise UsageError(f'{out}: holds the results of the study {owner!r}, not of {study.name!r}; give another --out.')
-    if owner is None and out.is_dir() and any(out.iterdir()):
+    if owner is None and out.is_dir() and any(path.name != RESULTS for path in out.iterdir()):
         raise UsageError(f'{out}: holds something else than the results of a study; give another --out.')
     with replacing(path) as partial:
         partial.write_text(json.dumps(dict(study=study.name)) + '\n')
