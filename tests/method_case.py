@@ -54,9 +54,10 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64, **options) -> Tensor:
 
 
 class MethodCase:
-    """Attributes: the layer, and forms of it beside those above, by name; a form may have other channels than 6 and 12."""
+    """Attributes: the layer, its kernel sizes, and forms beside those above, by name; a form may have other channels than 6 and 12."""
 
     layer: type[ReparameterizableConv2d]
+    sizes: tuple[int, ...] = (1, 3, 5, 7)
     forms: dict[str, dict] = {}
 
     def formula(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -64,9 +65,8 @@ class MethodCase:
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc):
-        values = dict(
-            form=FORMS | self.forms, way=WRITES, dtype=TOLERANCES, size=(1, 3, 5, 7), training=(False, True), strict=(False, True)
-        )
+        forms = {name: form for name, form in (FORMS | self.forms).items() if form['kernel_size'] in self.sizes}
+        values = dict(form=forms, way=WRITES, dtype=TOLERANCES, size=self.sizes, training=(False, True), strict=(False, True))
         for name in [name for name in values if name in metafunc.fixturenames]:  # in one order in every process
             metafunc.parametrize(name, list(values[name]), ids=str)
 
@@ -88,7 +88,8 @@ class MethodCase:
                 norm.momentum = 0.0
         outputs = layer(x), self.formula(layer, x)
         assert relative(*outputs) < 1e-10
-        found, expected = (torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()]) for y in outputs)
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        found, expected = (torch.autograd.grad(y.sin().sum(), [x, *trained]) for y in outputs)
         largest = max(gradient.abs().max() for gradient in expected)
         for a, b in zip(found, expected, strict=True):
             assert b.abs().max() > 0 and (a - b).abs().max() <= 1e-9 * largest
@@ -117,7 +118,7 @@ class MethodCase:
         with torch.autocast('cpu', dtype=torch.bfloat16):
             assert torch.equal(layer.weight, expected)
             layer(x).float().sum().backward()
-        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in layer.parameters())
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in layer.parameters() if p.requires_grad)
 
     @pytest.mark.parametrize('padding', [1, 'same', 'valid'])
     @pytest.mark.parametrize('mode', ['zeros', 'reflect', 'replicate', 'circular'])

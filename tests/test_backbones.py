@@ -185,7 +185,7 @@ def test_method_none_is_the_stock_network(scope):
 
 
 def test_unknown_method():
-    with pytest.raises(ValueError, match="method='DDB' is unknown; choose from ACNet, DBB, ExpandNet, OREPA, none"):
+    with pytest.raises(ValueError, match="method='DDB' is unknown; choose from ACNet, DBB, ExpandNet, OREPA, RefConv, none"):
         build('mmdet', method='DDB')
 
 

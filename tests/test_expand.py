@@ -151,7 +151,7 @@ def test_layers_that_stay_plain_are_listed(caplog):
         (lambda: nn.Sequential(nn.Conv2d(2, 2, 2)), {}, 'nothing to expand: "0" has a kernel of 2 x 2'),
         (plain_net, dict(pattern='xyz'), 'nothing to expand: no convolution was chosen'),
         (plain_net, dict(start='random'), "start='random' is unknown; choose from balanced, zeros, shared"),
-        (plain_net, dict(method='OREPAA'), "method='OREPAA' is unknown; choose from ExpandNet, OREPA"),
+        (plain_net, dict(method='OREPAA'), "method='OREPAA' is unknown; choose from ExpandNet, OREPA, RefConv"),
         (lambda: nn.Conv2d(2, 2, (3, 1)), {}, 'a kernel of 3 x 1'),
         (lambda: expand(plain_net()), {}, 'nothing to expand'),
     ],

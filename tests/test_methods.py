@@ -82,9 +82,8 @@ def test_a_rebuilt_convolution_keeps_its_settings():
 
 @pytest.mark.parametrize('method', METHODS)
 def test_the_stock_model_computes_the_same(method):
-    cfg = Config.fromfile(ROOT / f'configs/imagenet/{method.lower()}-resnet18_4xb64-120e_in1k.py')
-    cfg.merge_from_dict(dict(model=dict(backbone=dict(**NARROW, init_cfg=None), head=dict(in_channels=64))))
-    assert cfg.model.backbone.get('method', 'OREPA') == method
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/none-resnet18_4xb64-120e_in1k.py')
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(type='OREPAResNet', method=method, **NARROW), head=dict(in_channels=64))))
     stock = to_stock_model(cfg, settle(build_model(cfg)), [random_batch(cfg)])
     assert stock.cfg.model.backbone.type == 'ResNet' and 'method' not in stock.cfg.model.backbone
 

@@ -146,7 +146,16 @@ def test_branches_in_the_model_are_trained_tested_and_converted(scope, mini_data
     checkpoint = last_checkpoint(tmp_path / 'run')
     results = []
     for form in ('--no-reparameterize', '--reparameterize'):
-        arguments = (config, checkpoint, '--metrics', tmp_path / 'metrics.json', '--show-dir', tmp_path / 'show', '--out', tmp_path / 'out.pkl')
+        arguments = (
+            config,
+            checkpoint,
+            '--metrics',
+            tmp_path / 'metrics.json',
+            '--show-dir',
+            tmp_path / 'show',
+            '--out',
+            tmp_path / 'out.pkl',
+        )
         done(tools.run('tools/test', *arguments, '--work-dir', tmp_path / form, form))
         results.append(json.loads((tmp_path / 'metrics.json').read_text()))
         assert any((tmp_path / 'show').rglob('*.*'))

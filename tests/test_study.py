@@ -181,7 +181,7 @@ def test_the_best_learning_rate_by_the_mean(write):
 def test_the_studies_here(path, tmp_path):
     study = read_study(path, tmp_path)
     plan = Plan(study, tmp_path / 'out')
-    assert len(study.learning_rates) == 1 or max(study.learning_rates) == pytest.approx(30 * min(study.learning_rates))
+    assert len(study.learning_rates) == 1 or max(study.learning_rates) > 5 * min(study.learning_rates)
     runs = [*plan.choosing(), *plan.comparing(dict.fromkeys(study.methods, 0.1))]
     assert len({run.name for run in runs}) == len(runs) == study.total - sum('expand' not in each for each in study.pretrained.values())
     assert not [run.name for run in runs if "'data/" in run.config or "'pretrained:" in run.config]
@@ -290,6 +290,8 @@ def test_pretrained_networks_with_branches(write, tmp_path):
 
 def test_a_folder_of_another_study(write, tmp_path):
     study, out = read_study(write()), tmp_path / 'out'
+    out.mkdir()
+    (out / 'runs.jsonl').touch()  # records that are gone on with
     claim(study, out)
     claim(study, out)
     (out / 'study.json').write_text('{"study": "large"}')

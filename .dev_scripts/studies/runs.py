@@ -216,7 +216,9 @@ class Runs:
     def _process(self, command: list[Any], log_path: Path, slot: int) -> tuple[str | None, resource.struct_rusage]:
         """The last line of a tool that failed, or None; and what its process took."""
         command = [sys.executable, '-W', 'ignore', str(TOOLS / command[0]), *map(str, command[1:])]
-        environment = dict(os.environ, OMP_NUM_THREADS=str(max(1, cores() // self.jobs)))
+        here = str(Path(__file__).resolve().parent)  # for study_hooks.py
+        environment = {'OMP_NUM_THREADS': str(max(1, cores() // self.jobs)), **os.environ}
+        environment['PYTHONPATH'] = os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH'))))
         if torch.cuda.is_available():
             visible = os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(torch.cuda.device_count())))).split(',')
             environment['CUDA_VISIBLE_DEVICES'] = visible[slot % len(visible)]

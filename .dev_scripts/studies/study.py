@@ -14,7 +14,7 @@ import torch
 from common import merge_options
 from mmengine.config import Config
 from preflight import check_data
-from runs import Run, Runs, run_of
+from runs import RESULTS, Run, Runs, run_of
 
 import orepa_mm
 from orepa_mm.deploy.loading import build_model, load_model
@@ -41,6 +41,7 @@ class Study:
         seeds: Runs for each method at its learning rate.
         pretrained: Networks to train first, whose checkpoints a setting ``'pretrained:NAME'`` stands for: a config, and the settings that
             are overridden in it; or with ``expand`` another of them given branches by :func:`orepa_mm.expand` with these arguments.
+        folds: Settings that go with the seeds in turn, such as the parts of the data that train and test.
         data_root: What ``data`` takes the place of, at the beginning of every setting.
         data: None: nothing does.
     """
@@ -54,6 +55,7 @@ class Study:
     lr_seeds: int = 2
     seeds: int = 5
     pretrained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folds: tuple[dict[str, Any], ...] = ({},)
     data_root: str | None = None
     data: str | None = None
 
@@ -140,7 +142,8 @@ class Plan:
         return self.out / 'pretrained' / f'{slug(name)}.pth'
 
     def _of(self, phase: str, method: str, rate: float, seed: int, test_on: str) -> Run:
-        options = self.study.methods[method] | {RATE: rate, SEED: seed}
+        folds = self.study.folds
+        options = folds[seed % len(folds)] | self.study.methods[method] | {RATE: rate, SEED: seed}
         name = f'{phase}/{slug(method)}/lr_{rate:g}/seed_{seed}'
         return self._run(self.study.config, options, name, test_on, phase=phase, method=method, lr=rate, seed=seed)
 
@@ -172,12 +175,12 @@ def check(study: Study, plan: Plan) -> None:
 
 
 def claim(study: Study, out: Path) -> None:
-    """Mark the folder ``out`` as this study's; UsageError when it holds another's results, or something else."""
+    """Mark the folder ``out``, empty or with records to go on with, as this study's; UsageError when it holds anything else."""
     path = out / 'study.json'
     owner = json.loads(path.read_text())['study'] if path.is_file() else None
     if owner not in (None, study.name):
         raise UsageError(f'{out}: holds the results of the study {owner!r}, not of {study.name!r}; give another --out.')
-    if owner is None and out.is_dir() and any(out.iterdir()):
+    if owner is None and out.is_dir() and any(path.name != RESULTS for path in out.iterdir()):
         raise UsageError(f'{out}: holds something else than the results of a study; give another --out.')
     with replacing(path) as partial:
         partial.write_text(json.dumps(dict(study=study.name)) + '\n')

@@ -74,7 +74,8 @@ class SqueezedConv2d(Squeezes, ReparameterizableConv2d):
         layer = cls(**shape_of(conv), device=conv.weight.device, dtype=dtype or conv.weight.dtype, start=start, **options)
         layer.init = 'balanced'  # from now on: what initialises plain convolutions reaches it
         layer.kernel.represent(conv.weight, start)
-        layer.kernel.requires_grad_(conv.weight.requires_grad)
+        if not conv.weight.requires_grad:
+            layer.kernel.requires_grad_(False)
         if conv.bias is not None:
             layer.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=conv.bias.requires_grad)
         return layer.to(memory_format=memory_format_of(conv)).train(conv.training)  # type: ignore[call-overload]  # torch's stub lacks it
