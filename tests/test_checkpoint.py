@@ -256,11 +256,14 @@ def test_models_that_rename_keys_as_they_load_are_asked():
             state_dict[key.replace('old', '0')] = state_dict.pop(key)
 
     hooked, model, plain = nn.Sequential(nn.Linear(2, 2)), Renaming(), Renaming().student.state_dict()
-    hooked.register_load_state_dict_pre_hook(rename)
+    public = torch.__version__ >= '2.5'  # the hook
+    if public:
+        hooked.register_load_state_dict_pre_hook(rename)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for strict in (False, True):
         check_state_dict(model, plain, 'a.pth', strict=strict)
-        check_state_dict(hooked, {f'old.{key}': value for key, value in hooked[0].state_dict().items()}, 'a.pth', strict=strict)
+        if public:
+            check_state_dict(hooked, {f'old.{key}': value for key, value in hooked[0].state_dict().items()}, 'a.pth', strict=strict)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match='does not fit'):
         check_state_dict(model, {'other.weight': torch.ones(2, 2)}, 'a.pth')

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from mmengine.utils import digit_version
-from torch.export import Dim, ExportedProgram
+from torch import export
+from torch.export import ExportedProgram
 
 from ..errors import ExportError, UsageError
 from .networks import DeployNetwork
@@ -93,8 +94,8 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool,
         # Traced with an example in which no side is one pixel anywhere, and no two are equal.
         side = max(128, lowest - 1)
         size, batch = (2 * side, 3 * side), 2 if network.batched else 1
-        height, width = (Dim(side, min=lowest, max=LARGEST) for side in ('height', 'width'))
-        shapes = ({2: height, 3: width} | ({0: Dim('batch', min=1, max=LARGEST_BATCH)} if network.batched else {}),)
+        height, width = (export.Dim(side, min=lowest, max=LARGEST) for side in ('height', 'width'))
+        shapes = ({2: height, 3: width} | ({0: export.Dim('batch', min=1, max=LARGEST_BATCH)} if network.batched else {}),)
     picture = torch.randint(0, 256, (batch, network.channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = picture.float() if float_input else picture
     try:
@@ -104,7 +105,7 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool,
         raise ExportError(f'{name} cannot take pictures of {size[0]} x {size[1]}: {_first_line(error)}') from None
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(network, (picture,), dynamic_shapes=shapes)
+            return export.export(network, (picture,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises whatever its tracing met
         remedy = ' (try one size, without --dynamic)' if dynamic else ''
         raise ExportError(f'{name} cannot be exported{_own_operators(network)}: {_first_line(error)}{remedy}') from error
