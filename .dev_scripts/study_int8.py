@@ -144,7 +144,6 @@ def measured(config: Path, checkpoint: Path, work_dir: Path, data: Path, metric:
     for name, per_channel in (('tensor', False), ('channel', True)):
         quantized = OnnxNetwork(quantize(graph, train, per_channel, full_range=True))
         found[name] = dict(metric=evaluate(cfg, quantized)[metric], **asdict(change(network, quantized, val)))
-        found[name]['kernels'] = change(network, OnnxNetwork(with_rounded_kernels(graph, per_channel)), val).typical
     with replacing(result) as partial:
         partial.write_text(json.dumps(found, indent=2) + '\n')
     return found
@@ -167,12 +166,6 @@ def peak(graph: Path) -> float:
     return float(np.median([np.median(np.abs(each).max(1) / np.sqrt((each**2).mean(1)).clip(1e-12)) for each in rows]))
 
 
-def centred(graph: Path) -> float:
-    """Share of the channels of 3x3 kernels whose largest weight is at the centre, in percent; by chance 11."""
-    wide = [np.abs(kernel).max(1) for kernel in kernels(graph) if kernel.shape[2:] == (3, 3)]
-    return 100 * float(np.mean(np.concatenate([each[:, 1, 1] == each.max((1, 2)) for each in wide])))
-
-
 def signal_to_noise(graph: Path, per_channel: bool) -> float:
     """Of the kernels in int8, in dB, median over the layers."""
     return float(np.median([error_db(kernel, per_channel) for kernel in kernels(graph)]))
@@ -184,19 +177,6 @@ def rounded(kernel: np.ndarray, per_channel: bool) -> np.ndarray:
     step = np.abs(rows).max(1, keepdims=True) / 127
     step = np.maximum(step if per_channel else step.max(), 1e-30)
     return (np.round(rows / step) * step).reshape(kernel.shape)
-
-
-def with_rounded_kernels(graph: Path, per_channel: bool) -> bytes:
-    """The float network with its kernels in int8 and back: what int8 does without the rounding of activations."""
-    import onnx
-
-    model = onnx.load(graph)
-    names = {node.input[1] for node in model.graph.node if node.op_type in ('Conv', 'Gemm')}
-    for entry in model.graph.initializer:
-        if entry.name in names:
-            kernel = rounded(onnx.numpy_helper.to_array(entry), per_channel).astype(np.float32)
-            entry.CopyFrom(onnx.numpy_helper.from_array(kernel, entry.name))
-    return model.SerializeToString()
 
 
 def error_db(kernel: np.ndarray, per_channel: bool) -> float:
@@ -252,7 +232,7 @@ def cell(values: list[float], form: str) -> str:
 def table(groups: dict[tuple[str, str, str], list[tuple[dict, Path]]]) -> str:
     """The results as Markdown; a row for each network and decay, means and ranges over the seeds in it."""
     head = ['network', 'weight decay', 'of', 'top-1, float', 'int8, a tensor', 'int8, a channel']
-    head += ['change, a tensor', 'change, a channel', 'by kernels, a tensor', 'by kernels, a channel', 'peak', 'at the centre, %']
+    head += ['change, a tensor', 'change, a channel', 'peak']
     rows = [head, ['---'] * len(head)]
     titles = [network.title for network in NETWORKS]
     for names, found in sorted(groups.items(), key=lambda group: titles.index(group[0][0])):
@@ -265,9 +245,7 @@ def table(groups: dict[tuple[str, str, str], list[tuple[dict, Path]]]) -> str:
                 *names,
                 *(cell([result[form]['metric'] for result in results], '.1f') for form in ('float', 'tensor', 'channel')),
                 *(cell([result[form]['typical'] for result in results], '.3f') for form in ('tensor', 'channel')),
-                *(cell([result[form]['kernels'] for result in results], '.3f') for form in ('tensor', 'channel')),
                 f'{statistics.mean(peak(graph) for _, graph in found):.1f}',
-                f'{statistics.mean(centred(graph) for _, graph in found):.0f}',
             ]
         )
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)

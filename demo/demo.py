@@ -8,8 +8,8 @@ hand.
 """
 
 import argparse
-import html
 import os
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,17 +21,16 @@ from report import (
     CLASSIFIER,
     DETECTOR,
     ROOT,
+    Section,
     StepError,
     Steps,
-    command_list,
+    images,
     measure,
-    pictures,
     plot_losses,
     print_rows,
     read_coco,
     replace_folder,
     run,
-    table,
     table_rows,
     write_page,
 )
@@ -39,14 +38,14 @@ from report import (
 from orepa_mm.deploy.formats import require_torch
 from orepa_mm.deploy.loading import load_model
 
-TRAIN_PICTURES = 3000  # how many pictures the detector sees, whatever the size of the set
-PICTURES_SHOWN = 8
+TRAIN_IMAGES = 3000  # how many images the detector sees, whatever the size of the set
+IMAGES_SHOWN = 8
 SIZES = (32, 2048)  # pixels: what the network has room for, and what a CPU has patience for
 LOSSES = ('loss', 'loss_cls', 'loss_bbox', 'loss_mask', 'loss_rpn_cls', 'loss_rpn_bbox')
 
 
 def coco_summary(data: Path) -> tuple[list[str], int]:
-    """Category names of a COCO-format folder in the order of their ids, and the number of pictures to train on."""
+    """Category names of a COCO-format folder in the order of their ids, and the number of images to train on."""
     path = data / 'annotations' / 'instances_train2017.json'
     if not path.is_file():
         raise StepError(
@@ -70,8 +69,8 @@ class Settings:
     Attributes:
         data: A dataset in the layout of COCO; None for the drawn one.
         load_from: Weights of the whole detector to start from; None for a classifier that is pretrained first.
-        epochs: Of the fine-tuning; default: the config's, or for another dataset so many that some 3000 pictures are seen.
-        size: Longer side of the pictures in pixels; default: the config's, or 320 for another dataset.
+        epochs: Of the fine-tuning; default: the config's, or for another dataset so many that some 3000 images are seen.
+        size: Longer side of the images in pixels; default: the config's, or 320 for another dataset.
     """
 
     data: Path | None = None
@@ -107,7 +106,7 @@ class Settings:
         load_model(cfg, self.load_from)
 
 
-def config_text(settings: Settings, classifier: Path, names: Path, classes: int, pictures: int) -> str:
+def config_text(settings: Settings, classifier: Path, names: Path, classes: int, images: int) -> str:
     """The demo's config: the mini config with the paths, and what the settings ask for.
 
     Args:
@@ -115,7 +114,7 @@ def config_text(settings: Settings, classifier: Path, names: Path, classes: int,
         classifier: Checkpoint the backbone starts from, unless the settings have weights of all of it.
         names: File of its classes' names, one in a line. Not in the config: mmengine substitutes what is in braces in a config's text.
         classes: How many there are, of a dataset that is not the drawn one.
-        pictures: How many there are to train on, likewise.
+        images: How many there are to train on, likewise.
     """
     lines = [f"_base_ = '../../{DETECTOR}'", '']
     if settings.load_from:
@@ -124,7 +123,7 @@ def config_text(settings: Settings, classifier: Path, names: Path, classes: int,
         lines += [f'model = dict(backbone=dict(init_cfg=dict(checkpoint={str(classifier)!r})))']
     epochs, size = settings.epochs, settings.size
     if settings.data:
-        epochs, size = epochs or max(2, round(TRAIN_PICTURES / pictures)), size or 320
+        epochs, size = epochs or max(2, round(TRAIN_IMAGES / images)), size or 320
         lines += [f"model['roi_head'] = dict(bbox_head=dict(num_classes={classes}), mask_head=dict(num_classes={classes}))"]
     if size:
         lines += [
@@ -157,8 +156,8 @@ def config_text(settings: Settings, classifier: Path, names: Path, classes: int,
     return '\n'.join(lines) + '\n'
 
 
-def introduction(cfg: Config, settings: Settings, counts: tuple[int, int]) -> str:
-    """What the page is about: the network, the data (pictures to train and to test on), the schedule, and what comes next."""
+def introduction(cfg: Config, settings: Settings, counts: tuple[int, int]) -> list[str]:
+    """What the page is about: the network, the data (images to train and to test on), the schedule, and what comes next."""
     backbone, pipeline = cfg.model.backbone, cfg.test_dataloader.dataset.pipeline
     size = ' x '.join(map(str, next(step['scale'] for step in pipeline if step['type'] == 'Resize')))
     part = {16: 'a quarter'}.get(backbone.base_channels, f'{backbone.base_channels / 64:g}')
@@ -166,7 +165,7 @@ def introduction(cfg: Config, settings: Settings, counts: tuple[int, int]) -> st
     data = str(settings.data) if settings.data else 'drawn scenes of five shapes (data/coco-mini)'
     text = (
         f'A Mask R-CNN on an OREPA ResNet-{backbone.depth} of {part} of the usual width, started from {start}. '
-        f'Fine-tuned for {cfg.train_cfg.max_epochs} epochs on {counts[0]} pictures and tested on {counts[1]} others, within {size} pixels; '
+        f'Fine-tuned for {cfg.train_cfg.max_epochs} epochs on {counts[0]} images and tested on {counts[1]} others, within {size} pixels; '
         f'data: {data}.'
     )
     own = '' if settings.data else 'With your data: make demo DATA=/path/to/coco-like. '
@@ -174,34 +173,28 @@ def introduction(cfg: Config, settings: Settings, counts: tuple[int, int]) -> st
         'It shows that everything works and what it costs. Its scores say nothing about a full-width network pretrained on ImageNet. '
         f'{own}The next step is the full-width recipe:'
     )
-    command = 'python tools/train.py configs/coco/mask-rcnn_orepa-r50_fpn_1x_coco.py'
-    return f'<p>{html.escape(text)}</p>\n<p>{html.escape(further)}</p>\n<pre>{command}</pre>'
+    return [text, further]
 
 
-def report(steps: Steps, about: str, metrics: list[dict], measured: dict, agreement: list[str], errors: dict[str, PictureError]) -> Path:
-    """Write ``report.html`` beside the pictures it shows."""
+def report(
+    steps: Steps, about: list[str], metrics: list[dict], measured: dict, agreement: list[str], errors: dict[str, PictureError]
+) -> Path:
+    """Write ``report.html`` beside the images it shows; ``agreement`` is the table that the export printed."""
     names = [(f'{kind} {name}', f'coco/{kind}_{name}', '.4f') for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50')]
     rows = table_rows(metrics, measured, names)
     print_rows(rows)
     path = steps.folder / 'report.html'
-    write_page(
-        path,
-        'OREPA Mask R-CNN, fine-tuned and re-parameterized',
-        about,
-        table(rows),
-        "<p>Latency is the whole <code>test_step</code> on this machine's CPU, the two forms in turn in one process.</p>",
-        '<h2>As an ONNX file</h2>',
-        '<p>Each row is the file in onnxruntime beside the training form, on a validation picture. Run it without torch with'
-        ' <code>tools/deploy/run_onnx.py</code>.</p>',
-        f'<pre class="columns">{html.escape(chr(10).join(agreement))}</pre>',
-        '<h2>Loss</h2>\n<img src="loss.png" alt="loss curve">',
-        '<h2>Validation pictures</h2>',
-        f"<p>Ground truth on the left, the re-parameterized model's predictions on the right. Of {len(errors)} pictures the worst, by one"
-        f' minus the F1 score of the objects found (score {SCORE} or more, IoU {OVERLAP} or more); the mean is'
-        f' {statistics.fmean(each.error for each in errors.values()):.2f}.</p>',
-        pictures(steps.folder, steps.folder / 'pictures', PICTURES_SHOWN, errors),
-        command_list(steps),
+    section = Section(
+        rows,
+        'loss.png',
+        images(steps.folder, steps.folder / 'pictures', IMAGES_SHOWN, errors),
+        f"Ground truth on the left, the re-parameterized model's predictions on the right. Of {len(errors)} validation images the worst, "
+        f'by one minus the F1 score of the objects found (score {SCORE} or more, IoU {OVERLAP} or more); the mean is '
+        f'{statistics.fmean(each.error for each in errors.values()):.2f}.',
+        [re.split('  +', line) for line in agreement],
     )
+    title = 'OREPA Mask R-CNN, fine-tuned and re-parameterized'
+    write_page(path, title, about, [section], steps, 'python tools/train.py configs/coco/mask-rcnn_orepa-r50_fpn_1x_coco.py')
     return path
 
 
@@ -210,7 +203,7 @@ def main() -> None:
     parser.add_argument('--data', type=Path, help='a dataset in the layout of COCO to fine-tune on (default: a drawn one)')
     parser.add_argument('--load-from', type=Path, metavar='CHECKPOINT', help='weights of the detector to start from (default: pretrains)')
     parser.add_argument('--epochs', type=int, help="of the fine-tuning (default: 7, or what suits the dataset's size)")
-    parser.add_argument('--size', type=int, metavar='PIXELS', help='longer side of the pictures (default: 192, or 320 of your data)')
+    parser.add_argument('--size', type=int, metavar='PIXELS', help='longer side of the images (default: 192, or 320 of your data)')
     settings = Settings(**vars(parser.parse_args()))
     start = time.monotonic()
     out = Path('work_dirs/demo')
@@ -238,7 +231,8 @@ def main() -> None:
     lines = steps.step(
         'write it as an ONNX file and compare that', 'tools/deploy/export_onnx.py', str(config), str(checkpoint), str(exported), '--dynamic'
     )
-    agreement = lines[next(i for i, line in enumerate(lines) if line.startswith('size ')) :]
+    first, last = (next(i for i, line in enumerate(lines) if line.startswith(start)) for start in ('size ', '('))
+    agreement = lines[first:last]
     print('\n'.join(f'  {line}' for line in agreement))
 
     print('\n[demo] timing the two forms', flush=True)

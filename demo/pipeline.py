@@ -18,21 +18,20 @@ from report import (
     DETECTOR,
     ROOT,
     SEGMENTOR,
+    Section,
     StepError,
     Steps,
-    command_list,
+    images,
     measure,
-    pictures,
     plot_losses,
     print_rows,
     replace_folder,
     run,
-    table,
     table_rows,
     write_page,
 )
 
-PICTURES_SHOWN = 6
+IMAGES_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def config_text(task: Task, folder: Path, short: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--short', action='store_true', help='a few iterations of each step, on a dozen pictures')
+    parser.add_argument('--short', action='store_true', help='a few iterations of each step, on a dozen images')
     parser.add_argument('--out', type=Path, help='an empty folder for everything (default: work_dirs/pipeline/, which is replaced)')
     args = parser.parse_args()
     start = time.monotonic()
@@ -101,7 +100,7 @@ def main() -> None:
     os.chdir(ROOT)  # where the configs' paths begin
     shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder  # commands run in the repository
 
-    steps, parts = Steps('pipeline', folder), []
+    steps, sections = Steps('pipeline', folder), []
     small = ('--out', str(shown / 'data'), '--train', '10', '--val', '5') if args.short else ()
     steps.step('draw the datasets', 'demo/make_mini_data.py', *small)
     for task in TASKS:
@@ -114,18 +113,18 @@ def main() -> None:
         rows = table_rows(metrics, measure(ROOT / config, ROOT / work / 'last.pth', runs=3 if args.short else 30), task.metrics)
         print_rows(rows, task.name)
         plot_losses(ROOT / work, folder / f'loss_{task.name}.png', task.title)
-        parts += [f'<h2>{task.name.capitalize()}: {task.title}</h2>', table(rows)]
-        parts += [f'<img src="loss_{task.name}.png" alt="loss curve">']
+        section = Section(rows, f'loss_{task.name}.png', title=f'{task.name.capitalize()}: {task.title}')
         if painted:
             errors = ERRORS[task.name](Config.fromfile(ROOT / config), ROOT / kept)
-            parts += ['<p>Of the test pictures the worst.</p>', pictures(folder, ROOT / painted, PICTURES_SHOWN, errors)]
+            section.images = images(folder, ROOT / painted, IMAGES_SHOWN, errors)
+            section.about_images = 'Ground truth and predictions of the test images with the largest errors.'
+        sections.append(section)
     path = folder / 'report.html'
     about = (
-        '<p>Networks of a quarter of the usual width on small drawn pictures, minutes of training each: it shows that everything works and '
-        'what it costs, and its scores say nothing about full-width networks. The next step is a recipe of docs/configs.md.</p>'
+        'Networks of a quarter of the usual width on small drawn images, minutes of training each: it shows that everything works and what '
+        'it costs, and its scores say nothing about full-width networks. The next step is a recipe of docs/configs.md.'
     )
-    note = "<p>Latency is the whole <code>test_step</code> on this machine's CPU, the two forms in turn in one process.</p>"
-    write_page(path, 'From pretraining to re-parameterized transfer', about, note, *parts, command_list(steps))
+    write_page(path, 'From pretraining to re-parameterized transfer', [about], sections, steps)
     print(f'[pipeline] {(time.monotonic() - start) / 60:.1f} minutes; report: {path}')
 
 

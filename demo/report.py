@@ -1,16 +1,21 @@
 """What demo/demo.py and demo/pipeline.py share: running steps as commands, measuring the two forms, and an HTML page about it."""
 
 import argparse
-import html
+import copy
 import json
+import logging
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+
+from jinja2 import Environment, FileSystemLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
@@ -25,15 +30,6 @@ DETECTOR = 'configs/coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini.py'
 SEGMENTOR = 'configs/cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini.py'
 LOGS = 'logs'  # made by the first step of every run
 FORMS = ('training form', 're-parameterized')
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left }
-pre { background: #f4f4f4; padding: .5rem; font-size: 13px; white-space: pre-wrap; overflow-wrap: anywhere }
-pre.columns { white-space: pre; overflow-x: auto } code { overflow-wrap: anywhere }
-.pictures { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem } img { width: 100% } figure { margin: 0 }
-figcaption { font-size: 13px }
-"""
 
 
 class StepError(UsageError):
@@ -115,15 +111,17 @@ class Steps:
 
 
 def measure(config: Path, checkpoint: Path, runs: int = 30) -> dict:
-    """Parameters, largest output difference and latency of the two forms on one test picture, timed in turn in one process."""
-    import statistics
+    """Of the two forms of a network: parameters, milliseconds of a test image and of a training step, and how far layers differ.
 
+    They take turns in one process. Re-parameterized it is the stock network, which is what its training step is compared with.
+    """
     import torch
     from common import load_config
     from mmengine.runner import Runner
 
     import orepa_mm
-    from orepa_mm.deploy.loading import load_model
+    from orepa_mm.deploy.loading import build_model, load_model
+    from orepa_mm.deploy.stock_config import stock_config
     from orepa_mm.reparam import plan_swaps
     from orepa_mm.reparam.comparison import LayerComparison
 
@@ -133,22 +131,37 @@ def measure(config: Path, checkpoint: Path, runs: int = 30) -> dict:
     cfg.test_dataloader.update(num_workers=0, persistent_workers=False, batch_size=1)
     batch = next(iter(Runner.build_dataloader(cfg.test_dataloader)))
     comparison = LayerComparison(plan_swaps(models[0]))
-    times = ([], [])
     with torch.no_grad():
         models[0].test_step(batch)
         comparison.stop()
-        for run in range(runs + 3):
-            for model, record in zip(models, times, strict=True):
-                start = time.perf_counter()
-                model.test_step(batch)
-                if run >= 3:
-                    record.append(1000 * (time.perf_counter() - start))
+        latency = in_turn([lambda model=model: model.test_step(batch) for model in models], runs)
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    train_batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
+    logging.disable(logging.INFO)  # mmengine names the settings of every parameter
+    steps = []
+    for model in (models[0], build_model(stock_config(cfg))):
+        wrapper = Runner.build_optim_wrapper(SimpleNamespace(model=model.train()), cfg.optim_wrapper)
+        steps.append(lambda model=model, wrapper=wrapper: model.train_step(copy.deepcopy(train_batch), wrapper))
     return dict(
         parameters=[sum(p.numel() for p in model.parameters()) for model in models],
         difference=max(found.largest for found in comparison.differences.values()),
-        latency=[statistics.median(record) for record in times],
+        latency=latency,
+        step=in_turn(steps, max(1, runs // 3)),
         input=tuple(batch['inputs'][0].shape),
+        batch=len(train_batch['inputs']),
     )
+
+
+def in_turn(calls: list[Callable[[], object]], runs: int) -> list[float]:
+    """Median milliseconds of each call."""
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(runs + 3):
+        for call, record in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if number >= 3:
+                record.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(record) for record in times]
 
 
 def plot_losses(work_dir: Path, out: Path, title: str, names: tuple[str, ...] = ('loss',)) -> None:
@@ -178,7 +191,8 @@ def table_rows(metrics: list[dict], measured: dict, names: Iterable[tuple[str, s
     size = 'x'.join(map(str, measured['input']))
     return rows + [
         ('parameters', *(f'{count / 1e6:.3f} M' for count in measured['parameters'])),
-        (f'latency, one picture {size}, median', *(f'{ms:.1f} ms' for ms in measured['latency'])),
+        (f'test of one image {size}', *(f'{ms:.1f} ms' for ms in measured['latency'])),
+        (f'training step of {measured["batch"]} images', *(f'{ms:.0f} ms' for ms in measured['step'])),
         ("largest difference of a layer's output, of its scale", '', f'{measured["difference"]:.1e}'),
     ]
 
@@ -188,39 +202,43 @@ def print_rows(rows: list[tuple[str, ...]], title: str = '') -> None:
         print(f'  {row[0]:<52}{row[1]:>16}{row[2]:>18}')
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    body = '\n'.join('<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>' for row in rows)
-    return f'<table><tr><th></th><th>{FORMS[0]}</th><th>{FORMS[1]}</th></tr>\n{body}\n</table>'
+@dataclass
+class Section:
+    """What a page says of one network.
+
+    Attributes:
+        rows: As :func:`table_rows` gives them.
+        loss: File of its loss curve, beside the page.
+        images: File, beside the page, and caption of each that is shown.
+        about_images: A sentence before them.
+        onnx: Rows of the comparison with the exported file, the heading first.
+        title: Where the page has several.
+    """
+
+    rows: list[tuple[str, ...]]
+    loss: str
+    images: list[tuple[str, str]] = field(default_factory=list)
+    about_images: str = ''
+    onnx: list[list[str]] = field(default_factory=list)
+    title: str = ''
 
 
-def pictures(folder: Path, below: Path, count: int, errors: dict[str, PictureError] | None = None) -> str:
-    """A grid of some pictures in ``below``, for a page in ``folder``; with their errors by file stem the worst ones come first."""
-    errors = errors or {}
+def images(folder: Path, below: Path, count: int, errors: dict[str, PictureError]) -> list[tuple[str, str]]:
+    """File, relative to ``folder``, and caption of the worst images in ``below``; ``errors`` by file stem."""
 
-    def error_of(path: Path) -> PictureError | None:
+    def error_of(path: Path) -> PictureError:
         inner = path.name.removeprefix('test_').rpartition('_')[0]  # mmseg's visualizer writes test_<name>_<step>.png
-        return errors.get(path.stem) or errors.get(Path(inner).stem)
+        return errors.get(path.stem) or errors.get(Path(inner).stem) or PictureError(0, 'not known')
 
     found = sorted(path for path in below.rglob('*.*') if path.suffix in ('.png', '.jpg'))
-    found.sort(key=lambda path: -(error_of(path) or PictureError(0, '')).error)  # stable: else by name
-    shown = []
-    for path in found[:count]:
-        error = error_of(path)
-        image = f'<img src="{html.escape(path.relative_to(folder).as_posix())}" alt="{html.escape(path.name)}">'
-        caption = f'{path.name}: error {error.error:.2f}, {error.words}' if error else path.name
-        shown.append(f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>')
-    return '<div class="pictures">\n' + '\n'.join(shown) + '\n</div>'
+    found.sort(key=lambda path: -error_of(path).error)  # stable: else by name
+    named = [(path, error_of(path)) for path in found[:count]]
+    return [(path.relative_to(folder).as_posix(), f'{path.name}: error {error.error:.2f}, {error.words}') for path, error in named]
 
 
-def command_list(steps: Steps) -> str:
-    items = (f'<li>{html.escape(title)} ({s:.0f} s)<pre>{html.escape(command)}</pre></li>' for title, command, s in steps.commands)
-    return '<h2>Commands</h2>\n<ol>\n' + '\n'.join(items) + '\n</ol>'
-
-
-def write_page(path: Path, title: str, *parts: str) -> None:
-    page = (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'
-        f'<h1>{html.escape(title)}</h1>\n' + '\n'.join(parts) + '\n</html>\n'
-    )
+def write_page(path: Path, title: str, about: list[str], sections: list[Section], steps: Steps, next_command: str = '') -> None:
+    """An HTML page of these parts."""
+    template = Environment(loader=FileSystemLoader(ROOT / 'demo'), autoescape=True, trim_blocks=True).get_template('report.html.jinja')
+    page = template.render(title=title, about=about, sections=sections, forms=FORMS, commands=steps.commands, next_command=next_command)
     with replacing(path) as partial:
-        partial.write_text(page)
+        partial.write_text(page + '\n')

@@ -4,6 +4,7 @@ Nothing here needs more than is installed: without mmengine no registry is touch
 is there and cannot be imported, as without its mmcv, is passed over with a warning, and so are the hooks where mmengine's cannot be.
 """
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterable
@@ -89,6 +90,15 @@ def find_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
+class RunLog(logging.Handler):
+    """Puts what this package logs into the log of the run, as mmengine's own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from mmengine.logging import print_log
+
+        print_log(record.getMessage(), 'current', record.levelno)
+
+
 def can_import(module: str) -> bool:
     """Whether a package that is installed can be imported; a warning says why not."""
     if find_spec(module.partition('.')[0]) is None:
@@ -104,6 +114,7 @@ def can_import(module: str) -> bool:
 def register_all() -> None:
     if find_spec('mmengine') is None:
         return
+    logging.getLogger(__package__).addHandler(RunLog())
     register_layers()
     find_configs()
     if can_import('mmengine.runner'):  # which needs cv2

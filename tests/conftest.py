@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 # Small tensors on many test processes: threads that wait for each other cost more than they give.
@@ -19,7 +20,10 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that spin for eac
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
-from yapf.yapflib import yapf_api  # here: its first import writes a cache, which the test processes would read half-written
+
+MM = find_spec('mmengine') is not None  # the tests of layers, `expand` and `attach_branches` run without
+if MM:
+    from yapf.yapflib import yapf_api  # here: its first import writes a cache, which the test processes would read half-written
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ('tests', 'tools', 'tools/analysis_tools', 'tools/deploy', 'demo', '.dev_scripts', '.dev_scripts/studies')
@@ -33,6 +37,22 @@ settings.register_profile('mutants', max_examples=60, phases=[Phase.generate], *
 settings.load_profile('quick')
 
 
+def needs_torch(version: str, what: str) -> None:
+    """Skips a test of what older versions of torch have not."""
+    if torch.__version__ < version:
+        pytest.skip(f'torch {version} is the first with {what}')
+
+
+def fused(kind: type, parameters: Iterable, **options) -> torch.optim.Optimizer:
+    needs_torch('2.4', 'fused optimizers on a CPU')
+    return kind(parameters, fused=True, **options)
+
+
+def loss_scaler(**options) -> 'torch.amp.GradScaler':
+    needs_torch('2.3', 'a loss scaler on a CPU')
+    return torch.amp.GradScaler('cpu', **options)
+
+
 def few(names: Iterable[str], *fast: str) -> list:
     """Parameters of a test that is much the same for all ``names``: `make test` runs the ``fast`` ones, `make test-all` every one."""
     names = list(names)
@@ -41,7 +61,9 @@ def few(names: Iterable[str], *fast: str) -> list:
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed(request):
+    if any(value is torch.float16 for value in getattr(getattr(request.node, 'callspec', None), 'params', {}).values()):
+        needs_torch('2.3', 'half precision on a CPU')
     torch.manual_seed(0)
     logging.disable(logging.NOTSET)  # scripts that run in this process silence it
     forget_earlier_runs()
@@ -61,6 +83,9 @@ def exporter():
 @pytest.fixture(scope='session', autouse=True)
 def unformatted_configs():
     """To lay out the text of a run's config takes longer than a small run's steps."""
+    if not MM:
+        yield
+        return
     format_code = yapf_api.FormatCode
     yapf_api.FormatCode = lambda text, **options: (text, False)
     yield
@@ -70,6 +95,9 @@ def unformatted_configs():
 @pytest.fixture(scope='session', autouse=True)
 def parse_metafiles_once():
     """Each config that names a toolbox's makes mmengine parse all metafiles of that toolbox."""
+    if not MM:
+        yield
+        return
     from mmengine.fileio import YamlHandler, register_handler
 
     parsed = {}
@@ -98,6 +126,8 @@ def toolboxes() -> None:
 
 def forget_earlier_runs() -> None:
     """Drop mmengine's global loggers, visualizers and scopes, as a new process would."""
+    if not MM:
+        return
     from mmengine.utils import ManagerMixin
 
     classes = [ManagerMixin]

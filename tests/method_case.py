@@ -185,6 +185,13 @@ class MethodCase:
                 with pytest.raises(PlainKernelError, match=r'plain kernel "0\.weight".*re-parameterized'):
                     nn.Sequential(layer).load_state_dict(nn.Sequential(conv).state_dict(), strict=strict)
 
+    def test_a_loader_that_is_not_strict_takes_no_kernel_of_the_training_form(self, form):
+        """What a stock layer takes of it means the same there: somebody else's loader must not report branches as loaded kernels."""
+        layer = self.build(form)
+        stock = nn.Conv2d(**shape_of(layer), dtype=torch.float64)
+        missing, _ = stock.load_state_dict(layer.state_dict(), strict=False)
+        assert 'weight' in missing and ('bias' in missing or torch.equal(stock.bias, layer.bias))
+
     @property
     def method(self) -> str:
         return next(name for name, layer in METHODS.items() if layer is self.layer)

@@ -1,13 +1,16 @@
 """OREPAResNet in the three toolboxes: the stock options keep their meaning, and checkpoints move between them."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 import orepa_mm
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.errors import FuseError
+from orepa_mm.layers import METHODS, ReparameterizableConv2d
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 NARROW = dict(stem_channels=8, base_channels=8)
@@ -97,6 +100,23 @@ def test_out_indices_strides_dilations_and_deep_stem(scope):
     assert [y.shape[-1] for y in outputs] == [8, 8]
     assert net.layer4[1].conv2.dilation == (4, 4) and isinstance(net.layer4[1].conv2, OREPAConv2d)
     assert len([m for m in net.stem.modules() if isinstance(m, OREPAConv2d)]) == 3
+
+
+def test_the_base_models_of_mmseg_take_ours():
+    """The third of the three lines: OREPA before the stock type."""
+    found = {}
+    registry, models = (importlib.import_module(f'mmseg{part}') for part in ('.registry', ''))
+    for path in (Path(models.__file__).parent / '.mim/configs/_base_/models').glob('*r50*.py'):
+        backbone = Config.fromfile(path).model.backbone
+        backbone = dict(backbone.get('backbone_cfg', backbone), norm_cfg=dict(type='BN'), pretrained=None, **NARROW)  # ICNet has it inside
+        found[str(backbone)] = backbone
+    assert {backbone['type'] for backbone in found.values()} == {'ResNetV1c'}
+    for backbone in found.values():
+        stock, net = (registry.MODELS.build(dict(backbone, type=kind)) for kind in ('ResNetV1c', 'OREPAResNetV1c'))
+        shapes = {f'{name}.weight': m.plain_shape for name, m in net.named_modules() if isinstance(m, OREPAConv2d)}
+        assert len(shapes) == 55
+        shapes |= {name: tuple(value.shape) for name, value in net.state_dict().items() if '.kernel.' not in name}
+        assert shapes == {name: tuple(value.shape) for name, value in stock.state_dict().items()}
 
 
 def test_multi_grid_and_contract_dilation():
@@ -218,3 +238,20 @@ def test_the_documented_line_holds_for_bare_backbones(name):
     for call in (orepa_mm.reparameterize, lambda model: orepa_mm.reparameterized(model).__enter__()):
         with pytest.raises(FuseError, match=r'call model.eval\(\) on a line of its own'):
             call(orepa_mm.expand(net).eval() if call is orepa_mm.reparameterize else net.eval())
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('name', ['mmdet.ResNet', 'mmseg.ResNet', 'mmpretrain.RepVGG'])
+def test_names_that_a_stock_network_shares_with_the_training_form_mean_the_same(name, method):
+    """Somebody else's loader that is not strict takes norms, and no branch for a kernel."""
+    scope, kind = name.split('.')
+    options = dict(arch='A0', base_channels=8) if kind == 'RepVGG' else dict(depth=18, deep_stem=scope == 'mmseg', **NARROW)
+    ours = options | (dict(conv_cfg=dict(type=METHODS[method])) if kind == 'RepVGG' else dict(method=method))
+    models = importlib.import_module(f'{scope}.registry').MODELS
+    net, stock = models.build(dict(type=f'OREPA{kind}', **ours)).eval(), models.build(dict(type=kind, **options))
+    layers = {path for path, module in net.named_modules() if isinstance(module, ReparameterizableConv2d)}
+    state = net.state_dict()
+    taken = set(stock.state_dict()) & set(state)
+    plain = orepa_mm.reparameterize(net).state_dict()
+    assert layers and taken and not {f'{path}.weight' for path in layers} & taken
+    assert all(torch.equal(state[key], plain[key]) for key in taken & set(plain))

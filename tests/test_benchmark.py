@@ -30,6 +30,8 @@ def test_one_network(tools, tmp_path):
     assert forwards == ['none', 'OREPA, training form', 'OREPA, re-parameterized']
     assert all(len(row['seconds']) == (1 if row in steps else 3) and min(row['seconds']) > 0 for row in rows)
     assert steps[0]['ratio'] == steps[0]['memory_ratio'] == 1
+    # Beside the optimizer the processes of a training send what plain sends.
+    assert [row['gradients'] // 4 for row in steps] == [11_689_512, 37_756_041, 11_689_512, 11_689_512]
     # Weights and momentum of a ResNet-18 with 1000 classes are alive all the time.
     assert steps[0]['memory'] > 2 * 4 * 11_689_512 and steps[1]['memory'] > 2 * 4 * 37_756_041
     assert steps[2]['memory'] > 2 * 4 * 37_000_000 > steps[3]['memory']
@@ -81,13 +83,6 @@ def test_the_set_for_gpus(monkeypatch):
         ('mask-rcnn', 2, (800, 1333)),
         ('pspnet', 2, (512, 1024)),
     ]
-
-
-def test_what_squeezing_spends_outside_its_products():
-    found = benchmark.squeezing('cpu', channels=16)
-    assert found.keys() == {'forward', 'backward', 'products', 'copy', 'rest'} and min(found[name] for name in ('forward', 'copy')) > 0
-    assert found['rest'] == found['forward'] + found['backward'] - found['products']
-    assert f'{found["rest"]:.2f} ms; copying' in benchmark.squeezing_line(found)
 
 
 def test_bad_options(tools, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import zipfile
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from orepa_mm.checkpoints.checking import check_state_dict
 from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of
 from orepa_mm.errors import CheckpointError
+from orepa_mm.torch_versions import SAFE_GLOBALS
 
 STATE = {'conv.weight': torch.ones(2, 2), 'bn.bias': torch.ones(2)}
 
@@ -35,6 +37,12 @@ def test_mmengine_log_history_is_read_and_what_others_have_allowed_stays_theirs(
     buffer, path = HistoryBuffer(), tmp_path / 'a.pth'
     buffer.update(1.5, 2)
     torch.save(dict(state_dict=STATE, message_hub=dict(loss=buffer), number=np.float64(3)), path)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint['message_hub']['loss'].current() == 1.5 and checkpoint['number'] == 3
+    torch.save(checkpoint, path)
+    assert b'orepa_mm' not in path.read_bytes()  # a run that goes on writes what others read
+    if not SAFE_GLOBALS:
+        return
     before = torch.serialization.get_safe_globals()
     with torch.serialization.safe_globals([HistoryBuffer, (print, 'builtins.getattr')]):
         theirs = set(torch.serialization.get_safe_globals())
@@ -43,8 +51,6 @@ def test_mmengine_log_history_is_read_and_what_others_have_allowed_stays_theirs(
         assert 'HistoryBuffer' in capsys.readouterr().out  # their stand-in for getattr was used
         assert set(torch.serialization.get_safe_globals()) == theirs
     assert set(torch.serialization.get_safe_globals()) == set(before)
-    checkpoint = read_checkpoint(path)
-    assert checkpoint['message_hub']['loss'].current() == 1.5 and checkpoint['number'] == 3
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,46 @@ def test_mmengine_log_history_is_read_and_what_others_have_allowed_stays_theirs(
 def test_what_is_more_than_weights_is_refused(held, read):
     with pytest.raises(CheckpointError, match='a.pth: refused, because it'):
         read(dict(state_dict=STATE, meta=held))
+
+
+HISTORY = b'cmmengine.logging.history_buffer\nHistoryBuffer\n'
+MEAN = b'c__builtin__\ngetattr\n' + HISTORY + b'U\x04mean\x86R'
+FLOAT = b'cnumpy\ndtype\nU\x02f8\x85R'
+
+
+@pytest.mark.parametrize(
+    'instructions',
+    [
+        b"(S'touch ran'\nios\nsystem\n",  # INST
+        b'(cos\nsystem\nU\x09touch rano',  # OBJ
+        b'\x8c\x02os\x8c\x06system\x93U\x09touch ran\x85R',  # STACK_GLOBAL
+        b'ctorch\nserialization.os.system\nU\x09touch ran\x85R',
+        b'ctorch.storage\n_load_from_bytes\nU\x01a\x85R',
+        HISTORY + b'N}U\x04meanK\x05s\x86b',  # attributes of a class
+        MEAN + b'N}U\x0c__defaults__)s\x86b',  # and of a function
+        MEAN + HISTORY + b')\x81\x85R',  # a call of what was not named but found
+        HISTORY + b'K\x01a',
+        b']K\x00K\x01s',
+        b'(U\x06module' + HISTORY + b'U\x01fU\x01stQ',  # torch would write a file beside a changed class
+        FLOAT + b'(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x01tb',  # numbers that numpy takes for addresses
+        b'cnumpy\ndtype\nU\x01O\x85R',
+    ],
+)
+def test_instructions_that_would_do_more_than_hold_values(instructions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile('a.pth', 'w') as archive:
+        archive.writestr('a/data.pkl', b'\x80\x02' + instructions + b'.')
+        archive.writestr('a/byteorder', 'little')
+        archive.writestr('a/version', '3')
+    with pytest.raises(CheckpointError, match='refused, because it|damaged|TorchScript'):
+        read_checkpoint('a.pth')
+    assert os.listdir() == ['a.pth'] and HistoryBuffer.mean.__defaults__ == (None,)
+
+
+def test_a_program_is_refused(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Identity()), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='TorchScript'):
+        read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_files_without_weights(read):
@@ -133,6 +179,8 @@ def test_damage_is_seen(tmp_path):
 
 def test_other_ways_to_write_are_read(read):
     assert read(dict(state_dict=STATE), _use_new_zipfile_serialization=False)['state_dict']['bn.bias'].tolist() == [1, 1]
+    if not SAFE_GLOBALS:
+        return  # always with checksums
     torch.serialization.set_crc32_options(False)
     try:
         assert read(dict(state_dict=STATE))['state_dict'].keys() == STATE.keys()
@@ -208,11 +256,14 @@ def test_models_that_rename_keys_as_they_load_are_asked():
             state_dict[key.replace('old', '0')] = state_dict.pop(key)
 
     hooked, model, plain = nn.Sequential(nn.Linear(2, 2)), Renaming(), Renaming().student.state_dict()
-    hooked.register_load_state_dict_pre_hook(rename)
+    public = torch.__version__ >= '2.5'  # the hook
+    if public:
+        hooked.register_load_state_dict_pre_hook(rename)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for strict in (False, True):
         check_state_dict(model, plain, 'a.pth', strict=strict)
-        check_state_dict(hooked, {f'old.{key}': value for key, value in hooked[0].state_dict().items()}, 'a.pth', strict=strict)
+        if public:
+            check_state_dict(hooked, {f'old.{key}': value for key, value in hooked[0].state_dict().items()}, 'a.pth', strict=strict)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match='does not fit'):
         check_state_dict(model, {'other.weight': torch.ones(2, 2)}, 'a.pth')

@@ -1,6 +1,7 @@
 """COCO annotation files: what is read, what is refused with the place where it is wrong, and what is a warning."""
 
 import json
+import sys
 from copy import deepcopy
 
 import pytest
@@ -34,6 +35,12 @@ def changed(kind: str, index: int = 0, **values) -> dict:
     content = deepcopy(GOOD)
     content[kind][index].update(values)
     return content
+
+
+def test_without_what_checks_them(read, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'jsonschema_rs', None)
+    with pytest.raises(UsageError, match='pip install jsonschema-rs'):
+        read(GOOD)
 
 
 def test_good_files(read, capsys):

@@ -256,7 +256,7 @@ def test_recipes_from_stock_weights_have_branches_beside_the_optimizer(name):
     assert cfg.model == plain.model
     model = build_model(cfg)
     hook = HOOKS.build(dict(cfg.default_hooks.branches))
-    attached = orepa_mm.attach_branches(model, torch.optim.SGD(model.parameters()), **hook.options)
+    attached = orepa_mm.attach_branches(model, torch.optim.SGD(model.parameters(), 0.1), **hook.options)
     convolutions = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Conv2d) and path.startswith('backbone.')]
     assert convolutions[0] == 'backbone.conv1' and [update.path for update in attached.updates] == convolutions[1:]
 

@@ -2,10 +2,11 @@
 
 import importlib
 import os
+import re
 
 import pytest
 import torch
-from conftest import Payload, done, refused
+from conftest import ROOT, Payload, done, refused
 from test_published_networks import FOLDER, same
 
 from orepa_mm.checkpoints.architecture import name_of, recognise
@@ -33,6 +34,13 @@ def test_there_and_back_again(name, tools, tmp_path):
     before, after = (torch.load(path, weights_only=True) for path in (source, tmp_path / 'back.pth.tar'))
     same(after.pop('state_dict'), before.pop('state_dict'))
     assert before == after
+
+
+def test_the_table_of_published_files_names_our_configs():
+    rows = dict(re.findall(r'^\| \[(\S+).*\]\(\S+\) \| `(orepa-\S+)` \|$', (ROOT / 'docs/architectures.md').read_text(), re.M))
+    assert len(rows) == 9
+    for name, config in rows.items():
+        assert name.replace('-', '').lower() in config.replace('-', '').lower() and (ROOT / f'configs/imagenet/{config}.py').is_file()
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])

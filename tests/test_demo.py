@@ -151,23 +151,30 @@ def test_the_worst_pictures_come_first_with_their_error(tmp_path):
     names = ('a.jpg', 'b.jpg', 'c.jpg', 'test_d_leftImg8bit.png_4.png')
     for name in names:
         (tmp_path / name).write_bytes(b'')
-    errors = {'b': PictureError(0.25, 'few <wrong>'), 'd_leftImg8bit': PictureError(0.75, 'most wrong')}
-    page = report.pictures(tmp_path, tmp_path, 3, errors)
-    places = [page.find(f'src="{name}"') for name in (names[3], 'b.jpg', 'a.jpg')]
-    assert places == sorted(places) and min(places) >= 0 and 'c.jpg' not in page
-    assert 'b.jpg: error 0.25, few &lt;wrong&gt;' in page
+    errors = {'b': PictureError(0.25, 'few'), 'd_leftImg8bit': PictureError(0.75, 'most wrong')}
+    found = report.images(tmp_path, tmp_path, 3, errors)
+    assert [source for source, _ in found] == [names[3], 'b.jpg', 'a.jpg'] and found[1][1] == 'b.jpg: error 0.25, few'
 
 
 def test_the_report_says_what_it_is(coco, tmp_path):
-    text = demo.introduction(coco, demo.Settings(), (300, 60))
-    for words in ('a quarter of the usual width', '7 epochs on 300 pictures', '60 others', '192 x 192', 'make demo DATA='):
+    text = ' '.join(demo.introduction(coco, demo.Settings(), (300, 60)))
+    for words in ('a quarter of the usual width', '7 epochs on 300 images', '60 others', '192 x 192', 'make demo DATA='):
         assert words in text
-    own = demo.introduction(coco, demo.Settings(data=Path('/x/<y>'), load_from=Path('own.pth')), (8, 4))
-    assert '&lt;y&gt;' in own and 'own.pth' in own and 'make demo DATA=' not in own
-    measured = dict(parameters=[2e6, 1e6], difference=0.0, latency=[2.0, 1.0], input=(3, 8, 8))
-    steps = report.Steps('demo', tmp_path, [('a step', 'python ' + 'x' * 300, 1.0)])
-    path = demo.report(steps, text, [{}, {}], measured, ['size'], {'a': PictureError(0.5, 'half'), 'b': PictureError(0.0, 'none')})
+    own = ' '.join(demo.introduction(coco, demo.Settings(data=Path('/x/<y>'), load_from=Path('own.pth')), (8, 4)))
+    assert '<y>' in own and 'own.pth' in own and 'make demo DATA=' not in own
+    measured = dict(parameters=[2e6, 1e6], difference=0.0, latency=[2.0, 1.0], step=[30.0, 20.0], input=(3, 8, 8), batch=4)
+    steps = report.Steps('demo', tmp_path, [('a <step>', 'python ' + 'x' * 300, 1.0)])
+    agreement = ['size       pictures  largest difference', '96 x 128   a.jpg + 1  2.0e-06']
+    path = demo.report(steps, [text], [{}, {}], measured, agreement, {'a': PictureError(0.5, 'half'), 'b': PictureError(0.0, 'none')})
     page = path.read_text()
-    assert text in page and 'the mean is 0.25' in page and 'x' * 300 in page
+    for part in (
+        'Mask R-CNN on an OREPA',
+        'the mean is 0.25',
+        'x' * 300,
+        'a &lt;step&gt;',
+        '<td>training step of 4 images</td><td>30 ms</td>',
+    ):
+        assert part in page
+    assert '<td data-name="pictures">a.jpg + 1</td>' in page
     style = page[: page.index('</style>')]
     assert 'white-space: pre-wrap' in style and 'overflow-wrap: anywhere' in style  # no line makes the page scroll sideways

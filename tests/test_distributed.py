@@ -14,6 +14,8 @@ from conftest import ROOT, done, free_port, refused
 from doc_blocks import blocks
 from mmengine.config import Config
 
+from orepa_mm.engine.distributed import check_together
+
 WAIT = 1200  # seconds; processes that wait for each other would wait for half an hour
 
 
@@ -141,6 +143,15 @@ def test_a_process_without_a_batch_does_not_keep_the_others_waiting(start, train
     assert 'Re-parameterized 17 layers' in output
     done(tools.run('tools/test', config, checkpoint, '--work-dir', tmp_path / 'run', '--metrics', alone))
     assert json.loads((tmp_path / 'two.json').read_text()) == json.loads(alone.read_text())
+
+
+def test_data_is_checked_by_one_process_of_a_machine(monkeypatch):
+    asked = []
+    for rank in '01':
+        monkeypatch.setenv('LOCAL_RANK', rank)
+        check_together(lambda rank=rank: asked.append(rank), once_a_node=True)
+        check_together(lambda rank=rank: asked.append(rank + ' too'))
+    assert asked == ['0', '0 too', '1 too']
 
 
 def test_synchronised_norms_become_ordinary_ones_on_cpus():

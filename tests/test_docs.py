@@ -1,6 +1,5 @@
 """The generated pages and metafiles are those the configs give today, and MM's tooling reads them."""
 
-import count_communication as communication
 import list_configs as listing
 import pytest
 import write_metafiles as metafiles
@@ -90,17 +89,6 @@ def test_the_stem_guide_names_configs_that_exist():
     assert {part for name in named for part in ('frozen-stem', 'plain-stem') if part in name} == {'frozen-stem', 'plain-stem'}
     for name in named:
         assert (ROOT / name).is_file(), name
-
-
-def test_the_communication_table_is_computed_again():
-    table = [line for line in SCALING.splitlines() if line.count('|') == len(communication.HEADER) + 1]
-    rows = communication.rows()
-    assert len(table) == len(rows) + 2
-    for row in rows[:3]:  # the others take longer to build
-        assert communication.markdown([communication.row(*row)]).splitlines()[-1] in table
-    gradients = {tuple(line.strip('| ').split(' | ')[:2]): float(line.split(' | ')[2]) for line in table[2:]}
-    assert 2.5 < gradients['ResNet-50', 'OREPA'] / gradients['ResNet-50', 'none'] < 3
-    assert gradients['ResNet-50', 'OREPA, light'] < gradients['ResNet-50', 'OREPA'] / 1.5
 
 
 def test_the_guide_to_scaling_names_what_there_is():

@@ -21,9 +21,8 @@ from orepa_mm import DBBConv2d, OREPAConv2d, expand, prune_branches, reparameter
 from orepa_mm.checkpoints.checking import check_state_dict
 from orepa_mm.errors import BranchesError, CheckpointError, ExpandError, FuseError, PlainKernelError
 from orepa_mm.layers import METHODS, ReparameterizableConv2d
+from orepa_mm.layers.kernels import STARTS
 from orepa_mm.reparam.comparison import largest_difference
-
-STARTS = ('balanced', 'zeros', 'shared')
 
 
 def relative(actual, expected):
@@ -327,6 +326,27 @@ def test_stock_weights_by_init_cfg(scope, resnet50, caplog):
     assert relative(outputs[1], outputs[0]) < 1e-5
 
 
+@pytest.mark.parametrize('start', STARTS)
+def test_stock_weights_start_as_the_config_says(start, tmp_path):
+    """The same branches as those that expand makes of the stock network."""
+    from mmpretrain.registry import MODELS
+
+    stock = MODELS.build(dict(type='ResNet', depth=18, base_channels=8, stem_channels=8))
+    torch.save(stock.state_dict(), tmp_path / 'stock.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'stock.pth'))
+    net = MODELS.build(
+        dict(type='OREPAResNet', depth=18, base_channels=8, stem_channels=8, plain_stem=True, start=start, init_cfg=init_cfg)
+    )
+    net.init_weights()
+    expand(stock, kernel_sizes=(3,), start=start)
+    loaded, expanded = net.state_dict(), stock.state_dict()
+    drawn = ('depthwise', 'freq')  # of branches that add nothing at the start
+    assert loaded.keys() == expanded.keys()
+    assert [name for name, value in expanded.items() if not torch.equal(loaded[name], value) and not name.endswith(drawn)] == []
+    if start == 'zeros':  # it makes a difference
+        assert not torch.equal(loaded['layer1.0.conv1.kernel.scale'], expand(nn.Conv2d(8, 8, 3)).kernel.scale)
+
+
 @pytest.mark.parametrize('strict', [False, True])
 def test_stock_weights_by_mmengines_loader(strict, resnet50, tmp_path, capsys):
     from mmdet.registry import MODELS
@@ -396,14 +416,16 @@ def test_a_stock_detector_goes_on_with_branches(tools, tmp_path):
 
 
 def test_expanding_a_file(tools, tmp_path, resnet50):
-    status, error = tools.run(EXPAND, 'none', resnet50, tmp_path / 'out.pth')
+    status, error = tools.run(EXPAND, 'none', resnet50, tmp_path / 'out.pth', '--start', 'zeros')
     assert status == 0, error
     expanded = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
+    assert expanded['backbone.layer1.0.conv2.kernel.scale'][0].unique() == STARTS['zeros'][0]['origin']
     assert 'backbone.layer1.0.conv2.kernel.origin' in expanded and expanded['head.fc.weight'].shape == (1000, 2048)
     for arguments, message in (
         (('none', resnet50, tmp_path / 'out.pth'), '--force'),
         (('none', tmp_path / 'out.pth', tmp_path / 'twice.pth'), 'nothing to expand'),
         (('none', tmp_path / 'absent.pth', tmp_path / 'x.pth'), 'no such checkpoint'),
+        (('none', resnet50, tmp_path / 'x.pth', '--start', 'zero'), "invalid choice: 'zero'"),
         ((tools.CONFIGS['imagenet'], resnet50, tmp_path / 'x.pth'), 'nothing to expand'),
     ):
         status, error = tools.run(EXPAND, *arguments)

@@ -205,13 +205,15 @@ def test_files_for_other_channels(channels, mini_data, tmp_path):
     assert OnnxNetwork(quantize(path, pixels))(pixels[0]).shape == OnnxNetwork(path)(pixels[0]).shape
 
 
-def test_probabilities_of_one_size(exported, tmp_path):
-    rows, path, wide = exported('classifier', size=(48, 80), softmax=True), tmp_path / 'x.onnx', tmp_path / 'wide.png'
+def test_probabilities_of_one_size_from_float_pictures(exported, tmp_path):
+    rows = exported('classifier', size=(48, 80), softmax=True, float_input=True)
+    path, wide = tmp_path / 'x.onnx', tmp_path / 'wide.png'
     assert {row.size for row in rows} == {(48, 80)} and len({row.pictures[0] for row in rows}) == 4
-    (scores,) = load(path).run(None, blank(48, 80))
+    (scores,) = load(path).run(None, {'picture': blank(48, 80)['picture'].astype(np.float32)})
+    assert load(path).get_modelmeta().custom_metadata_map['input'].startswith('float32 (0 to 255) pictures [N, 3')
     assert scores.sum() == pytest.approx(1, abs=1e-5) and scores.min() > 0
     with pytest.raises(Exception, match='invalid dimensions'):
-        load(path).run(None, blank(64, 80))
+        load(path).run(None, {'picture': np.zeros((1, 3, 64, 80), np.float32)})
     Image.new('RGB', (300, 40)).save(wide)
     assert '\n  0.' in said_alone(path, wide, '--out-dir', tmp_path)
 

@@ -3,10 +3,11 @@
 import copy
 import itertools
 import os
+from functools import partial
 
 import pytest
 import torch
-from conftest import free_port
+from conftest import free_port, fused
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -50,7 +51,8 @@ def inside(**options) -> nn.Sequential:
 
 
 def sgd(model: nn.Module, **options) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), **dict(lr=0.1) | options)
+    kind = partial(fused, torch.optim.SGD) if options.pop('fused', False) else torch.optim.SGD
+    return kind(model.parameters(), **dict(lr=0.1) | options)
 
 
 def beside(optimizer_of=sgd, dtype: torch.dtype = torch.float64, memory_format: torch.memory_format = torch.contiguous_format, **options):
@@ -211,7 +213,7 @@ def test_the_matrix_is_that_of_the_branches(kernel_size):
     kernel = OREPAKernel(2, 3, kernel_size, **options)
     nn.init.uniform_(kernel.scale, 0.2, 0.9)
     weights = {name: p.detach() for name, p in kernel.named_parameters() if name != 'scale'}
-    found = torch.func.jacrev(lambda weights: torch.func.functional_call(kernel, weights))(weights)
+    found = torch.func.jacrev(lambda weights: torch.func.functional_call(kernel, weights, ()))(weights)
     derivatives = torch.cat([each.reshape(3, 2, kernel_size**2, -1) for each in found.values()], -1)
     expected = derivatives @ derivatives.mT
     rows = dict(zip(kernel.branches, kernel.scale, strict=True))

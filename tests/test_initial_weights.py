@@ -4,15 +4,18 @@ import math
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from torch import nn
 
 import orepa_mm
-from orepa_mm import OREPAConv2d
+from orepa_mm import OREPAConv2d, reparameterize
 from orepa_mm.checkpoints.checking import check_pretrained
 from orepa_mm.errors import LayerError
+from orepa_mm.layers import squeezed_conv
 from orepa_mm.layers.kernels import STARTS
 
 EXACT = 1e-12  # float64; dividing by a scale and multiplying again rounds
@@ -66,7 +69,7 @@ def test_its_scales_are_those_of_expansion_and_every_branch_moves():
 
 def test_published_is_the_default():
     layer, same = seeded(OREPAConv2d, 6, 8, 3), seeded(OREPAConv2d, 6, 8, 3, init='published')
-    assert layer.init == 'published' and torch.equal(layer.weight, same.weight)
+    assert torch.equal(layer.weight, same.weight)
     assert layer.kernel.parts()['avg'].abs().max() > 0
 
 
@@ -92,17 +95,70 @@ def test_a_backbone_draws_what_the_stock_one_draws(backbone, init_cfg):
         assert values.abs().max() > 2.2 * expected  # normal, where torch's own draw ends at 1.7
 
 
-def test_a_layer_of_another_model():
-    """As mmcv's ConvModule draws a plain convolution: normal, by fan-out."""
-    model = BaseModule()
-    model.conv = OREPAConv2d(64, 96, 3, groups=2, init='balanced')
-    model.init_weights()
-    plain = nn.Conv2d(64, 96, 3, groups=2)
-    seeded(nn.init.kaiming_normal_, plain.weight, mode='fan_out', nonlinearity='relu')
-    seeded(model.conv.init_weights)
-    assert model.conv.bias.abs().max() == 0
-    # of the same distribution: layers draw their kernels after other draws
-    assert model.conv.weight.std().item() == pytest.approx(plain.weight.std().item(), rel=0.02)
+class Backbone(BaseModule):
+    """One convolution as mmengine's and as mmcv's modules have them, and where neither draws it."""
+
+    def __init__(self, conv_cfg, init_cfg):
+        super().__init__(init_cfg)
+        self.bare = build_conv_layer(conv_cfg, 6, 9, 3)
+        self.module = ConvModule(9, 9, 3, conv_cfg=conv_cfg, norm_cfg=dict(type='BN'), act_cfg=dict(type='LeakyReLU'))
+        self.rest = nn.Sequential(ConvModule(9, 9, 1, conv_cfg=conv_cfg), build_conv_layer(conv_cfg, 9, 9, 3))
+
+
+CONV = dict(layer='Conv2d')
+INIT_CFGS = [
+    None,
+    dict(type='Kaiming', **CONV),
+    dict(type='Normal', std=0.5, bias=3, **CONV),
+    dict(type='Xavier', distribution='uniform', layer=['Conv2d', 'Linear']),
+    [dict(type='TruncNormal', std=0.1, **CONV), dict(type='Constant', val=2, layer='BatchNorm2d')],
+    dict(type='Normal', std=0.1, **CONV, override=dict(name='bare', type='Constant', val=0.1, bias=2)),
+]
+
+
+@pytest.mark.parametrize('init_cfg', INIT_CFGS, ids=str)
+@pytest.mark.parametrize('start', ['balanced', 'shared'])
+def test_init_cfg_of_a_custom_backbone(init_cfg, start):
+    """Every kernel and bias is what the stock one is from the same seed."""
+    plain = Backbone(dict(type='Conv2d'), init_cfg)
+    net = Backbone(dict(type='OREPAConv2d', init='balanced', start=start), init_cfg)
+    net.load_state_dict(plain.state_dict())
+    seeded(plain.init_weights)
+    seeded(net.init_weights)
+    for name, value in reparameterize(net.eval()).state_dict().items():
+        assert torch.allclose(value, plain.state_dict()[name], atol=1e-6, rtol=1e-5), name
+
+
+def test_what_plain_pytorch_initialises():
+    def draw(module):
+        if isinstance(module, nn.Conv2d):
+            nn.init.orthogonal_(module.weight)
+            nn.init.ones_(module.bias)
+
+    for make in (lambda: OREPAConv2d(4, 8, 3, init='balanced'), lambda: orepa_mm.expand(nn.Conv2d(4, 8, 3))):
+        plain, model = nn.Sequential(nn.Conv2d(4, 8, 3)), nn.Sequential(make())
+        seeded(plain.apply, draw)
+        assert seeded(model.apply, draw) is model
+        assert torch.allclose(model[0].weight, plain[0].weight, atol=1e-6) and torch.equal(model[0].bias, plain[0].bias)
+
+
+@pytest.mark.parametrize(('init', 'lines'), [(None, 1), ('published', 0), ('balanced', 0)])
+def test_the_log_says_what_passes_over_published_branches(init, lines, caplog, tmp_path):
+    squeezed_conv._say_passed_over.cache_clear()
+    MMLogger.get_instance(f'run_{init}', log_file=str(tmp_path / 'run.log'))  # the current one from now on
+    net = Backbone(dict(type='OREPAConv2d', init=init), dict(type='Normal', **CONV))
+    net.init_weights()
+    net.apply(lambda module: None)
+    assert (net.bare.kernel.parts()['avg'].abs().max() == 0) == (init == 'balanced')
+    assert [record.getMessage().split(':')[0] for record in caplog.records] == ['OREPAConv2d'] * lines
+    assert (tmp_path / 'run.log').read_text().count('OREPAConv2d: an initialiser of plain convolutions') == lines
+
+
+@pytest.mark.parametrize('init_cfg', [None, dict(type='Normal', **CONV)])
+def test_our_backbones_say_it_of_an_init_cfg_that_is_given(init_cfg, caplog):
+    squeezed_conv._say_passed_over.cache_clear()
+    MODELS.build(dict(type='OREPAResNet', depth=18, base_channels=4, init_cfg=init_cfg)).init_weights()
+    assert len(caplog.records) == bool(init_cfg)
 
 
 def test_a_checkpoint_is_not_drawn_over(tmp_path):
@@ -137,6 +193,7 @@ def test_weights_for_pictures_of_other_channels(options, tmp_path):
     ('options', 'message'),
     [
         (dict(init='zero'), "init='zero' is unknown; choose from published, balanced"),
+        (dict(start='zero'), "start='zero' is unknown; choose from balanced, zeros, shared"),
         (dict(branches=('avg', 'point')), "cannot add up to any given kernel; it takes 'origin'"),
         (dict(out_channels=16, kernel_size=7), 'at least 27 output channels'),  # a narrow stem
         (dict(type='OREPAResNet', depth=18, method='DBB'), "init='balanced' is for method='OREPA', not 'DBB'"),

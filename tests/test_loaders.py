@@ -14,6 +14,9 @@ from mmengine.runner.checkpoint import load_checkpoint
 from orepa_mm.checkpoints import loaders
 from orepa_mm.errors import CheckpointError
 
+SCHEMES = dict(CheckpointLoader._schemes)  # as the import leaves them
+HOSTS = [f'https://download.{loaders.GONE}', f'http://{loaders.GONE.upper()}.:80/{loaders.GONE}', f'https://x@mm.cdn.{loaders.GONE}']
+
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
@@ -53,6 +56,8 @@ def refuses(path: str, folder: Path) -> None:
 def test_local_files(files):
     assert loads(str(files / 'good.pth'))
     refuses(str(files / 'evil.pth'), files)
+    with pytest.raises(CheckpointError, match='no such checkpoint file.*architectures.md#published-checkpoints'):
+        loads('work_dirs/orepa-resnet50_4xb64-120e_in1k/epoch_120.pth')
     odd = files / 'http:' / 'evil.pth'
     odd.parent.mkdir()
     (files / 'evil.pth').rename(odd)
@@ -89,12 +94,13 @@ def test_other_stores(files, monkeypatch):
         loads('pavi://model/1')
 
 
-@pytest.mark.parametrize('name', ['open-mmlab://resnet50_v1c', 'mmcls://resnet18', f'https://{loaders.GONE}/mmdetection/v3.0/x.pth'])
+@pytest.mark.parametrize('name', ['open-mmlab://resnet50_v1c', 'mmcls://resnet18', *(f'{host}/mmdetection/v3.0/x.pth' for host in HOSTS)])
 def test_the_host_that_is_gone(name, files, monkeypatch):
-    """Nothing is asked of whoever has its name; what lies in the cache is read as any file."""
+    """Nothing is asked of whoever has its name, with the two lines and in inferencers too; what lies in the cache is read as any file."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', SCHEMES)
     monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *args: pytest.fail('asked'))
     for function in ('get_external_models', 'get_mmcls_models'):  # as in the official packages; OneDL's have a host of theirs
-        monkeypatch.setattr(loaders, function, lambda: {n: f'https://{loaders.GONE}/{n}.pth' for n in ('resnet50_v1c', 'resnet18')})
+        monkeypatch.setattr(loaders, function, lambda: {n: f'{HOSTS[0]}/{n}.pth' for n in ('resnet50_v1c', 'resnet18')})
     with pytest.raises(CheckpointError, match='is no longer OpenMMLab.*path of a file of your own') as error:
         loads(name)
     (files / 'hub' / 'hub' / 'checkpoints').mkdir(parents=True)

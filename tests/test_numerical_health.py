@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import loss_scaler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.model import BaseModel
@@ -54,7 +55,7 @@ def test_training_stays_finite_or_names_the_layer(dtype, autocast, stem, stress)
     elif stress == 'no variance':
         x[:, 1:] = 1
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    scaler = torch.amp.GradScaler('cpu', enabled=autocast)
+    scaler = loss_scaler(enabled=autocast)
     wrapper = OptimWrapper(optimizer)
     if autocast:
         wrapper.loss_scaler = scaler

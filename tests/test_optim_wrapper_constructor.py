@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import loss_scaler
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import MODELS
 from torch import nn
@@ -158,7 +159,7 @@ def test_custom_l2_is_not_divided_by_the_loss_scale(fused, build):
     x = torch.randn(2, 3, 32, 32)
     for model, scaled in zip(models, (True, False), strict=True):
         optimizer = wrapper(model, optimizer=dict(SGD, fused=fused), custom_l2=True).optimizer
-        scaler = torch.amp.GradScaler('cpu', init_scale=1024.0, enabled=scaled)
+        scaler = loss_scaler(init_scale=1024.0, enabled=scaled)
         scaler.scale(model(x)[-1].square().mean()).backward()
         scaler.step(optimizer)
     for (name, p), q in zip(models[0].named_parameters(), models[1].parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""Branches beside the optimizer in the loops of others: timm's tools, ultralytics, Lightning and accelerate."""
+"""Branches beside the optimizer in the loops of others: timm's tools, torchvision, ultralytics, Lightning, accelerate, Hugging Face."""
 
 import copy
 import json
@@ -98,6 +98,43 @@ def test_optimizers_of_timm(name):
     train(beside, other, batches(10))
     assert apart(before, beside) > 1e-4
     assert apart(inside, beside) < 1e-7
+
+
+# torchvision
+
+
+def test_the_detection_reference_of_torchvision():
+    """Its loop: a sum of losses, a warm-up for each step, then steps by epochs; the proposals that are drawn are the same."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.rpn import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+    backbone.out_channels = 8
+    small = dict(
+        min_size=64, max_size=96, box_head=None, box_detections_per_img=5, rpn_post_nms_top_n_train=32, box_batch_size_per_image=16
+    )
+    small |= dict(rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)), box_roi_pool=MultiScaleRoIAlign(['0'], 3, 2))
+    model = FasterRCNN(backbone, num_classes=3, **small).double().train()
+    settings = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)
+    inside, beside, one, other, handle = pair(
+        model, lambda model: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **settings)
+    )
+    assert {'backbone.0', 'rpn.head.conv.0.0'} <= {update.path for update in handle.updates}
+    before = copy.deepcopy(beside)
+    boxes = torch.tensor([[4.0, 6, 40, 44], [30, 20, 62, 60]], dtype=torch.float64)
+    targets = [dict(boxes=boxes, labels=torch.tensor([1, 2])), dict(boxes=boxes[:1], labels=torch.tensor([2]))]
+    for each, optimizer in ((inside, one), (beside, other)):
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
+        for step in range(4):
+            torch.manual_seed(step)
+            losses = each([torch.rand(3, 64, 72, dtype=torch.float64), torch.rand(3, 80, 64, dtype=torch.float64)], targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            warmup.step()
+    assert apart(before, beside) > 1e-3 and apart(inside, beside) < EXACT
 
 
 # ultralytics
@@ -433,3 +470,49 @@ def test_accelerate_trains_as_a_plain_loop_and_resumes(accelerate, tmp_path, bef
     assert attached_to(resumed[2].optimizer) is not None
     epoch(*resumed)
     assert same(resumed[1], run[1])
+
+
+# Hugging Face
+
+
+class Batches(torch.utils.data.IterableDataset):
+    """In this order in every epoch, where a Trainer shuffles what has a length."""
+
+    def __iter__(self):
+        for _ in range(2):
+            yield from (dict(x=x) for x in batches(6))
+
+
+def test_hugging_faces_trainer_trains_as_a_plain_loop_and_resumes(accelerate, tmp_path):
+    transformers = pytest.importorskip('transformers')
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x):
+            return dict(loss=loss_of(self.network, x))
+
+    def train(resume=None):
+        model = Model()
+        optimizer = OPTIMIZERS['adamw'](model.parameters())
+        attach_seeded(model, optimizer)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3])  # a step of the optimizer each
+        quiet = dict(use_cpu=True, report_to='none', disable_tqdm=True, logging_strategy='no', save_safetensors=False)
+        loop = dict(max_steps=6, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_grad_norm=0.1, save_steps=3)
+        trainer = transformers.Trainer(
+            model=model,
+            args=transformers.TrainingArguments(str(tmp_path), **loop, **quiet),
+            train_dataset=Batches(),
+            data_collator=lambda items: items[0],
+            optimizers=(optimizer, schedule),
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return model.network
+
+    model = train()
+    assert same(model, plain_loop(batches(6), 2, 2, 0.1))
+    assert not same(model, plain_loop(batches(6), 2, 2, 0.1, attached=False))
+    torch.manual_seed(99)
+    assert same(train(str(tmp_path / 'checkpoint-3')), model)

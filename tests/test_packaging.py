@@ -35,7 +35,7 @@ def test_everything_is_in_the_wheel(wheel):
     configs = [path.relative_to(ROOT) for path in (ROOT / 'configs').rglob('*') if path.suffix in ('.py', '.yml')]
     tools = [path.relative_to(ROOT) for path in (ROOT / 'tools').rglob('*') if path.suffix in ('.py', '.sh')]
     missing = [str(path) for path in (*configs, *tools, Path('model-index.yml')) if f'orepa_mm/.mim/{path}' not in names]
-    assert len(configs) > 70 and not missing
+    assert len(configs) > 70 and not missing and 'orepa_mm/py.typed' in names
     assert not [name for name in names if '__pycache__' in name or name.startswith(('tests/', 'demo/'))]
 
 

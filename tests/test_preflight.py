@@ -144,7 +144,7 @@ def test_checkpoints_that_number_the_classes_in_another_way(trained, tools, tmp_
     [
         ({}, dict(conv_cfg=dict(type='OREPAConv2d', plain_sizes=(1, 7))), 'deep linear stem.*plain_stem=True'),
         (dict(stem_channels=16, plain_stem=True), dict(stem_channels=16), 'no product of stacked 3x3 kernels.*plain_stem=True'),
-        (dict(deep_stem=True), {}, 'deep_stem=True'),
+        (dict(deep_stem=True), {}, r'take ResNetV1c or V1d \(OREPAResNetV1c, OREPAResNetV1d\), or set deep_stem=True'),
         (dict(stem_channels=8), {}, 'of another shape.*stem_channels'),
         *((stem, options, '') for stem in ({}, dict(plain_stem=True)) for options in ({}, dict(plain_stem=True))),
     ],

@@ -75,9 +75,9 @@ def test_differences_are_paired_by_seed(write):
     records += [record('b', seed, value) for seed, value in ((3, 90.0), (2, 71.5), (0, 51.0), (1, None))]
     records[0]['resumed'], records[1]['gpu_memory_mib'] = True, 5.0
     a, b, c = (cells(study, frame(study, records), dict(a=0.01, b=0.05), method) for method in 'abc')
-    assert a == ('a', '0.01', '3', '60.00', '10.00', '-', '-', '20', '100', 'FAILED: seed 3; learning rate at the end of the range')
+    assert a == ('a', '0.01', '3', '60.00', '10.00', '-', '-', '20', 'FAILED: seed 3; learning rate at the end of the range')
     assert b[2] == '3' and b[5:7] == ('+1.25', '-1.93 to +4.43') and 'FAILED: seed 1' in b[-1]  # of seeds 0 and 2
-    assert c[1:9] == ('-', '0', *'------') and 'not tried yet' in c[-1]
+    assert c[1:8] == ('-', '0', *'-----') and 'not tried yet' in c[-1]
 
 
 def test_a_report_is_made_of_the_records_alone(write, tmp_path, tools):
@@ -351,7 +351,7 @@ def start(path: Path, mini_data: Path, out: Path) -> subprocess.Popen:
 
 
 def results(out: Path) -> list[list[str]]:
-    """The table's cells without time and memory."""
+    """The table's cells without time."""
     lines = [line for line in (out / 'table.md').read_text().splitlines() if line.startswith('|')]
     return [[cell.strip() for cell in line.split('|')][1:8] for line in lines]
 

@@ -34,7 +34,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from torch import nn
-from torch.utils.benchmark import Measurement, Timer
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 import orepa_mm
@@ -316,10 +316,12 @@ def forward_times(task, methods: list[str], kind: str, args: argparse.Namespace,
 
 
 def step_times(task, methods: list[str], kind: str, args: argparse.Namespace, title: str) -> tuple[dict, dict]:
-    """Of training steps, and what else is known of each: memory, kernels started, and the least that squeezing can take."""
+    """Of training steps, and what else is known of each: gradients, memory, kernels started, and the least that squeezing can take."""
     memory = {method: peak_memory(task, method, args) for method in methods} if kind == 'step' and not args.no_memory else {}
-    more = {method: dict(memory=found, memory_ratio=found / memory['none']) for method, found in memory.items()}
     models = {method: build(task, method, args) for method in methods}
+    more = {method: dict(gradients=4 * sum(p.numel() for p in model.parameters() if p.requires_grad)) for method, model in models.items()}
+    for method, found in memory.items():
+        more[method] |= dict(memory=found, memory_ratio=found / memory['none'])
     flops = {method: squeezing_flops(model) for method, model in models.items()}
     batches = ACCUMULATED if kind == 'accumulation' else 1
     steps = {method: training_step(task, model, args, method, batches=batches) for method, model in models.items()}
@@ -329,9 +331,9 @@ def step_times(task, methods: list[str], kind: str, args: argparse.Namespace, ti
         for method, step in steps.items():
             same = {BESIDE: 'OREPA', LIGHT_BESIDE: LIGHT, FIXED: None}.get(method, method)
             if same in OF_OREPA and same in flops:
-                more.setdefault(method, {})['floor'] = floor(flops[same], statistics.median(times['none']), rate)
+                more[method]['floor'] = floor(flops[same], statistics.median(times['none']), rate)
             if on_gpu(args):
-                more.setdefault(method, {})['kernel_launches'] = kernel_launches(step)
+                more[method]['kernel_launches'] = kernel_launches(step)
     return times, more
 
 
@@ -343,8 +345,8 @@ def size_of(args: argparse.Namespace) -> int | str:
 def markdown(rows: list[dict]) -> str:
     counted = any('kernel_launches' in row for row in rows)
     lines = [
-        f'| | | time, ms | ratio to `none` (quartiles) | products alone | peak memory, MB (ratio) |{" launches |" if counted else ""}',
-        f'|---|---|---:|---:|---:|---:|{"---:|" if counted else ""}',
+        f'| | | time, ms | ratio to `none` (quartiles) | products alone | memory, MB (ratio) | gradients, MB |{" launches |" * counted}',
+        f'|---|---|---:|---:|---:|---:|---:|{"---:|" * counted}',
     ]
     for row in rows:
         what = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
@@ -352,9 +354,10 @@ def markdown(rows: list[dict]) -> str:
         ratio = f'{row["ratio"]:.3f} ({row["ratio_low"]:.3f}-{row["ratio_high"]:.3f})'
         memory = f'{row["memory"] / 1e6:.0f} ({row["memory_ratio"]:.2f})' if 'memory' in row else ''
         lowest = f'{row["floor"]:.2f}' if 'floor' in row else ''
+        sent = f'{row["gradients"] / 1e6:.0f}' if 'gradients' in row else ''
         launches = f' {row.get("kernel_launches", "")} |' if counted else ''
         time = f'{1e3 * statistics.median(row["seconds"]):.1f}'
-        lines.append(f'| {what} | {row["method"]} | {time} | {ratio} | {lowest} | {memory} |{launches}')
+        lines.append(f'| {what} | {row["method"]} | {time} | {ratio} | {lowest} | {memory} | {sent} |{launches}')
     return '\n'.join(lines)
 
 
@@ -368,46 +371,16 @@ def squeezing_flops(model: nn.Module) -> int:
     return counter.get_total_flops()
 
 
-def timed(call: Run) -> Measurement:
-    """Waits for a GPU."""
-    return Timer('call()', globals=dict(call=call), num_threads=torch.get_num_threads()).blocked_autorange()
-
-
 def product_rate(device: str) -> float:
     """Multiplications and additions a second of a large matrix product in float32, the fastest arithmetic the device has for squeezing."""
     a, b = torch.randn(2048, 1024, device=device), torch.randn(1024, 1024, device=device)
-    return 2 * len(a) * a.shape[1] * b.shape[1] / min(timed(lambda: a @ b).times)
+    timer = Timer('a @ b', globals=dict(a=a, b=b), num_threads=torch.get_num_threads())  # waits for a GPU
+    return 2 * len(a) * a.shape[1] * b.shape[1] / min(timer.blocked_autorange().times)
 
 
 def floor(flops: int, plain_seconds: float, rate: float) -> float:
     """Ratio to the plain network's step if squeezing were nothing but matrix products at full speed: one forward, twice that backward."""
     return 1 + 3 * flops / rate / plain_seconds
-
-
-def squeezing(device: str, channels: int = 512) -> dict[str, float]:
-    """Milliseconds of squeezing a 3x3 layer with all branches: forward, backward, its products alone, the rest, and one kernel's copy.
-
-    The rest is what is not a matrix product. Copying one kernel, read once and written once, is the unit of what it costs to touch arrays.
-    """
-    kernel = OREPAKernel(channels, channels, 3, device=device)
-    grad = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-    rows, square = torch.randn(9 * channels, channels, device=device), torch.randn(channels, channels, device=device)
-    copy_of, squeezed, parameters = torch.empty_like(grad), kernel(torch.channels_last), list(kernel.parameters())
-    calls = dict(
-        forward=lambda: kernel(torch.channels_last),
-        backward=lambda: torch.autograd.grad(squeezed, parameters, grad, retain_graph=True),
-        products=lambda: (rows @ square, rows @ square.T, rows.T @ rows),
-        copy=lambda: copy_of.copy_(grad),
-    )
-    found = {name: 1e3 * timed(call).median for name, call in calls.items()}
-    return found | dict(rest=found['forward'] + found['backward'] - found['products'])
-
-
-def squeezing_line(found: dict[str, float]) -> str:
-    return (
-        f'Squeezing a 512-channel 3x3 layer: {found["forward"]:.2f} ms forward, {found["backward"]:.2f} ms backward. Its products take '
-        f'{found["products"]:.2f} ms of that and the rest {found["rest"]:.2f} ms; copying one of its kernels takes {found["copy"]:.2f} ms.'
-    )
 
 
 def gpu_rows(args: argparse.Namespace, points: list[tuple[str, int, tuple[int, int], str]]) -> list[dict]:
@@ -549,9 +522,6 @@ def main() -> None:
         for arch, args.batch, args.size, what in STANDARD:
             rows += measure(arch, what, args)
     results, table = dict(caption=caption, rows=rows), f'{caption}.\n\n{markdown(rows)}'
-    if standard:
-        results['squeezing'] = squeezing(args.device)
-        table += f'\n\n{squeezing_line(results["squeezing"])}'
     print(table)
     path = args.out / '_'.join([name, *settings, torch.device(args.device).type])
     for suffix, text in (('.json', json.dumps(results, indent=2)), ('.md', table)):

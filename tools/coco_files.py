@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs  # reads the annotations of COCO's training set in less than a second, where Python would take minutes
 import numpy as np
 
 from orepa_mm.errors import UsageError
@@ -57,6 +56,10 @@ def read_coco(path: Path, picture: str = 'file_name', **options: bool) -> dict:
     Annotations of images or categories that the file does not list, which the datasets leave out, are a warning. Arguments as for
     :func:`schema`.
     """
+    try:
+        import jsonschema_rs  # takes less than a second for COCO's training set, where Python would take minutes
+    except ImportError:
+        raise UsageError('jsonschema-rs, with which annotation files are checked, is missing: pip install jsonschema-rs.') from None
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

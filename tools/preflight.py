@@ -100,7 +100,7 @@ def classes_of(checkpoint: str | Path) -> dict[str, Sequence[str]]:
     """The classes a checkpoint says it was trained for, by its name: ``others`` of :func:`check_data`."""
     meta = (read_checkpoint(checkpoint).get('meta') if Path(checkpoint).is_file() else None) or {}
     classes = {key.lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}.get('classes')
-    return {str(checkpoint): classes or ()}
+    return {str(checkpoint): [name for name in classes or () if isinstance(name, str)]}  # mmpose's are whole categories
 
 
 def _require(condition: Any, message: str) -> None:

@@ -152,7 +152,7 @@ def main() -> None:
         check_writable(args.show_dir, folder=True)
     start_processes(cfg)
     if not args.no_check_data:
-        check_together(lambda: check_data(cfg, ('test',), others=classes_of(args.checkpoint)))
+        check_together(lambda: check_data(cfg, ('test',), others=classes_of(args.checkpoint)), once_a_node=True)
     if args.tta:
         augment(cfg)
         mend_augmentation(cfg)

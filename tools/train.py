@@ -64,7 +64,7 @@ def main() -> None:
         keep_freed_memory()
     start_processes(cfg)
     if not args.no_check_data:
-        check_together(lambda: check_data(cfg, ('train', 'val')))
+        check_together(lambda: check_data(cfg, ('train', 'val')), once_a_node=True)
     build_runner(cfg).train()
 
 

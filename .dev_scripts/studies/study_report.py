@@ -12,11 +12,11 @@ from study import FIRST_RATE_SEED, Study, chosen_rates, metric_of
 
 from orepa_mm.files import replacing
 
-HEADER = ('method', 'learning rate', 'runs', 'mean', 'sd', 'difference', '95 % interval', 's a run', 'MiB', 'remarks')
+HEADER = ('method', 'learning rate', 'runs', 'mean', 'sd', 'difference', '95 % interval', 's a run', 'remarks')
 
 
 def frame(study: Study, records: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row for each run that ended: method, seed, learning rate, the metric (none where it failed), seconds and MiB of its training.
+    """A row for each run that ended: method, seed, learning rate, the metric (none where it failed), seconds of its training.
 
     Seconds are of the clock on a GPU; else of the processor, which other work on the machine hardly changes.
     """
@@ -25,13 +25,12 @@ def frame(study: Study, records: list[dict[str, Any]]) -> pd.DataFrame:
             {key: record[key] for key in ('method', 'seed', 'lr')},
             value=None if 'error' in record else metric_of(study, record),
             seconds=record.get('seconds' if record.get('gpu_memory_mib') is not None else 'cpu_seconds'),
-            memory=record.get('memory_mib'),
             resumed=record['resumed'],
             validations=[(row['step'], row[study.metric]) for row in record.get('validations', ()) if study.metric in row],
         )
         for record in records
     ]
-    return pd.DataFrame(rows, columns=['method', 'seed', 'lr', 'value', 'seconds', 'memory', 'resumed', 'validations'])
+    return pd.DataFrame(rows, columns=['method', 'seed', 'lr', 'value', 'seconds', 'resumed', 'validations'])
 
 
 def differences(runs: pd.DataFrame, method: str, baseline: str) -> pd.Series:
@@ -68,7 +67,6 @@ def cells(study: Study, runs: pd.DataFrame, rates: dict[str, float], method: str
         f'{found.mean():+.{digits}f}' if len(found) > 1 else '-',
         ' to '.join(f'{end:+.{digits}f}' for end in interval_of(found)) if len(found) > 1 else '-',
         f'{undisturbed.seconds.median():.0f}' if len(undisturbed) else '-',
-        f'{whole.memory.max():.0f}' if len(whole) else '-',
         '; '.join(remarks),
     )
 

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from mmdet.models.backbones import ResNet, ResNeXt
+from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
 
 from .resnet import OREPAResNetMixin, OREPAResNeXtMixin
@@ -10,6 +10,11 @@ from .resnet import OREPAResNetMixin, OREPAResNeXtMixin
 
 @MODELS.register_module()
 class OREPAResNet(OREPAResNetMixin, ResNet):
+    __doc__ = OREPAResNetMixin.__doc__
+
+
+@MODELS.register_module()
+class OREPAResNetV1d(OREPAResNetMixin, ResNetV1d):
     __doc__ = OREPAResNetMixin.__doc__
 
 

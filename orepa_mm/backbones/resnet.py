@@ -12,11 +12,11 @@ from ..errors import LayerError
 from ..layers import METHODS, ReparameterizableConv2d
 from ..layers.base import shape_of
 from ..registry import type_name
-from .initial_weights import BalancedStart, given_options
+from .options import given_options
 
 
-def conv_cfg_of(method: str, depth: int, norm_cfg: dict[str, Any] | None) -> dict[str, Any]:
-    """The convolution layer of a method, as the published networks use it.
+def conv_cfg_of(method: str, depth: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The convolution layer of a method, as the published networks use it, for a stock ResNet with ``kwargs``.
 
     OREPA replaces every convolution of a bottleneck net, and in a basic-block net all but the 1x1 projection shortcut. The others replace
     the convolutions between 1x1 and the 7x7 stem.
@@ -32,7 +32,9 @@ def conv_cfg_of(method: str, depth: int, norm_cfg: dict[str, Any] | None) -> dic
     projection = (1,) if depth in (18, 34) else ()
     cfg: dict[str, Any] = dict(type=layer.__name__, plain_sizes=layer.plain_sizes or projection)
     if layer.brings_norm:
-        cfg['norm_cfg'] = dict(norm_cfg or {})
+        cfg['norm_cfg'] = dict(kwargs.get('norm_cfg') or {})
+    elif not kwargs.get('init_cfg'):  # the stock class's own is not meant for branches; of one that is given the layers say what they do
+        cfg['init'] = 'published'
     return cfg
 
 
@@ -57,10 +59,10 @@ def _drop_norms(resnet: nn.Module) -> None:
         before = module
 
 
-class OREPAResNetMixin(BalancedStart, ChecksWeights):
+class OREPAResNetMixin(ChecksWeights):
     """Builds a toolbox's own ResNet with OREPA convolutions, or with a baseline's.
 
-    Put before the stock class. The 7x7 stem of OREPA is a deep linear one (paper, section 4.1).
+    Put before the stock class, which may be a ``ResNetV1c`` or ``V1d``. The 7x7 stem of OREPA is a deep linear one (paper, section 4.1).
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -69,14 +71,16 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         init: How the OREPA convolutions start: ``'published'`` (default), every branch drawn as the published code does, or ``'balanced'``,
             branches that add up to what the stock network draws (``init_cfg`` says what). A stem with fewer than 9 output channels for
             an input channel takes ``plain_stem=True`` for it.
+        start: How their branches start from stock weights that are loaded, as for :func:`orepa_mm.expand`: ``'balanced'`` (default),
+            ``'zeros'`` or ``'shared'``.
         conv_cfg: Another convolution layer than the method's.
         plain_stem: Build the 7x7 stem as one plain convolution. Of a checkpoint with a deep linear stem it takes the kernel that the
             stem's branches add up to.
         kwargs: All arguments of the toolbox's ResNet.
 
     Raises:
-        LayerError: For an unknown method, for ``branches`` or ``init`` beside another method or a ``conv_cfg``, and for ``plain_stem`` with
-            ``deep_stem``, which has no 7x7 convolution.
+        LayerError: For an unknown method, for ``branches``, ``init`` or ``start`` beside another method or a ``conv_cfg``, and for
+            ``plain_stem`` with a deep stem, which has no 7x7 convolution.
     """
 
     def __init__(
@@ -86,20 +90,21 @@ class OREPAResNetMixin(BalancedStart, ChecksWeights):
         method: str = 'OREPA',
         branches: str | Iterable[str] | None = None,
         init: str | None = None,
+        start: str | None = None,
         conv_cfg: dict[str, Any] | None = None,
         plain_stem: bool = False,
         **kwargs: Any,
     ) -> None:
         names = branches if branches is None or isinstance(branches, str) else tuple(branches)
-        given = given_options(method, conv_cfg, branches=names, init=init)
-        if plain_stem and kwargs.get('deep_stem'):
-            raise LayerError('plain_stem=True is for the 7x7 stem, and deep_stem=True replaces that: choose one of them')
+        given = given_options(method, conv_cfg, branches=names, init=init, start=start)
         if conv_cfg is None:
-            conv_cfg = conv_cfg_of(method, depth, kwargs.get('norm_cfg')) | given
+            conv_cfg = conv_cfg_of(method, depth, kwargs) | given
         if plain_stem and type_name(conv_cfg['type']) in [layer.__name__ for layer in METHODS.values()]:
             conv_cfg = dict(conv_cfg, plain_sizes=(*conv_cfg.get('plain_sizes', ()), 7))
-        self.plain_stem, self.init = plain_stem, conv_cfg.get('init', 'published')
+        self.plain_stem = plain_stem
         super().__init__(depth=depth, conv_cfg=conv_cfg, **kwargs)
+        if plain_stem and self.deep_stem:
+            raise LayerError('plain_stem=True is for the 7x7 stem, and a deep stem (deep_stem=True, V1c, V1d) has none: leave it out')
         _drop_norms(self)
 
     def adapt_state_dict(self, state: dict[str, Tensor], prefix: str) -> None:

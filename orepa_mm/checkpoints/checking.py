@@ -150,7 +150,8 @@ def _check_stem(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
         # Weights for images of other channels are left out, and said to be, as by the stock backbone.
         reshaped = [key for key in stem if key in given and _but_inputs(given[key]) != _but_inputs(expected[key])]
         if stacked != wants_stacked:
-            remedy = f'set deep_stem={stacked} of the backbone (ResNetV1c and V1d have deep stems)'
+            kinds = 'ResNetV1c or V1d (OREPAResNetV1c, OREPAResNetV1d)' if stacked else 'ResNet (OREPAResNet)'
+            remedy = f'take {kinds}, or set deep_stem={stacked} of the backbone'
         elif same_form and deep and not wants_deep:
             remedy = 'its deep linear stem can be trained as a plain one: set plain_stem=True of the backbone'
         elif reshaped:

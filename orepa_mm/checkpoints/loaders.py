@@ -1,4 +1,7 @@
-"""mmengine's checkpoint loaders for every kind of path, reading without running code from the file."""
+"""mmengine's checkpoint loaders for every kind of path, reading without running code from the file.
+
+Those that download are mmengine's as soon as this package is imported, the others from :func:`use_safe_loaders` on.
+"""
 
 import io
 from pathlib import Path
@@ -15,15 +18,19 @@ from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_
 from ..errors import CheckpointError
 from .reading import read_checkpoint
 
-GONE = 'download.openmmlab.com'
+GONE = 'openmmlab.com'
 
 
 def use_safe_loaders() -> None:
-    """Let mmengine load every checkpoint by :func:`.read_checkpoint`, downloads included, until the process ends.
+    """Let mmengine load every checkpoint by :func:`.read_checkpoint` until the process ends.
 
     mmengine's own loaders either refuse the log history in its checkpoints, or fall back to running what a file says.
     """
-    for prefixes, loader in LOADERS.items():
+    _register(STORED)
+
+
+def _register(loaders: dict[Any, Any]) -> None:
+    for prefixes, loader in loaders.items():
         CheckpointLoader.register_scheme(prefixes, loader=loader, force=True)
 
 
@@ -38,11 +45,12 @@ def load_from_http(url: str, map_location: str | torch.device | None = None) -> 
         CheckpointError: When that fails, and for what OpenMMLab's host, which is gone, has not left there.
     """
     path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
-    if urlparse(url).hostname == GONE and not path.exists():
+    host = (urlparse(url).hostname or '').rstrip('.')
+    if f'.{host}'.endswith(f'.{GONE}') and not path.exists():
         raise CheckpointError(
             f"{url}: {GONE} is no longer OpenMMLab's (its domain expired in June 2026), and nothing is downloaded from there. Take "
-            "torchvision's weights (torchvision://resnet50; for ResNetV1c a config with the stock 7x7 stem, such as mmseg's *-r50b-*), "
-            "timm's, or the path of a file of your own."
+            "torchvision's weights (torchvision://resnet50; in the place of a ResNetV1c with type='ResNet'), timm's, or the path of a file "
+            'of your own (docs/stock_weights.md).'
         )
     error = None
     if get_rank() == 0 and not path.exists():
@@ -87,12 +95,15 @@ def load_from_pavi(filename: str, map_location: str | torch.device | None = None
     raise CheckpointError(f'{filename}: cannot be read from there without running code from it; download it and give the path of the file.')
 
 
-LOADERS = {
-    '': load_from_local,
+DOWNLOADED = {
     ('http://', 'https://'): load_from_http,
     ('modelzoo://', 'torchvision://'): load_from_torchvision,
     ('open-mmlab://', 'openmmlab://'): load_from_openmmlab,
     'mmcls://': load_from_mmcls,
+}
+STORED = {
+    '': load_from_local,
     (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'): load_from_storage,
     'pavi://': load_from_pavi,
 }
+_register(DOWNLOADED)

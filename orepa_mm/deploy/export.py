@@ -41,6 +41,7 @@ def export(
     softmax: bool = False,
     labels: bool = False,
     opset: int | None = None,
+    float_input: bool = False,
     pictures: str | Path | None = None,
     ema: bool | None = None,
     calls: int = 3,
@@ -49,7 +50,7 @@ def export(
 
     A row comes for each of four sizes, or of four pictures where the size is fixed; each time is the median of ``calls``. On an error
     ``path`` may be left, with what does not agree. ``file_format`` is 'onnx', or 'pt2' for a package of AOTInductor; other arguments as for
-    :class:`.Classifier`, :class:`.Segmentor`, :func:`.write_onnx`, :func:`.find_pictures`, :func:`.load_model`.
+    :class:`.Classifier`, :class:`.Segmentor`, :func:`.export_program`, :func:`.write_onnx`, :func:`.find_pictures`, :func:`.load_model`.
 
     Raises:
         ExportError: When the model cannot be exported, or what was written predicts something else.
@@ -66,10 +67,12 @@ def export(
     files = find_pictures(cfg, pictures)
     reference = load_model(cfg, checkpoint, ema)
     network = deploy_network(deepcopy(reference), softmax, labels)
-    program = formats.export_program(network, size, dynamic)
+    program = formats.export_program(network, size, dynamic, float_input)
     lowest = formats.lowest_side(network)
     steps, others = preparation(cfg, network.channels)
     facts = metadata(cfg, network, checkpoint, steps if dynamic else fixed_preparation(steps, size, network), others)
+    if float_input:
+        facts['input'] = facts['input'].replace('uint8', 'float32 (0 to 255)', 1)
     if dynamic:
         facts['sides'] = f'[{lowest}, {formats.LARGEST}]'
     if file_format == 'onnx':

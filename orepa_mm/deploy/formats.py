@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from mmengine.utils import digit_version
-from torch.export import Dim, ExportedProgram
+from torch import export
+from torch.export import ExportedProgram
 
 from ..errors import ExportError, UsageError
 from .networks import DeployNetwork
@@ -74,8 +75,10 @@ def _own_operators(network: DeployNetwork) -> str:
     return f" (it has operators of mmcv's own: {', '.join(sorted(kinds))})" if kinds else ''
 
 
-def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool) -> ExportedProgram:
+def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool, float_input: bool = False) -> ExportedProgram:
     """The graph of a network for pictures of one size, or of any from :func:`lowest_side` on; several at once where it is batched.
+
+    Pictures are uint8; with ``float_input`` float32 of the same values.
 
     Raises:
         ExportError: When the network has something that no graph can hold, or pictures of this size are too small for it.
@@ -91,9 +94,10 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
         # Traced with an example in which no side is one pixel anywhere, and no two are equal.
         side = max(128, lowest - 1)
         size, batch = (2 * side, 3 * side), 2 if network.batched else 1
-        height, width = (Dim(side, min=lowest, max=LARGEST) for side in ('height', 'width'))
-        shapes = ({2: height, 3: width} | ({0: Dim('batch', min=1, max=LARGEST_BATCH)} if network.batched else {}),)
+        height, width = (export.Dim(side, min=lowest, max=LARGEST) for side in ('height', 'width'))
+        shapes = ({2: height, 3: width} | ({0: export.Dim('batch', min=1, max=LARGEST_BATCH)} if network.batched else {}),)
     picture = torch.randint(0, 256, (batch, network.channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = picture.float() if float_input else picture
     try:
         with torch.no_grad(), _quiet():
             network(picture)
@@ -101,7 +105,7 @@ def export_program(network: DeployNetwork, size: tuple[int, int], dynamic: bool)
         raise ExportError(f'{name} cannot take pictures of {size[0]} x {size[1]}: {_first_line(error)}') from None
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(network, (picture,), dynamic_shapes=shapes)
+            return export.export(network, (picture,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises whatever its tracing met
         remedy = ' (try one size, without --dynamic)' if dynamic else ''
         raise ExportError(f'{name} cannot be exported{_own_operators(network)}: {_first_line(error)}{remedy}') from error
@@ -178,8 +182,9 @@ def load_onnx(path: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    return lambda picture: tuple(map(torch.from_numpy, session.run(None, {name: picture.numpy()})))
+    (taken,) = session.get_inputs()
+    dtype = torch.float32 if taken.type == 'tensor(float)' else torch.uint8
+    return lambda picture: tuple(map(torch.from_numpy, session.run(None, {taken.name: picture.to(dtype).numpy()})))
 
 
 def load_package(path: Path) -> Run:

@@ -77,7 +77,7 @@ def _stock(node: Any, scope: str) -> Any:
                 "a RepVGG with squeeze and excitation (D2se) has no stock class: in deployed form mmpretrain's leaves these layers out. "
                 'Export it to ONNX instead.'
             )
-        node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'conv_cfg')}
+        node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'start', 'conv_cfg')}
         node.update(type='RepVGG' if scope == 'mmpretrain' else 'mmpretrain.RepVGG', deploy=True)
     elif name.startswith('OREPA') and name not in (*LAYERS, CONSTRUCTOR):
         node = _stock_resnet(node, scope)
@@ -104,7 +104,7 @@ def _stock_resnet(node: dict[str, Any], scope: str) -> dict[str, Any]:
     stock = next(c for c in class_of(node['type'], MODELS, scope).__mro__ if c.__module__.partition('.')[0] != 'orepa_mm')
     if 'groups' not in node and 'ResNeXt' in stock.__name__:
         node['groups'] = 32  # the default of some of the stock classes is another one
-    node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'plain_stem')}
+    node = {key: value for key, value in node.items() if key not in ('method', 'branches', 'init', 'start', 'plain_stem')}
     toolbox = toolbox_of(stock)
     return dict(node, type=stock.__name__ if toolbox == scope else f'{toolbox}.{stock.__name__}')
 

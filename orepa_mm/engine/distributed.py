@@ -1,5 +1,6 @@
 """Runs of several processes: their start, on CPUs too, and checks that end all of them when one fails."""
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -52,15 +53,16 @@ def start_processes(cfg: Config) -> None:
     torch.distributed.init_process_group('gloo', timeout=None if timeout is None else timedelta(seconds=timeout))
 
 
-def check_together(check: Callable[[], None]) -> None:
-    """Run ``check`` in every process; an error in one is raised in all, on other machines too, as none would end the others there.
+def check_together(check: Callable[[], object], once_a_node: bool = False) -> None:
+    """Run ``check`` in every process, or in the first of each machine; an error in one is raised in all, as none would end the others.
 
     Raises:
         UsageError: With the message of the process whose check failed. That process raises its own error.
     """
     found = None
     try:
-        check()
+        if not once_a_node or int(os.environ.get('LOCAL_RANK', 0)) == 0:
+            check()
     except Exception as error:
         found = error
     messages = [message for message in all_gather_object(found and str(found)) if message is not None]

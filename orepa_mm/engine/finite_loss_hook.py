@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import NotFiniteError
 from ..reparam.comparison import tensors
+from ..torch_versions import is_autocast_enabled, is_compiling
 from .changed_parameters import optimizers_of
 from .distributed import unwrapped
 
@@ -59,11 +60,11 @@ class FiniteLossHook(Hook):
         self._handles, self._losses = [], []
 
     def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], losses: Any) -> None:
-        if model.training and not torch.compiler.is_compiling():
+        if model.training and not is_compiling():
             self._losses.append(_Loss(losses, model, args, kwargs))
 
     def _look(self) -> None:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return
         losses, self._losses = self._losses, []
         for loss in losses:
@@ -79,7 +80,7 @@ class _Loss:
         self.model, self.inputs = model, (args, kwargs)
         finite = _all_finite(losses)
         device = finite.device
-        self._autocast = torch.autocast(device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type))
+        self._autocast = torch.autocast(device.type, enabled=is_autocast_enabled(device.type))
         self._finite, self._event = finite.to('cpu', non_blocking=finite.is_cuda), torch.cuda.Event() if finite.is_cuda else None
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(device))

@@ -6,10 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ..torch_versions import is_autocast_available, is_autocast_enabled, is_compiling
+
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler of older torch stops at the call
 def _has_autocast(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind)
+    return is_autocast_available(kind)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
@@ -36,7 +38,7 @@ def in_float32(module: nn.Module) -> nn.Module:
 def under_autocast(tensor: Tensor) -> bool:
     """Whether autocast is on for the device of ``tensor``."""
     kind = tensor.device.type
-    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
+    return _has_autocast(kind) and is_autocast_enabled(kind)
 
 
 def is_plain_eager(*tensors: Tensor | None) -> bool:
@@ -45,7 +47,7 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
     False where something looks on or takes over: tracers, exporters and compilers (which may drop what a custom autograd function writes
     in place, or stop at it), ``torch.func`` and vmap, and tensors of other classes (DTensor, FakeTensor, torch.fx's stand-ins).
     """
-    watched: bool = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+    watched: bool = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_compiling()  # type: ignore[attr-defined]
     # There is no public way to ask this; a custom autograd function asks the same way.
     watched = watched or torch._C._are_functorch_transforms_active()
     return not watched and all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)

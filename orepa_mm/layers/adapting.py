@@ -69,7 +69,7 @@ def drawn_like(kernel: Any, like: Tensor) -> Any:
     return copy
 
 
-def expand_in_state(kernel: Any, state: dict[str, Tensor], prefix: str, into: str, assign: bool) -> None:
+def expand_in_state(kernel: Any, state: dict[str, Tensor], prefix: str, into: str, assign: bool, start: str = 'balanced') -> None:
     """Replace the plain kernel under ``prefix`` by branches of ``kernel`` that add up to it, under ``into``, in place.
 
     Raises:
@@ -78,7 +78,7 @@ def expand_in_state(kernel: Any, state: dict[str, Tensor], prefix: str, into: st
     weight = state[f'{prefix}weight']
     kernel = drawn_like(kernel, weight) if assign else deepcopy(kernel)
     try:
-        kernel.represent(weight)
+        kernel.represent(weight, start)
     except LayerError as error:
         remedy = '; set plain_stem=True of the backbone, which keeps it plain' if weight.shape[-1] >= 7 else ''
         raise PlainKernelError(f'"{prefix}weight": {error}{remedy}') from None

@@ -53,6 +53,12 @@ def branch_names(branches: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in BRANCHES if name in names)
 
 
+def check_start(start: str) -> None:
+    """Raise :class:`.LayerError` for a way to start from a given kernel that there is not."""
+    if start not in STARTS:
+        raise LayerError(f'start={start!r} is unknown; choose from {", ".join(STARTS)}')
+
+
 def pull_back_by_autograd(kernel: nn.Module, grad: Tensor) -> dict[str, Tensor]:
     """As :meth:`OREPAKernel.pull_back`, of any module that returns a kernel when it is called; parameters that are frozen are left out."""
     trained = {name: parameter for name, parameter in kernel.named_parameters() if parameter.requires_grad}

@@ -3,17 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import nn
-
-from ..errors import LayerError
-from .base import shape_of
 from .kernels import OREPAKernel
 from .methods import register_method
 from .squeezed_conv import SqueezedConv2d
 from .stem import DeepLinearKernel
-
-INITS = ('published', 'balanced')
 
 
 @register_method('OREPA')
@@ -38,14 +31,15 @@ class OREPAConv2d(SqueezedConv2d):
             any of their names: ``'origin'`` (plain), ``'avg'`` (1x1, then average pooling), ``'freq'`` (1x1, then the frequency prior),
             ``'sequence'`` (1x1, then k x k), ``'point'`` (1x1), ``'separable'`` (depthwise, then pointwise). 1x1 kernels have origin and
             sequence, large ones hand it to their stages.
-        init: How the weights start: ``'published'`` (default) draws every branch, as the published code does. ``'balanced'`` draws the
-            kernel and bias of the plain layer and expands them, as :func:`orepa_mm.expand` does: the plain branch carries the kernel, all
-            others start at zero, with scales that keep a plain layer's learning rate. The draw is that of ``nn.Conv2d``, and where a
-            model of the MM toolboxes calls ``init_weights()``, mmcv's for a plain convolution.
+        init: How the weights start: ``'published'`` draws every branch, as the published code does. ``'balanced'`` draws the kernel and
+            bias of ``nn.Conv2d`` and expands them, as :func:`orepa_mm.expand` does. What initialises plain convolutions, such as
+            ``layer='Conv2d'`` of an ``init_cfg`` or ``model.apply``, then draws this layer too. None (default) is ``'published'``, and
+            a warning says where such an initialiser passes over the layer.
+        start: How branches start from a plain kernel, as for :func:`orepa_mm.expand`: one that is loaded, or that ``'balanced'`` draws.
 
     Raises:
-        LayerError: For an even or rectangular kernel, for branches that are none or unknown, for an unknown ``init``, where ``nn.Conv2d``
-            raises ``ValueError``, and with ``init='balanced'`` as :meth:`from_conv`.
+        LayerError: For an even or rectangular kernel, for branches that are none or unknown, for an unknown ``init`` or ``start``, where
+            ``nn.Conv2d`` raises ``ValueError``, and with ``init='balanced'`` as :meth:`from_conv`.
 
     Example:
         >>> conv = OREPAConv2d(64, 128, kernel_size=3, stride=2, padding=1, bias=False)
@@ -57,51 +51,8 @@ class OREPAConv2d(SqueezedConv2d):
     key_mark = '.kernel.scale'
     kernel_keys = tuple((name, name) for name in ('kernel.origin', 'kernel.stages.0.origin', 'kernel.stages.0.weight'))
 
-    def build(
-        self, shape: dict[str, Any], *, plain_stages: bool = False, branches: str | Iterable[str] = 'full', init: str = 'published'
-    ) -> None:
-        if init not in INITS:
-            raise LayerError(f'init={init!r} is unknown; choose from {", ".join(INITS)}')
-        self.init = init
-        # Before the branches are drawn: the same kernel as a plain layer's from the same seed.
-        plain = nn.Conv2d(**shape_of(self), device=shape['device'], dtype=shape['dtype']) if init == 'balanced' else None
+    def build(self, shape: dict[str, Any], *, plain_stages: bool = False, branches: str | Iterable[str] = 'full') -> None:
         if self.kernel_size[0] < 7:
             self.kernel = OREPAKernel(branches=branches, **shape)
         else:
             self.kernel = DeepLinearKernel(plain_stages=plain_stages, branches=branches, **shape)
-        if plain is not None:
-            self.start_from(plain)
-
-    def plain_layer(self) -> nn.Conv2d:
-        """An ``nn.Conv2d`` of this layer's shape, device and dtype, with weights just drawn."""
-        weight = next(self.kernel.parameters())
-        return nn.Conv2d(**shape_of(self), device=weight.device, dtype=weight.dtype)
-
-    @torch.no_grad()
-    def start_from(self, conv: nn.Conv2d) -> None:
-        """Start as ``init='balanced'`` does: branches that add up to the kernel of ``conv``, and its bias.
-
-        Raises:
-            LayerError: As :meth:`from_conv`.
-        """
-        self.kernel.reset_parameters()
-        self.kernel.represent(conv.weight)
-        if self.bias is not None and conv.bias is not None:
-            self.bias.copy_(conv.bias)
-
-    def init_weights(self) -> None:
-        """Draw new weights; with ``init='balanced'`` as mmcv's ``ConvModule`` draws those of a plain convolution."""
-        if self.init != 'balanced':
-            super().init_weights()
-            return
-        plain = self.plain_layer()
-        nn.init.kaiming_normal_(plain.weight, mode='fan_out', nonlinearity='relu')
-        if plain.bias is not None:
-            nn.init.zeros_(plain.bias)
-        self.start_from(plain)
-
-    def reset_parameters(self) -> None:
-        if self.init == 'balanced':
-            self.start_from(self.plain_layer())
-        else:
-            super().reset_parameters()

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from ..functional import is_plain_eager
+from ..torch_versions import is_compiling
 from .base import memory_format_of_input
 
 logger = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ class SqueezeGraph:
         return _of_a_copy, ()
 
     def _before(self, model: nn.Module, args: Any) -> None:
-        if model is not self.model or torch.compiler.is_compiling():
+        if model is not self.model or is_compiling():
             return
         if self._captured is not None:
             self._captured.clear()

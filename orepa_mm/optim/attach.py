@@ -15,6 +15,7 @@ from ..reparam.convert import check_whole
 from ..reparam.expand import plan_expansion
 from ..reparam.plain import plain_form
 from ..reparam.prune import COMPUTED, computed_parameters, kernels_with_branches
+from ..torch_versions import set_submodule
 from .attached import AttachedBranches, attached_to
 from .groups import exchange
 from .updates import BranchUpdate, MatrixUpdate, is_linear
@@ -202,5 +203,5 @@ def _moved_out(model: nn.Module, optimizer: Optimizer, scales: str) -> dict[str,
     exchange(optimizer, {branch: [] for branch in branches} | weights)
     for path, layer in paths:
         if id(layer) in convs:
-            model.set_submodule(path, convs[id(layer)])
+            set_submodule(model, path, convs[id(layer)])
     return {path: (convs[id(layer)], layer) for path, layer in layers.values() if id(layer) in convs}

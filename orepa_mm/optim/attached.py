@@ -16,6 +16,7 @@ from ..layers import SqueezedConv2d
 from ..layers.adapting import branches_in
 from ..layers.base import memory_format_of, shape_of, share_hooks
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
+from ..torch_versions import set_submodule
 from .groups import exchange
 from .prune import drop_branches_of
 from .steps import Steps
@@ -105,7 +106,7 @@ class AttachedBranches:
         kernels = {update.path: deepcopy(update.kernel_in_model()) for update in self.updates}
         for path, update in self._places():
             conv: Any = model.get_submodule(path)
-            model.set_submodule(path, _layer(update, conv, kernels[update.path]))
+            set_submodule(model, path, _layer(update, conv, kernels[update.path]))
         return model
 
     def move_into_model(self) -> None:
@@ -132,7 +133,7 @@ class AttachedBranches:
         exchange(self.optimizer, kernels)
         for path, update in places:
             share_hooks(self.model.get_submodule(path), layers[update.path])
-            self.model.set_submodule(path, layers[update.path])
+            set_submodule(self.model, path, layers[update.path])
 
     def detach(self) -> None:
         """End it: the weights stay as they are, and the optimizer trains them as any other."""
@@ -307,6 +308,6 @@ def _layer(update: BranchUpdate, conv: nn.Conv2d, kernel: nn.Module) -> Squeezed
         raise BranchesError(f'"{update.path}" is a {type(conv).__name__}, for which there is no layer with branches')
     if next(kernel.parameters()).dtype != conv.weight.dtype:
         raise BranchesError(f'"{update.path}" is in half precision and its branches are not: a layer has one dtype')
-    layer: Any = update.layer(**shape_of(conv), device='meta').to(memory_format=memory_format_of(conv))  # type: ignore[call-overload]
+    layer: Any = update.layer(**shape_of(conv), start=update.start, device='meta').to(memory_format=memory_format_of(conv))  # type: ignore[call-overload]
     layer.kernel, layer.bias = kernel, conv.bias
     return cast(SqueezedConv2d, layer.train(conv.training))

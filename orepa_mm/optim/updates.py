@@ -155,7 +155,7 @@ class MatrixUpdate(BranchUpdate):
         momenta = {name: state.get('momentum_buffer') for name, state in states.items() if name != 'scale'}
         if any(momentum is not None for momentum in momenta.values()):
             there = {name: torch.zeros_like(self.kernel.get_parameter(name)) if m is None else m for name, m in momenta.items()}
-            whole = torch.func.functional_call(self.kernel, there)
+            whole = torch.func.functional_call(self.kernel, there, ())
             optimizer.state[self.weight] = dict(momentum_buffer=torch.empty_like(self.weight).copy_(whole.detach()))
         for name in momenta:  # the scales and the weight are all it takes
             setattr(self.kernel, name, nn.Parameter(torch.empty_like(self.kernel.get_parameter(name), device='meta')))

@@ -65,9 +65,9 @@ def is_sharded(model: nn.Module) -> bool:
     if not torch.distributed.is_available():
         return False
     from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
 
-    return any(isinstance(m, FullyShardedDataParallel) for m in model.modules()) or any(isinstance(p, DTensor) for p in model.parameters())
+    # A DTensor has its local part, and a public name of its class in later versions of torch only.
+    return any(isinstance(m, FullyShardedDataParallel) for m in model.modules()) or any(hasattr(p, 'to_local') for p in model.parameters())
 
 
 def check_whole(model: nn.Module) -> None:

@@ -12,8 +12,9 @@ from torch import nn
 from ..errors import ExpandError, LayerError
 from ..layers import METHODS, SqueezedConv2d
 from ..layers.base import share_hooks
-from ..layers.kernels import STARTS, branch_names
+from ..layers.kernels import branch_names, check_start
 from ..layers.stem import DeepLinearKernel
+from ..torch_versions import set_submodule
 from .convert import check_whole
 from .plain import blocks_with_branches
 from .replaced import replaced
@@ -64,19 +65,18 @@ def expand(
         >>> model = orepa_mm.expand(torchvision.models.resnet50(weights='DEFAULT'), kernel_sizes=(3,))
     """
     if isinstance(model, nn.Conv2d):
-        layer, options = _layer_of(method), _options(method, branches)
+        layer, options = _layer_of(method), _options(method, branches, start)
         reason = _reason_to_stay_plain(model, Counter())
         if reason:
             raise ExpandError(f'the convolution {reason}')
-        _check_start(start)
-        expanded = layer.from_conv(model, start, **options)
+        expanded = layer.from_conv(model, **options)
         share_hooks(model, expanded)
         return expanded
     planned = plan_expansion(model, method, branches, start, kernel_sizes, pattern, where, first_layer)
     convs = {path: model.get_submodule(path) for path in planned}
     for path, new in planned.items():
         share_hooks(convs[path], new)
-        model.set_submodule(path, new)
+        set_submodule(model, path, new)
     replaced((p for conv in convs.values() for p in conv.parameters()), model, 'expand')
     logger.info('Expanded %d convolutions into %s layers: build the optimizer now, not before.', len(set(planned.values())), method)
     return model
@@ -103,8 +103,7 @@ def plan_expansion(
     Raises:
         ExpandError: As :func:`expand`.
     """
-    layer, options = _layer_of(method), _options(method, branches)
-    _check_start(start)
+    layer, options = _layer_of(method), _options(method, branches, start)
     check_whole(model)
     named = (each for module in model.modules() for each in module.named_parameters(recurse=False, remove_duplicate=False))
     owners = Counter(id(parameter) for _, parameter in named)
@@ -129,7 +128,7 @@ def plan_expansion(
             if not reason:
                 try:
                     dtype = torch.promote_types(conv.weight.dtype, torch.float32) if beside else None
-                    new = layer.from_conv(conv, start, dtype=dtype, **options)
+                    new = layer.from_conv(conv, dtype=dtype, **options)
                     if sizes is None and isinstance(new.kernel, DeepLinearKernel):
                         reason = f'stays plain: as a product of {len(new.kernel.stages)} kernels it moves many times as far in a step'
                         reason += f'; ask for it with kernel_sizes=({conv.kernel_size[0]}, ...)'
@@ -155,11 +154,6 @@ def plan_expansion(
     return planned
 
 
-def _check_start(start: str) -> None:
-    if start not in STARTS:
-        raise ExpandError(f'start={start!r} is unknown; choose from {", ".join(STARTS)}')
-
-
 def _layer_of(method: str) -> type[SqueezedConv2d]:
     able = {name: layer for name, layer in METHODS.items() if issubclass(layer, SqueezedConv2d)}
     if method not in METHODS:
@@ -172,18 +166,17 @@ def _layer_of(method: str) -> type[SqueezedConv2d]:
     return able[method]
 
 
-def _options(method: str, branches: str | Iterable[str]) -> dict[str, Any]:
-    if method != 'OREPA':
-        if branches != 'full':
-            raise ExpandError(f"branches={branches!r} is for method='OREPA', not {method!r}")
-        return {}
+def _options(method: str, branches: str | Iterable[str], start: str) -> dict[str, Any]:
+    if method != 'OREPA' and branches != 'full':
+        raise ExpandError(f"branches={branches!r} is for method='OREPA', not {method!r}")
     try:
+        check_start(start)
         names = branch_names(branches)
     except LayerError as error:
         raise ExpandError(str(error)) from None
     if 'origin' not in names:
         raise ExpandError(f"branches={branches!r} cannot add up to any given kernel; it takes 'origin'")
-    return dict(branches=names)
+    return dict(start=start) | (dict(branches=names) if method == 'OREPA' else {})
 
 
 def _reason_to_stay_plain(conv: nn.Conv2d, owners: Counter[int], beside: bool = False) -> str:

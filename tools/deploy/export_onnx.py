@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--labels', action='store_true', help="of a segmentor: the label map instead of the classes' logits")
     parser.add_argument('--format', choices=('onnx', 'pt2'), default='onnx', help='pt2: a package of AOTInductor')
     parser.add_argument('--opset', type=int, help="version of ONNX's operators, from 18 on (default: torch's)")
+    parser.add_argument('--float-input', action='store_true', help='take pictures as float32 (0 to 255) in the place of uint8, for ncnn')
     parser.add_argument('--pictures', type=Path, metavar='FOLDER', help="pictures for the check (default: of the config's test dataset)")
     parser.add_argument('--ema', action=argparse.BooleanOptionalAction, help='averaged weights of an EMAHook, or those that were trained')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
@@ -55,8 +56,8 @@ def main() -> None:
     check_writable(args.out, force=args.force)
     if args.format == 'pt2':
         check_compiler()
-        if args.opset is not None:
-            raise UsageError('--opset is for ONNX; leave it out with --format pt2.')
+        if args.opset is not None or args.float_input:
+            raise UsageError('--opset and --float-input are for ONNX; leave them out with --format pt2.')
     cfg = load_config(args)
     with replacing(args.out) as partial:
         checks = export(
@@ -69,6 +70,7 @@ def main() -> None:
             softmax=args.softmax,
             labels=args.labels,
             opset=args.opset,
+            float_input=args.float_input,
             pictures=args.pictures,
             ema=args.ema,
         )

@@ -54,6 +54,7 @@ class Model:
         smallest, largest = json.loads(self.facts.get('sides', '[1, 100000]'))
         if min(array.shape[2:]) < smallest or max(array.shape[2:]) > largest:
             refuse(f'the model takes sides of {smallest} to {largest} pixels, not {array.shape[2]} x {array.shape[3]}')
+        array = array.astype(np.float32 if self.input.type == 'tensor(float)' else np.uint8)
         return dict(zip(self.outputs, self.session.run(None, {self.input.name: array}), strict=True))
 
     def name(self, label: int) -> str:

@@ -24,6 +24,8 @@ from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of  # noqa:
 from orepa_mm.deploy.loading import build_model  # noqa: E402
 from orepa_mm.errors import LayoutError  # noqa: E402
 from orepa_mm.files import check_writable, save  # noqa: E402
+from orepa_mm.layers import SqueezedConv2d  # noqa: E402
+from orepa_mm.layers.kernels import STARTS  # noqa: E402
 
 
 def classifier_of_state(state: dict, source: Path) -> tuple[nn.Module, dict]:
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument('config', metavar='CONFIG', help='config of the model with branches, or none')
     parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='plain checkpoint')
     parser.add_argument('out', type=Path, metavar='OUT', help='checkpoint to write')
+    parser.add_argument('--start', choices=STARTS, help="how branches start, as for orepa_mm.expand (default: the config's, or balanced)")
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     add_common_options(parser)
     args = parser.parse_args()
@@ -56,6 +59,9 @@ def main() -> None:
         model, state = classifier_of_state(state, args.checkpoint)
     else:
         model = build_model(load_config(args))
+    for layer in model.modules():
+        if args.start and isinstance(layer, SqueezedConv2d):
+            layer.start = args.start
     plain = plain_kernels(model, state)
     if not plain:
         raise UsageError(f'{args.checkpoint}: has nothing to expand: no plain kernel where {args.config} builds layers with branches.')

@@ -1,0 +1,170 @@
+"""Toolboxes beyond mmdet, mmseg and mmpretrain, where they are installed: branches beside the optimizer, and in the model."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import done, refused
+from mmengine.config import Config
+from small_models import package, stock
+from small_runs import last_checkpoint
+from test_two_lines import LINES, metrics, script
+
+CONFIGS = dict(
+    mmpose='body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192',
+    mmrotate='rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota',
+    mmyolo='yolov5/yolov5_n-v61_syncbn_fast_8xb16-300e_coco',
+)
+INSIDE = """
+custom_imports = dict(imports=['orepa_mm'], allow_failed_imports=False)
+default_hooks = dict(orepa=dict(type='OREPAHook'))
+model.update(backbone=dict(_delete_=True, type='{}.OREPAResNet', depth=18, stem_channels=16, base_channels={}, out_indices={}), {})
+"""
+SETTINGS = dict(
+    mmpose=INSIDE.format('mmpretrain', 8, '(3,)', 'head=dict(in_channels=64)'),
+    mmrotate=INSIDE.format('mmdet', 8, '(0, 1, 2, 3)', 'neck=dict(in_channels=[8, 16, 32, 64])'),
+    # The stock constructor knows parameters by their names.
+    mmyolo=INSIDE.format('mmdet', 32, '(1, 2, 3)', '')
+    + "optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=0.01), constructor='OREPAOptimWrapperConstructor')",
+)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=CONFIGS)
+def scope(request) -> str:
+    pytest.importorskip(request.param)
+    return request.param
+
+
+def draw(scope: str, coco: Path, folder: Path) -> Path:
+    """The boxes of a COCO set as people with keypoints, or turned, as DOTA has them; the set itself for mmyolo."""
+    if scope == 'mmyolo':
+        return coco
+    for split in ('train', 'val'):
+        content = json.loads((coco / f'annotations/instances_{split}2017.json').read_text())
+        boxes = content['annotations'] = [each for each in content['annotations'] if min(each['bbox'][2:]) > 8]
+        for name in ('annotations', f'{split}2017', f'{split}/images', f'{split}/annfiles'):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for image in content['images']:
+            picture = cv2.imread(str(coco / f'{split}2017' / image['file_name']))
+            name = Path(image['file_name'])
+            cv2.imwrite(str(folder / f'{split}2017/{name}'), picture)
+            cv2.imwrite(str(folder / f'{split}/images/{name.stem}.png'), picture)
+            lines = []
+            for each in boxes:
+                x, y, width, height = each['bbox']
+                corners = cv2.boxPoints(((x + width / 2, y + height / 2), (width, height), 10.0)).reshape(-1)
+                lines += [' '.join(map(str, corners)) + ' plane 0'] * (each['image_id'] == image['id'])
+            (folder / f'{split}/annfiles/{name.stem}.txt').write_text('\n'.join(lines))
+        points = np.stack([np.arange(17) * 7 % 17 / 17, np.arange(17) / 17], 1)
+        for each in boxes:
+            points_here = each['bbox'][:2] + points * each['bbox'][2:]
+            keypoints = np.concatenate([points_here, np.full((17, 1), 2)], 1).reshape(-1).tolist()
+            each.update(category_id=1, keypoints=keypoints, num_keypoints=17)
+        content['categories'] = [dict(id=1, name='person')]
+        (folder / f'annotations/person_keypoints_{split}2017.json').write_text(json.dumps(content))
+    return folder
+
+
+def write_config(scope: str, coco: Path, folder: Path, lines: str = LINES) -> Path:
+    """The stock config on small data; ``test_two_lines`` has those of the other toolboxes."""
+    data = draw(scope, coco, folder / 'data')
+    base = stock(scope, CONFIGS[scope])
+    cfg = Config(dict(randomness=dict(seed=0), train_cfg=dict(max_epochs=1, val_interval=1), default_hooks=dict(logger=dict(interval=1))))
+    if scope == 'mmyolo':
+        cfg.model = dict(test_cfg=dict(score_thr=0.0))
+        # What Mosaic mixes in is drawn of all samples; Albu needs a package of its own.
+        base.train_pipeline = [*base.pre_transform, *base.test_pipeline[1:3], base.train_pipeline[-1]]
+    else:
+        cfg.model = dict(backbone=dict(init_cfg=None))
+    for split in ('train', 'val', 'test'):
+        dataset = dict(data_root=f'{data}/')
+        part = 'train' if split == 'train' else 'val'
+        if scope == 'mmpose' and split != 'train':
+            dataset |= dict(bbox_file=None)
+            ann_file = f'{data}/annotations/person_keypoints_val2017.json'
+            cfg[f'{split}_evaluator'] = [base.val_evaluator | dict(ann_file=ann_file), dict(type='EPE'), dict(type='PCKAccuracy', thr=0.5)]
+        if scope == 'mmrotate':
+            dataset |= dict(ann_file=f'{part}/annfiles/', data_prefix=dict(img_path=f'{part}/images/'))
+            cfg.model |= dict(test_cfg=dict(score_thr=0.0))
+            if split != 'train':
+                cfg[f'{split}_evaluator'] = dict(iou_thrs=0.1)
+        if scope == 'mmyolo' and split != 'train':
+            cfg[f'{split}_evaluator'] = dict(ann_file=f'{data}/annotations/instances_val2017.json')
+        cfg[f'{split}_dataloader'] = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
+    for pipeline in (base.train_pipeline, base.val_pipeline if scope != 'mmyolo' else base.test_pipeline):
+        for step in pipeline:
+            for key in ('scale', 'img_scale'):
+                if key in step:
+                    step[key] = (64, 64)
+    cfg.train_dataloader['dataset']['pipeline'] = base.train_pipeline
+    for split in ('val', 'test'):
+        cfg[f'{split}_dataloader']['dataset']['pipeline'] = base.val_pipeline if scope != 'mmyolo' else base.test_pipeline
+    lines = lines.format(branches='full' if scope == 'mmyolo' else 'light')
+    target = folder / f'{scope}{"" if lines else "_stock"}.py'
+    target.write_text(f"_base_ = '{package(scope) / 'configs' / CONFIGS[scope]}.py'\n{cfg.dump()}{lines}")
+    return target
+
+
+def test_the_stock_script_trains_and_the_stock_network_tests(scope, mini_data, tmp_path):
+    config = write_config(scope, mini_data / 'coco-mini', tmp_path)
+    log = script(scope, 'train', config, '--work-dir', tmp_path / 'run')
+    assert 'kernels train as branches beside the optimizer' in log
+    saved = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    assert saved['optimizer']['branches'] and not any('kernel.' in key for key in saved['state_dict'])
+    plain = write_config(scope, mini_data / 'coco-mini', tmp_path, '')
+    script(scope, 'test', plain, tmp_path / 'run/epoch_1.pth', '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
+    trained, tested = metrics(tmp_path / 'run'), metrics(tmp_path / 'test')
+    assert any(value > 0 for value in trained.values())
+    assert trained and trained == tested
+
+
+def test_our_script_resumes_as_if_undisturbed(scope, mini_data, tmp_path, tools):
+    config = write_config(scope, mini_data / 'coco-mini', tmp_path)
+    options = {'default_hooks.checkpoint.interval': 1, 'train_cfg.val_begin': 9, 'default_hooks.seed.type': 'SeedHook'}
+
+    def train(folder: str, until: int, *args: str) -> dict:
+        changes = options | {'train_cfg.max_epochs': until}
+        done(tools.run('tools/train', config, '--work-dir', tmp_path / folder, *args, options=changes))
+        return torch.load(tmp_path / folder / f'epoch_{until}.pth', weights_only=False)
+
+    undisturbed = train('undisturbed', 2)
+    train('resumed', 1)
+    resumed = train('resumed', 2, '--resume')
+    for key in ('state_dict', 'ema_state_dict'):
+        assert all(torch.equal(value, resumed[key][name]) for name, value in undisturbed.get(key, {}).items())
+    for path, values in undisturbed['optimizer']['branches'].items():
+        assert all(torch.equal(value, resumed['optimizer']['branches'][path][key]) for key, value in values.items())
+
+
+def test_branches_in_the_model_are_trained_tested_and_converted(scope, mini_data, tmp_path, tools):
+    config = write_config(scope, mini_data / 'coco-mini', tmp_path, SETTINGS[scope])
+    done(tools.run('tools/train', config, '--work-dir', tmp_path / 'run'))
+    checkpoint = last_checkpoint(tmp_path / 'run')
+    results = []
+    for form in ('--no-reparameterize', '--reparameterize'):
+        arguments = (
+            config,
+            checkpoint,
+            '--metrics',
+            tmp_path / 'metrics.json',
+            '--show-dir',
+            tmp_path / 'show',
+            '--out',
+            tmp_path / 'out.pkl',
+        )
+        done(tools.run('tools/test', *arguments, '--work-dir', tmp_path / form, form))
+        results.append(json.loads((tmp_path / 'metrics.json').read_text()))
+        assert any((tmp_path / 'show').rglob('*.*'))
+        assert ('Re-parameterized' in next((tmp_path / form).rglob('*.log')).read_text()) == (form == '--reparameterize')
+    assert results[0] == pytest.approx(results[1], abs=1e-3)
+    augmented = tools.run('tools/test', config, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
+    if scope == 'mmyolo':  # whose config has both
+        done(augmented)
+    else:
+        refused(augmented, f'for {scope} give tta_model and tta_pipeline')
+    done(tools.run('tools/model_converters/reparameterize_model', config, checkpoint, tmp_path / 'stock'))
+    script(scope, 'test', tmp_path / 'stock/config.py', tmp_path / 'stock/model.pth', blocked=tmp_path / 'blocked')
