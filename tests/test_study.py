@@ -139,6 +139,13 @@ def test_what_a_study_file_says(write, tmp_path):
     assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/' and cfg.custom_hooks == [dict(type='CheckHook')]
 
 
+def test_folds_go_with_the_seeds_in_turn(write, tmp_path):
+    folds = [{'train_dataloader.batch_size': size} for size in (3, 4)]
+    plan = Plan(read_study(write(STUDY + f'folds = {folds}\n'), seeds=3), tmp_path)
+    runs = [Config.fromstring(run.config, '.py') for run in (*plan.comparing({'none': 0.05}), plan.choosing()[0])]
+    assert [cfg.train_dataloader.batch_size for cfg in runs] == [3, 4, 3, 3]
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'words'),
     [
