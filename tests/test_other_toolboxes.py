@@ -40,7 +40,7 @@ def scope(request) -> str:
 
 
 def draw(scope: str, coco: Path, folder: Path) -> Path:
-    """The boxes of a COCO set as people with keypoints, or turned, as DOTA has them; the set itself for mmyolo."""
+    """The boxes of a COCO set as people with keypoints, and turned, for DOTADataset; the set itself for mmyolo."""
     if scope == 'mmyolo':
         return coco
     for split in ('train', 'val'):
