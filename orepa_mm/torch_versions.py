@@ -31,8 +31,8 @@ SAFE_GLOBALS = torch.__version__ >= '2.6'  # torch.load(weights_only=True) takes
 
 @cache
 def keep_step_hooks() -> None:
-    """Let hooks around the steps of torch's optimizers be called; the first ``torch.compile`` of a process ends that in torch 2.1."""
-    if torch.__version__ >= '2.4':
+    """Let hooks around steps of torch's optimizers be called, which the first ``torch.compile`` of a process ends in torch 2.1 and 2.2."""
+    if torch.__version__ >= '2.3':
         return
     with suppress(RuntimeError):  # of a Python that torch cannot compile for
         torch.compile(lambda: None)  # the first, so that what it takes away can be put back
