@@ -188,7 +188,8 @@ def autocast(args: argparse.Namespace):
 
 
 def build_optimizer(model: nn.Module, method: str) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
+    fused = dict(fused=True) if torch.__version__ >= '2.4' else {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, **fused)
     if method in ATTACHED:
         orepa_mm.attach_branches(model, optimizer, **ATTACHED[method])
     return optimizer
