@@ -87,7 +87,9 @@ def write_config(scope: str, coco: Path, folder: Path, lines: str = LINES) -> Pa
         # What Mosaic mixes in is drawn of all samples; Albu needs a package of its own.
         pipeline = [*base.pre_transform, *pipeline[1][1:3], pipeline[0][-1]], pipeline[1]
         val |= dict(batch_shapes_cfg=None)
-        model, metric = dict(test_cfg=dict(score_thr=0.0)), dict(ann_file=f'{data}/annotations/instances_val2017.json', iou_thrs=[0.05])
+        metric = dict(ann_file=f'{data}/annotations/instances_val2017.json', metric='proposal', proposal_nums=(100, 300, 1000))
+        anchors = dict(base_sizes=[[(12, 12), (24, 24), (36, 36)]] * 3)  # of the size of what is drawn
+        model = dict(bbox_head=dict(prior_generator=anchors), test_cfg=dict(score_thr=0.0))
     for step in (*pipeline[0], *pipeline[1]):
         step.update({key: (64, 64) for key in ('scale', 'img_scale') if key in step})
     cfg = Config(dict(model=model, randomness=dict(seed=0), train_cfg=dict(max_epochs=1, val_interval=1)))
