@@ -183,8 +183,8 @@ def on_gpu(args: argparse.Namespace) -> bool:
 
 
 def autocast(args: argparse.Namespace):
-    dtype = getattr(torch, args.dtype)
-    return torch.autocast(torch.device(args.device).type, dtype=dtype, enabled=dtype != torch.float32)
+    enabled = args.dtype != 'float32'
+    return torch.autocast(torch.device(args.device).type, dtype=getattr(torch, args.dtype) if enabled else None, enabled=enabled)
 
 
 def build_optimizer(model: nn.Module, method: str) -> torch.optim.SGD:

@@ -107,7 +107,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         try:
             optim_wrapper = super().__call__(model)
         except (TypeError, RuntimeError):
-            if torch.__version__ >= '2.4' or not self.optimizer_cfg.pop('fused', False):
+            if torch.__version__ >= '2.4' or self.optimizer_cfg.pop('fused', None) is None:
                 raise
             print_log(f'The optimizer is not fused: torch {torch.__version__} cannot do that here.', logger='current')
             optim_wrapper = super().__call__(model)
