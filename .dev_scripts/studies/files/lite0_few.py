@@ -30,6 +30,7 @@ methods = {
     'light balanced': _beside(branches='light', start='balanced'),
     'full balanced': _beside(branches='full', start='balanced'),
     'light zeros, fixed scales': _beside(branches='light', start='zeros', scales='fixed'),
+    'light zeros, without freq': _beside(branches=('origin', 'avg', 'point'), start='zeros'),
     'full zeros, depthwise': _beside(branches='full', start='zeros', pattern='conv_dw'),
     'full zeros, 1x1': _beside(branches='full', start='zeros', kernel_sizes=(1,)),
 }
