@@ -265,7 +265,7 @@ def peak_memory(task, method: str, args: argparse.Namespace) -> int:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
     level = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
+    for event in sorted(events, key=lambda e: (e.start_ns if hasattr(e, 'start_ns') else e.start_us)()):
         level += event.nbytes()
         peak = max(peak, level)
     return alive + peak

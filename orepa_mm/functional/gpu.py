@@ -13,13 +13,15 @@ logger = logging.getLogger(__name__)
 
 @cache
 def programs_for(device: torch.device) -> ModuleType | None:
-    """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None on a CPU, where Triton fails, before torch 2.6.
+    """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None on a CPU, and where Triton cannot run.
 
     Triton comes with torch on Linux. It compiles on first use and needs a C compiler for that; without one the log says so, once.
     """
-    if device.type != 'cuda' or torch.__version__ < '2.6':  # the programs were not tried with older Triton
+    if device.type != 'cuda':
         return None
     try:
+        if torch.__version__ < '2.6':
+            raise RuntimeError('torch 2.6 is the first with a Triton that the programs were tried with')
         from . import triton_squeeze
 
         weights = Branches(scale=torch.ones(1, 1, device=device), origin=torch.ones(1, 9, 1, device=device))
