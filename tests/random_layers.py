@@ -48,6 +48,10 @@ def repvgg_block(in_channels: int, out_channels: int, **options) -> nn.Module:
 pairs = st.one_of(st.integers(1, 2), st.tuples(st.integers(1, 3), st.integers(1, 3)))
 
 
+# Older torch has no convolutions in float16 on a CPU.
+HALF = (torch.float16, torch.bfloat16) if torch.__version__ >= '2.3' else (torch.bfloat16,)
+
+
 @st.composite
 def layers(draw, methods=METHODS, dtypes=(torch.float64, torch.float32)) -> tuple[nn.Module, Tensor]:
     """A layer in eval mode, its weights drawn at random, and an input for it."""

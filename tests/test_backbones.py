@@ -246,7 +246,7 @@ def test_names_that_a_stock_network_shares_with_the_training_form_mean_the_same(
     """Somebody else's loader that is not strict takes norms, and no branch for a kernel."""
     scope, kind = name.split('.')
     options = dict(arch='A0', base_channels=8) if kind == 'RepVGG' else dict(depth=18, deep_stem=scope == 'mmseg', **NARROW)
-    ours = options | (dict(conv_cfg=dict(type=METHODS[method])) if kind == 'RepVGG' else dict(method=method))
+    ours = options | (dict(conv_cfg=dict(type=METHODS[method], plain_sizes=(1,))) if kind == 'RepVGG' else dict(method=method))
     models = importlib.import_module(f'{scope}.registry').MODELS
     net, stock = models.build(dict(type=f'OREPA{kind}', **ours)).eval(), models.build(dict(type=kind, **options))
     layers = {path for path, module in net.named_modules() if isinstance(module, ReparameterizableConv2d)}

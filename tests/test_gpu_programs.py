@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_torch
 from torch import nn
 
 from orepa_mm.functional import Branches, closed_form, gpu, squeeze_kxk
@@ -16,6 +17,7 @@ from orepa_mm.reparam.comparison import largest_difference
 
 def test_the_programs_give_the_plain_formulas_numbers():
     pytest.importorskip('triton')
+    needs_torch('2.6', 'a Triton that these programs were written for')
     script = Path(__file__).parent / 'interpreted_triton.py'
     # A process of its own: what Triton offers is for its compiler or its interpreter from the first import on.
     done = subprocess.run([sys.executable, script], env=dict(os.environ, TRITON_INTERPRET='1'), capture_output=True, text=True)

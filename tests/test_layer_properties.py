@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_formula import written_out
-from random_layers import layers
+from random_layers import HALF, layers
 from torch import Tensor, nn
 
 from orepa_mm import OREPAConv2d, expand, reparameterize
@@ -18,7 +18,6 @@ from orepa_mm.layers.kernels import STARTS
 
 # Of the scale: rounding of sums of some hundred terms; in half precision each branch of a block is rounded by itself, ten roundings in all.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-HALF = (torch.float16, torch.bfloat16)
 
 
 def difference(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from random_layers import networks, repvgg_block, settle
+from random_layers import HALF, networks, repvgg_block, settle
 from torch import nn
 
 from orepa_mm import DBBConv2d, OREPAConv2d
@@ -20,7 +20,6 @@ from orepa_mm.errors import NotFiniteError
 from orepa_mm.reparam import plan_swaps
 from orepa_mm.reparam.comparison import LayerComparison
 
-HALF = (torch.float16, torch.bfloat16)
 OREPA = dict(type='OREPAConv2d', plain_sizes=(1,), branches=('origin', 'avg', 'freq', 'sequence', 'separable'))
 
 

@@ -40,7 +40,7 @@ def scope(request) -> str:
 
 
 def draw(scope: str, coco: Path, folder: Path) -> Path:
-    """The boxes of a COCO set as people with keypoints, or turned, as DOTA has them; the set itself for mmyolo."""
+    """The boxes of a COCO set as people with keypoints, and turned, for DOTADataset; the set itself for mmyolo."""
     if scope == 'mmyolo':
         return coco
     for split in ('train', 'val'):
@@ -49,8 +49,8 @@ def draw(scope: str, coco: Path, folder: Path) -> Path:
         for name in ('annotations', f'{split}2017', f'{split}/images', f'{split}/annfiles'):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for image in content['images']:
-            picture = cv2.imread(str(coco / f'{split}2017' / image['file_name']))
             name = Path(image['file_name'])
+            picture = cv2.imread(str(coco / f'{split}2017/{name}'))
             cv2.imwrite(str(folder / f'{split}2017/{name}'), picture)
             cv2.imwrite(str(folder / f'{split}/images/{name.stem}.png'), picture)
             lines = []
@@ -61,9 +61,9 @@ def draw(scope: str, coco: Path, folder: Path) -> Path:
             (folder / f'{split}/annfiles/{name.stem}.txt').write_text('\n'.join(lines))
         points = np.stack([np.arange(17) * 7 % 17 / 17, np.arange(17) / 17], 1)
         for each in boxes:
-            points_here = each['bbox'][:2] + points * each['bbox'][2:]
-            keypoints = np.concatenate([points_here, np.full((17, 1), 2)], 1).reshape(-1).tolist()
-            each.update(category_id=1, keypoints=keypoints, num_keypoints=17)
+            here = each['bbox'][:2] + points * each['bbox'][2:]
+            keypoints = np.concatenate([here, np.full((17, 1), 2)], 1)  # 2: visible
+            each.update(category_id=1, keypoints=keypoints.reshape(-1).tolist(), num_keypoints=17)
         content['categories'] = [dict(id=1, name='person')]
         (folder / f'annotations/person_keypoints_{split}2017.json').write_text(json.dumps(content))
     return folder
@@ -73,38 +73,32 @@ def write_config(scope: str, coco: Path, folder: Path, lines: str = LINES) -> Pa
     """The stock config on small data; ``test_two_lines`` has those of the other toolboxes."""
     data = draw(scope, coco, folder / 'data')
     base = stock(scope, CONFIGS[scope])
-    cfg = Config(dict(randomness=dict(seed=0), train_cfg=dict(max_epochs=1, val_interval=1), default_hooks=dict(logger=dict(interval=1))))
-    if scope == 'mmyolo':
-        cfg.model = dict(test_cfg=dict(score_thr=0.0))
-        # What Mosaic mixes in is drawn of all samples; Albu needs a package of its own.
-        base.train_pipeline = [*base.pre_transform, *base.test_pipeline[1:3], base.train_pipeline[-1]]
+    model, train, val, metric = dict(backbone=dict(init_cfg=None)), {}, {}, {}
+    pipeline = base.train_pipeline, base.get('val_pipeline') or base.test_pipeline
+    if scope == 'mmpose':
+        val |= dict(bbox_file=None)
+        ann_file = f'{data}/annotations/person_keypoints_val2017.json'
+        metric = [base.val_evaluator | dict(ann_file=ann_file), dict(type='EPE'), dict(type='PCKAccuracy', thr=0.5)]
+    elif scope == 'mmrotate':
+        for split, part in ((train, 'train'), (val, 'val')):
+            split |= dict(ann_file=f'{part}/annfiles/', data_prefix=dict(img_path=f'{part}/images/'))
+        model, metric = model | dict(test_cfg=dict(score_thr=0.0)), dict(iou_thrs=0.1)
     else:
-        cfg.model = dict(backbone=dict(init_cfg=None))
-    for split in ('train', 'val', 'test'):
-        dataset = dict(data_root=f'{data}/')
-        part = 'train' if split == 'train' else 'val'
-        if scope == 'mmpose' and split != 'train':
-            dataset |= dict(bbox_file=None)
-            ann_file = f'{data}/annotations/person_keypoints_val2017.json'
-            cfg[f'{split}_evaluator'] = [base.val_evaluator | dict(ann_file=ann_file), dict(type='EPE'), dict(type='PCKAccuracy', thr=0.5)]
-        if scope == 'mmrotate':
-            dataset |= dict(ann_file=f'{part}/annfiles/', data_prefix=dict(img_path=f'{part}/images/'))
-            cfg.model |= dict(test_cfg=dict(score_thr=0.0))
-            if split != 'train':
-                cfg[f'{split}_evaluator'] = dict(iou_thrs=0.1)
-        if scope == 'mmyolo' and split != 'train':
-            cfg[f'{split}_evaluator'] = dict(ann_file=f'{data}/annotations/instances_val2017.json')
+        # What Mosaic mixes in is drawn of all samples; Albu needs a package of its own.
+        pipeline = [*base.pre_transform, *pipeline[1][1:3], pipeline[0][-1]], pipeline[1]
+        val |= dict(batch_shapes_cfg=None)
+        metric = dict(ann_file=f'{data}/annotations/instances_val2017.json', metric='proposal', proposal_nums=(100, 300, 1000))
+        anchors = dict(base_sizes=[[(12, 12), (24, 24), (36, 36)]] * 3)  # of the size of what is drawn
+        model = dict(bbox_head=dict(prior_generator=anchors), test_cfg=dict(score_thr=0.0))
+    for step in (*pipeline[0], *pipeline[1]):
+        step.update({key: (64, 64) for key in ('scale', 'img_scale') if key in step})
+    cfg = Config(dict(model=model, randomness=dict(seed=0), train_cfg=dict(max_epochs=1, val_interval=1)))
+    for split, dataset, steps in (('train', train, pipeline[0]), ('val', val, pipeline[1]), ('test', val, pipeline[1])):
+        dataset = dict(dataset, data_root=f'{data}/', pipeline=steps)
         cfg[f'{split}_dataloader'] = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
-    for pipeline in (base.train_pipeline, base.val_pipeline if scope != 'mmyolo' else base.test_pipeline):
-        for step in pipeline:
-            for key in ('scale', 'img_scale'):
-                if key in step:
-                    step[key] = (64, 64)
-    cfg.train_dataloader['dataset']['pipeline'] = base.train_pipeline
-    for split in ('val', 'test'):
-        cfg[f'{split}_dataloader']['dataset']['pipeline'] = base.val_pipeline if scope != 'mmyolo' else base.test_pipeline
-    lines = lines.format(branches='full' if scope == 'mmyolo' else 'light')
+    cfg.val_evaluator = cfg.test_evaluator = metric
     target = folder / f'{scope}{"" if lines else "_stock"}.py'
+    lines = lines.format(branches='full' if scope == 'mmyolo' else 'light')
     target.write_text(f"_base_ = '{package(scope) / 'configs' / CONFIGS[scope]}.py'\n{cfg.dump()}{lines}")
     return target
 

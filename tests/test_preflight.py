@@ -137,6 +137,8 @@ def test_checkpoints_that_number_the_classes_in_another_way(trained, tools, tmp_
     checkpoint['meta']['dataset_meta'] = dict(CLASSES=classes[::-1])
     torch.save(checkpoint, tmp_path / 'other.pth')
     refused(tools.test('imagenet', tmp_path / 'other.pth', tmp_path), f'"{classes[0]}" is class 0 in', 'and class 4 in', 'other.pth')
+    torch.save(checkpoint | dict(meta=dict(dataset_meta=dict(CLASSES=[dict(id=1, name='person')]))), tmp_path / 'pose.pth')  # as mmpose
+    assert preflight.classes_of(tmp_path / 'pose.pth') == {str(tmp_path / 'pose.pth'): []}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import few
+from conftest import few, needs_torch
 from method_case import relative
 from mmcv.cnn import ConvModule
 from torch import nn
@@ -440,6 +440,7 @@ def test_hooks_of_the_backward_pass_are_called_whatever_the_form(change):
 @pytest.mark.parametrize('method', ['OREPA', 'DBB'])
 def test_parameters_in_half_precision_are_the_same_afterwards(method):
     """What torch keeps of them too, on which a distributed wrapper has its hooks."""
+    needs_torch('2.3', 'get_gradient_edge')
     model = nn.Sequential(METHODS[method](2, 4, 3, padding=1)).to(torch.bfloat16).eval()
     parameters = list(model.parameters())
     for p in parameters:

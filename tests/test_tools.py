@@ -239,14 +239,16 @@ def test_measuring_both_forms(name, trained, tools, mini_data, tmp_path):
 
     root = str(mini_data / f'{name}-mini')
     config = tmp_path / 'config.py'
-    config.write_text(f"_base_ = '{ROOT / tools.CONFIGS[name]}'\ntest_dataloader = dict(dataset=dict(data_root={root!r}))\n")
+    config.write_text(
+        f"_base_ = '{ROOT / tools.CONFIGS[name]}'\ntrain_dataloader = test_dataloader = dict(dataset=dict(data_root={root!r}))\n"
+    )
     measured = report.measure(config, trained(name, tools), runs=1)
     assert measured['parameters'][0] > 1.5 * measured['parameters'][1]
-    assert measured['difference'] < 1e-4 and min(measured['latency']) > 0
+    assert measured['difference'] < 1e-4 and min(*measured['latency'], *measured['step']) > 0
     rows = report.table_rows([{METRIC[name]: 0.5}, {}], measured, [('metric', METRIC[name], '.2f')])
-    assert rows[0] == ('metric', '0.50', 'none') and len(rows) == 4
+    assert rows[0] == ('metric', '0.50', 'none') and len(rows) == 5
     report.plot_losses(trained(name, tools).parent, tmp_path / 'loss.png', 'A <title>')
-    report.write_page(tmp_path / 'report.html', 'A <title>', report.table(rows), report.pictures(tmp_path, tmp_path, 3))
+    report.write_page(tmp_path / 'report.html', 'A <title>', [], [report.Section(rows, 'loss.png')], report.Steps('a', tmp_path))
     page = (tmp_path / 'report.html').read_text()
     assert '<h1>A &lt;title&gt;</h1>' in page and 'src="loss.png"' in page and '<td>none</td>' in page
 

@@ -183,12 +183,13 @@ def on_gpu(args: argparse.Namespace) -> bool:
 
 
 def autocast(args: argparse.Namespace):
-    dtype = getattr(torch, args.dtype)
-    return torch.autocast(torch.device(args.device).type, dtype=dtype, enabled=dtype != torch.float32)
+    enabled = args.dtype != 'float32'
+    return torch.autocast(torch.device(args.device).type, dtype=getattr(torch, args.dtype) if enabled else None, enabled=enabled)
 
 
 def build_optimizer(model: nn.Module, method: str) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
+    fused = dict(fused=True) if torch.__version__ >= '2.4' else {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, **fused)
     if method in ATTACHED:
         orepa_mm.attach_branches(model, optimizer, **ATTACHED[method])
     return optimizer

@@ -12,7 +12,7 @@ for ``TORCH_CUDA_ARCH_LIST``.
 Environment variables:
     VENV      where the environment goes (default: ``.venv`` in the checkout).
     MM        ``onedl`` (default) or ``openmmlab``: the distribution of mmengine, mmcv, mmdet, mmseg and mmpretrain.
-    TORCH     what to install instead of the tested torch, e.g. ``TORCH="torch==2.12.1 torchvision==0.27.1"``.
+    TORCH     what to install instead of the tested torch, e.g. ``TORCH="torch==2.1.2 torchvision==0.16.2 numpy<2"``.
     MAX_JOBS  how many compilers mmcv's build runs at once (default: the number of cores).
 """
 

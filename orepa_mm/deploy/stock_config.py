@@ -43,6 +43,7 @@ def stock_config(cfg: Config) -> Config:
     optim_wrapper = result.get('optim_wrapper') or {}
     if type_name(optim_wrapper.get('constructor')) == CONSTRUCTOR:
         del optim_wrapper['constructor']
+        (optim_wrapper.get('optimizer') or {}).pop('fused', None)  # which not every torch has, nor every device
         (optim_wrapper.get('paramwise_cfg') or {}).pop('custom_l2', None)
     if _has(result, lambda value: str(value).startswith('orepa_mm.')):
         raise DeployError('the config names a class of orepa_mm in another place than the model, hooks and optimizer: take it out.')

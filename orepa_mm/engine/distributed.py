@@ -12,6 +12,7 @@ from mmengine.dist import all_gather_object, init_dist
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
+from torch.distributed.constants import default_pg_timeout
 
 from ..errors import UsageError
 from ..registry import type_name
@@ -50,7 +51,7 @@ def start_processes(cfg: Config) -> None:
             'on each machine, with NNODES, NODE_RANK and MASTER_ADDR in the environment.'
         )
     timeout = options.get('timeout')
-    torch.distributed.init_process_group('gloo', timeout=None if timeout is None else timedelta(seconds=timeout))
+    torch.distributed.init_process_group('gloo', timeout=default_pg_timeout if timeout is None else timedelta(seconds=timeout))
 
 
 def check_together(check: Callable[[], object], once_a_node: bool = False) -> None:

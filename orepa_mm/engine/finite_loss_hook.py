@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import NotFiniteError
 from ..reparam.comparison import tensors
-from ..torch_versions import is_autocast_enabled, is_compiling
+from ..torch_versions import is_autocast_enabled, is_compiling, keep_step_hooks
 from .changed_parameters import optimizers_of
 from .distributed import unwrapped
 
@@ -48,6 +48,7 @@ class FiniteLossHook(Hook):
         self.after_train(runner)
         self._allowed, self._seen = self.patience if hasattr(runner.optim_wrapper, 'loss_scaler') else 0, 0
         self._handles = [unwrapped(runner.model).register_forward_hook(self._note, with_kwargs=True)]
+        keep_step_hooks()
         optimizers = [each for each in optimizers_of(runner) if isinstance(each, Optimizer)]
         self._handles += [optimizer.register_step_pre_hook(lambda *_: self._look()) for optimizer in optimizers]
 

@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ..functional import repvgg_l2
 from ..layers import ReparameterizableConv2d, SqueezedConv2d
 from ..reparam.plain import is_repvgg_block
+from ..torch_versions import keep_step_hooks
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)  # as the default constructor counts them
 
@@ -103,7 +104,13 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     print_log(f'paramwise_options -- {path}.{name}:weight_decay={self.base_wd * mult}', logger='current')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        optim_wrapper = super().__call__(model)
+        try:
+            optim_wrapper = super().__call__(model)
+        except (TypeError, RuntimeError):
+            if torch.__version__ >= '2.4' or self.optimizer_cfg.pop('fused', None) is None:
+                raise
+            print_log(f'The optimizer is not fused: torch {torch.__version__} cannot do that here.', logger='current')
+            optim_wrapper = super().__call__(model)
         # The default makes them ConfigDicts, which torch.compile cannot trace.
         optim_wrapper.optimizer.param_groups = [dict(group) for group in optim_wrapper.optimizer.param_groups]
         if self.paramwise_cfg.get('custom_l2'):
@@ -117,6 +124,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 raise ValueError('paramwise_cfg.custom_l2=True needs a weight_decay of the optimizer, which says how strong it is.')
             strengths = [next((self.decays[id(p)] for p in each.kernels if id(p) in self.decays), 0.0) for each in decayed]
             # At the step rather than in the loss, as all weight decay: after accumulation, unscaling and clipping of gradients.
+            keep_step_hooks()
             optim_wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: _add_gradients(decayed, strengths, optimizer))
             optim_wrapper.optimizer.decays_kernels = True  # asked by who takes them out of the model
         return optim_wrapper

@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 @cache
 def programs_for(device: torch.device) -> ModuleType | None:
-    """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None on a CPU, and where Triton cannot run.
+    """The module with ``squeeze_into`` and ``gradient`` for tensors on this device; None on a CPU, where Triton fails, before torch 2.6.
 
     Triton comes with torch on Linux. It compiles on first use and needs a C compiler for that; without one the log says so, once.
     """
-    if device.type != 'cuda':
+    if device.type != 'cuda' or torch.__version__ < '2.6':  # the programs were not tried with older Triton
         return None
     try:
         from . import triton_squeeze

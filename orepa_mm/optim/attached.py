@@ -16,7 +16,7 @@ from ..layers import SqueezedConv2d
 from ..layers.adapting import branches_in
 from ..layers.base import memory_format_of, shape_of, share_hooks
 from ..reparam.prune import branches_below, check_threshold, kernels_with_branches
-from ..torch_versions import set_submodule
+from ..torch_versions import keep_step_hooks, set_submodule
 from .groups import exchange
 from .prune import drop_branches_of
 from .steps import Steps
@@ -59,6 +59,7 @@ class AttachedBranches:
         self._loading: dict[str, dict[str, Tensor]] | None = None
         self._versions: list[int] = []
         self._steps = Steps()
+        keep_step_hooks()
         self._handles = [
             # Where a whole training step is compiled, the optimizer's is traced, and these are not for that.
             optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from ..errors import BranchesError
+from ..torch_versions import keep_step_hooks
 
 
 def replaced(old: Iterable[nn.Parameter], model: nn.Module, by: str) -> None:
@@ -22,6 +23,7 @@ def replaced(old: Iterable[nn.Parameter], model: nn.Module, by: str) -> None:
 
 @cache
 def _watch_optimizers() -> None:
+    keep_step_hooks()
     register_optimizer_step_pre_hook(torch.compiler.disable(_check))
 
 
