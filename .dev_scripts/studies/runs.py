@@ -198,6 +198,8 @@ class Runs:
                 error, _ = self._process(test, work_dir / 'test.log', slot)
             if error is not None:
                 return dict(record, error=error, seconds=time.monotonic() - start)
+            if run.labels.get('phase') != 'pretrain':
+                last.unlink(missing_ok=True)  # many, and large with the optimizer's states
         finally:
             self._slots.put(slot)
         log = read_run(work_dir)

@@ -35,5 +35,5 @@ val_dataloader = dict(
 )
 optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0))
 train_cfg = dict(val_begin=10**6)  # the test that follows is all
-default_hooks = dict(checkpoint=dict(interval=300, save_optimizer=False))
+default_hooks = dict(checkpoint=dict(interval=300))
 custom_hooks = [dict(type='ChannelsLastHook'), dict(type='FixedNormsHook')]

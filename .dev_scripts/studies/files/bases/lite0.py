@@ -54,7 +54,7 @@ val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=max_epochs, max_keep_ckpts=1, save_optimizer=False, **_base_.safe_hooks.checkpoint),
+    checkpoint=dict(interval=max_epochs, max_keep_ckpts=1, **_base_.safe_hooks.checkpoint),
     seed=_base_.safe_hooks.seed,
 )
 custom_hooks = [dict(type='ChannelsLastHook')]

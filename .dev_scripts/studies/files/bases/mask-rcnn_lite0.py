@@ -26,5 +26,5 @@ test_dataloader = dict(
 test_evaluator = dict(ann_file=None)  # of a part of the file
 optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0))
 train_cfg = dict(val_begin=10**6)  # the test that follows is all
-default_hooks = dict(checkpoint=dict(interval=24, save_optimizer=False))
+default_hooks = dict(checkpoint=dict(interval=24))
 custom_hooks = [dict(type='ChannelsLastHook'), dict(type='FixedNormsHook')]
