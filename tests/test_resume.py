@@ -2,6 +2,11 @@
 
 import logging
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +58,43 @@ def test_resumed_equals_undisturbed(name, tools, tmp_path):
     resumed = states(train('resumed', whole, '--resume'))
     assert not equal(stopped['model'], resumed['model'])
     assert equal(undisturbed, resumed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['imagenet', 'coco', 'cityscapes'])
+def test_killed_again_and_again_it_ends_as_undisturbed(name, tools, tmp_path):
+    """By SIGKILL and SIGTERM in turn, workers and all: at random, and each third time while a checkpoint is written."""
+    length, count, template = ('max_iters', 20, 'iter_{}.pth') if name == 'cityscapes' else ('max_epochs', 10, 'epoch_{}.pth')
+    (tmp_path / 'config.py').write_text(CONFIG.format(base=ROOT / tools.CONFIGS[name], template=template))
+    options = tools.options(name) | {'train_dataloader.num_workers': 2, f'train_cfg.{length}': count, 'log_level': 'ERROR'}
+    if name == 'cityscapes':
+        options |= {'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
+
+    def start(work_dir: str) -> subprocess.Popen:
+        pairs = [f'{key}={value}' for key, value in options.items()]
+        command = [ROOT / 'tools/train.py', tmp_path / 'config.py', '--work-dir', tmp_path / work_dir, '--resume', '--cfg-options', *pairs]
+        with (tmp_path / f'{work_dir}.log').open('a') as log:
+            return subprocess.Popen([sys.executable, '-W', 'ignore', *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    began, generator = time.monotonic(), random.Random(0)
+    assert start('undisturbed').wait() == 0, (tmp_path / 'undisturbed.log').read_text()[-3000:]
+    seconds, folder = time.monotonic() - began, tmp_path / 'disturbed'
+
+    def is_due(kill: int, seen: set[Path], after: float) -> bool:
+        if kill % 3 == 2:
+            return any(folder.glob('*.partial'))
+        further = kill % 2 == 0 or bool(set(folder.glob('*.pth')) - seen)  # so that the end is reached
+        return further and time.monotonic() > after
+
+    for kill in range(6):
+        process, seen, after = start('disturbed'), set(folder.glob('*.pth')), time.monotonic() + generator.uniform(0.3, 1) * seconds
+        while process.poll() is None and not is_due(kill, seen, after):
+            time.sleep(0.0005)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM if kill % 2 else signal.SIGKILL)
+        process.wait()
+    assert start('disturbed').wait() == 0, (tmp_path / 'disturbed.log').read_text()[-3000:]
+    assert equal(*(states(tmp_path / work_dir / template.format(count)) for work_dir in ('undisturbed', 'disturbed')))
 
 
 def test_backend_replaces_whole_files_and_removes_late(tmp_path):

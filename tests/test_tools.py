@@ -119,11 +119,59 @@ def test_a_torchvision_of_another_torch(tools, tmp_path):
     refused((result.returncode, result.stderr), 'torchvision was built for another torch', 'torchvision::nms', 'in one command')
 
 
-def test_config_that_cannot_be_read(tools, tmp_path):
-    refused(tools.run('tools/train', 'configs/none.py'), 'configs/none.py', 'no such config')
-    for text, message in (('_base_ = "absent.py"', 'absent.py'), ('model = (', 'never closed')):
-        (tmp_path / 'broken.py').write_text(text)
-        refused(tools.run('tools/train', tmp_path / 'broken.py'), 'broken.py', message)
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        (None, 'no such config'),
+        ("_base_ = './absent.py'", 'absent.py'),
+        pytest.param("_base_ = './broken.py'", 'has no end', marks=pytest.mark.slow),
+        ('model = (', 'never closed'),
+        ('# \xe9t\xe9', 'utf-8'),
+        ("custom_hooks = 'CheckHook'", 'custom_hooks'),
+    ],
+)
+def test_config_that_cannot_be_read(text, words, tools, tmp_path):
+    if text is not None:
+        (tmp_path / 'broken.py').write_bytes(text.encode('latin-1'))
+    refused(tools.run('tools/train', tmp_path / 'broken.py'), 'broken.py', words)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'options', 'words'),
+    [
+        (('train',), {'model.backbone.depth.x': 1}, '--cfg-options'),
+        (('train',), {'train_pipeline.99.type': 'x'}, '--cfg-options'),
+        (('train',), {'model.backbone.method': 'orepa'}, "'orepa'"),
+        (('train',), {'work_dir': 'mine.pth'}, 'mine.pth'),
+        (('train',), {'load_from': 'http://127.0.0.1:9/x.pth'}, '127.0.0.1:9'),
+        (('train', '--resume', 'mine.pth'), {}, 'mine.pth'),
+        (('test', 'mine.pth', '--metrics', 'folder'), {}, 'folder'),
+        (('test', 'loop.pth'), {}, 'loop.pth'),
+        (('deploy/run_onnx', 'mine.pth', 'a.jpg'), None, 'mine.pth: cannot be loaded'),
+        (('model_converters/reparameterize_model', 'mine.pth', 'folder'), {}, '--force'),
+        (('model_converters/convert_checkpoint', 'mine.pth', 'out', '--reverse'), None, 'mine.pth'),
+        (('model_converters/convert_checkpoint', 'mine.pth', 'mine.pth'), None, '--force'),
+        (('model_converters/publish_model', 'mine.pth', 'mine.pth/out.pth'), None, 'mine.pth/out.pth'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, tuple) else None,
+)
+def test_what_the_user_can_mend_changes_nothing(arguments, options, words, exporter, tools, tmp_path):
+    """The names among the arguments are of what lies in a folder: weights, a folder with a file, a link to itself."""
+    torch.save(dict(state_dict={'backbone.conv1.weight': torch.ones(1)}), tmp_path / 'mine.pth')
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'config.py').write_text('mine')
+    (tmp_path / 'loop.pth').symlink_to('loop.pth')
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob('*')}
+    (tmp_path / 'run').mkdir()  # for logs
+    name, *others = (str(tmp_path / word) if word.startswith(('mine', 'folder', 'loop', 'out')) else word for word in arguments)
+    if options is not None:
+        others.insert(0, tools.CONFIGS['imagenet'])
+        options = tools.options('imagenet') | {'work_dir': str(tmp_path / 'run')} | options
+        options['work_dir'] = str(tmp_path / options['work_dir'])
+    refused(tools.run(f'tools/{name}', *others, options=options), words)
+    assert not [path for path in (tmp_path / 'run').rglob('*') if path.suffix in ('.pth', '.partial')]
+    shutil.rmtree(tmp_path / 'run')
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob('*')} == before
 
 
 def test_datasets_in_other_layouts_are_not_refused():
