@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""List all configs with their models' parameters and FLOPs in both forms, and write docs/configs.md.
+"""List all configs with their models' parameters and FLOPs in both forms, and write the tables of docs/configs.md.
 
     python .dev_scripts/list_configs.py --write docs/configs.md    # about 10 minutes on 2 cores
     python .dev_scripts/list_configs.py 'configs/imagenet/*'       # some of them, in the terminal
@@ -21,18 +21,17 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
+from doc_tables import write  # noqa: E402
 from mmengine.analysis import FlopAnalyzer  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from progress import track  # noqa: E402
 
 import orepa_mm  # noqa: E402
 from orepa_mm.deploy.loading import build_model  # noqa: E402
-from orepa_mm.files import check_writable, replacing  # noqa: E402
 from orepa_mm.layers import METHODS, SqueezedConv2d  # noqa: E402
 
-DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
-HEADER = ('config', 'params, M', 'FLOPs, G', 'paper')
+HEADER, RULE = '| config | params, M | FLOPs, G | paper |', '|---|---:|---:|---:|'
 # Tables 2, 4 and 5 of the paper: the metric and the training memory in GB.
 CLASSIFIERS = {
     'resnet18': dict(none=(71.21, 4.2), dbb=(71.77, 7.5), orepa=(72.13, 5.2)),
@@ -55,30 +54,6 @@ TRANSFERS = {
     'pspnet_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(74.47, 11.5), dbb=(74.50, 13.0), orepa=(75.47, 12.3)),
     'deeplabv3plus_{}-r50-d8_4xb2-40k_cityscapes-512x1024': dict(none=(76.63, 13.1), dbb=(77.15, 14.6), orepa=(77.59, 13.8)),
 }
-INTRODUCTION = """# Model zoo
-
-<!-- Written by: python .dev_scripts/list_configs.py --write docs/configs.md -->
-
-Names say network, method, GPUs x batch, schedule and data, as in the toolboxes. `none` is the stock network;
-[architectures](architectures.md) says what the other methods build. The methods of a transfer row share everything else,
-[the stem's learning rate](stem.md) included. `stock-init` and `from-stock` train stock weights with branches
-[beside the optimizer](beside.md); a `light` in the name means [light branches](branches.md). `mini` configs train on the sets that
-`demo/make_mini_data.py` draws, in minutes on a CPU.
-
-<!-- needs: data -->
-```shell
-tools/dist_train.sh CONFIG GPUS [--auto-scale-lr]     # on another number of GPUs than the name says
-tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint=checkpoints/orepa-resnet50_in1k.pth
-```
-
-Run ImageNet configs first: a transfer config starts from what its backbone's ImageNet config leaves in `work_dirs/`, or from the
-checkpoint you give, such as [a published one](architectures.md#published-checkpoints). Mask R-CNN on Cityscapes needs the annotation files
-of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts`.
-
-The last column is the paper's figure: top-1, box AP or mIoU. Parameters and FLOPs are of the whole model, in training form →
-re-parameterized; a multiply-add counts as one, for one image of the test size, two-stage detectors with 1000 proposals and 100 masks.
-Squeezing is not in the FLOPs: [speed](speed.md) has what it costs.
-"""
 
 
 class Network(nn.Module):
@@ -137,41 +112,6 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return height, width
 
 
-def network_name(cfg: Config) -> str:
-    backbone = cfg.model.backbone
-    kind = backbone.type.removeprefix('OREPA')
-    name = f'{kind}-{backbone.get("arch") or backbone.depth}'
-    if (width := backbone.get('base_channels', 64)) != 64:
-        name += f', {width / 64:g} x the width'
-    if str((backbone.get('init_cfg') or {}).get('checkpoint')).startswith('torchvision:'):
-        name += ', stock weights'
-    if cfg.get('load_from') and branches_hook(cfg) is not None:
-        name += ', stock detector'
-    if backbone.get('plain_stem') or backbone.get('frozen_stages') == 0:
-        name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
-    if (branches := backbone.get('branches')) is not None:
-        name += f', {branches} branches'
-    if (hook := branches_hook(cfg)) is not None:
-        name += f', {hook.get("branches", "full")} branches' + ', fixed scales' * (hook.get('scales') == 'fixed')
-    if cfg.default_scope == 'mmpretrain':
-        return name
-    model = cfg.model.decode_head.type.removesuffix('Head') if cfg.default_scope == 'mmseg' else cfg.model.type
-    model = {'PSP': 'PSPNet', 'DepthwiseSeparableASPP': 'DeepLabV3+', 'RTMDet': 'RTMDet-Ins', 'MaskRCNN': 'Mask R-CNN'}.get(model, model)
-    return f'{model.replace("FasterRCNN", "Faster R-CNN")}, {name}'
-
-
-def branches_hook(cfg: Config) -> dict | None:
-    hooks = (*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ()))
-    return next((hook for hook in hooks if hook is not None and hook.get('type') == 'BranchesHook'), None)
-
-
-def method_of(cfg: Config) -> str:
-    backbone = cfg.model.backbone
-    if (hook := branches_hook(cfg)) is not None:
-        return hook.get('method', 'OREPA')
-    return backbone.get('method', 'OREPA') if backbone.type.startswith('OREPA') else 'none'
-
-
 def paper_figures() -> dict[str, tuple[float, float]]:
     """Config name -> metric and memory."""
     figures = {f'{method}-{net}_4xb64-120e_in1k': pair for net, row in CLASSIFIERS.items() for method, pair in row.items()}
@@ -179,26 +119,6 @@ def paper_figures() -> dict[str, tuple[float, float]]:
         figures[f'repvgg-{arch}_4xb64-120e_in1k'] = row['repvgg']
         figures[f'orepa-repvgg-{arch}_4xb64-120e_in1k'] = row['orepa']
     return figures | {pattern.format(method): pair for pattern, row in TRANSFERS.items() for method, pair in row.items()}
-
-
-def schedule(cfg: Config, name: str) -> str:
-    length = f'{cfg.train_cfg.max_epochs} epochs' if cfg.train_cfg.get('max_epochs') else f'{cfg.train_cfg.max_iters} iterations'
-    return f'{length}, {gpus(cfg, name)} x {cfg.train_dataloader.batch_size}'
-
-
-def gpus(cfg: Config, name: str) -> int:
-    """How many GPUs the recipe is written for: as the file name says, or its learning rate."""
-    if 'mini' in name:
-        return 1
-    written = re.search(r'_(\d+)xb\d+', name)
-    return int(written[1]) if written else cfg.auto_scale_lr.base_batch_size // cfg.train_dataloader.batch_size
-
-
-def description(name: str) -> tuple[str, ...]:
-    """Network, method, data and schedule."""
-    cfg = read(name)
-    dataset = cfg.train_dataloader.dataset.get('dataset', cfg.train_dataloader.dataset)
-    return network_name(cfg), method_of(cfg), 'drawn, as ' * ('mini' in name) + DATA[dataset.type], schedule(cfg, name)
 
 
 def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -232,43 +152,30 @@ def row(name: str, costs: tuple[str, str]) -> str:
     return f'| [{Path(name).stem}](../{name}) | {" | ".join(costs)} | {shown} |'
 
 
-def document(rows: dict[str, str]) -> str:
-    """docs/configs.md: a table for each family."""
-    parts = [INTRODUCTION]
-    for family, title in FAMILIES.items():
-        lines = [line for name, line in rows.items() if name.startswith(f'configs/{family}/')]
-        parts.append(f'## {title}\n\n| {" | ".join(HEADER)} |\n|---|---:|---:|---:|\n' + '\n'.join(lines) + '\n')
-    return '\n'.join(parts)
+def without_checkpoints(node):
+    if isinstance(node, dict):
+        return {key: without_checkpoints(value) for key, value in node.items() if key != 'init_cfg'}
+    return [without_checkpoints(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('patterns', nargs='*', metavar='PATTERN', help='configs to list (default: all)')
-    parser.add_argument('--write', type=Path, metavar='MD', help='write the page with all configs to this file')
+    parser.add_argument('--write', type=Path, metavar='MD', help='write the tables of all configs into this page')
     args = parser.parse_args()
     if args.write and args.patterns:
         raise UsageError('--write is for the page with all configs: leave the patterns out.')
-    if args.write:
-        check_writable(args.write)
     logging.disable(logging.WARNING)
-    rows, known = {}, {}
+    tables, known = {family: [HEADER, RULE] for family in FAMILIES}, {}
     for name in track(configs(args.patterns), 'counting'):
         cfg = read(name)
         key = repr((cfg.default_scope, input_size(cfg), without_checkpoints(cfg.model.to_dict())))
         if key not in known:  # the same model on a longer schedule
             known[key] = cost(name)
-        rows[name] = row(name, known[key])
-        print(rows[name], flush=True)
-    if args.write:
-        with replacing(args.write) as partial:
-            partial.write_text(document(rows))
-        print(f'wrote {args.write}')
-
-
-def without_checkpoints(node):
-    if isinstance(node, dict):
-        return {key: without_checkpoints(value) for key, value in node.items() if key != 'init_cfg'}
-    return [without_checkpoints(item) for item in node] if isinstance(node, list | tuple) else node
+        tables[name.split('/')[1]].append(row(name, known[key]))
+        print(tables[name.split('/')[1]][-1], flush=True)
+    for family, lines in tables.items() if args.write else ():
+        write(args.write, family, '\n'.join(lines))
 
 
 if __name__ == '__main__':

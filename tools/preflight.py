@@ -79,7 +79,7 @@ def check_data(
     labels: dict[str, dict[str, int]] = {}
     names = {}
     for split in splits:
-        datasets = list(_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')))
+        datasets = list(datasets_in((cfg.get(f'{split}_dataloader') or {}).get('dataset')))
         for i, dataset in enumerate(datasets):
             if str(dataset) not in found:  # most configs test on the validation set
                 found[str(dataset)] = _check_dataset(dataset, cfg, sample)
@@ -130,7 +130,7 @@ def _listed(names: Iterable[str]) -> str:
     return ', '.join(f'"{name}"' for name in names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
-def _datasets(dataset: Any) -> Iterator[dict]:
+def datasets_in(dataset: Any) -> Iterator[dict]:
     """The datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     if not isinstance(dataset, dict):
         return
@@ -138,7 +138,7 @@ def _datasets(dataset: Any) -> Iterator[dict]:
     if not inner:
         yield dataset
     for item in inner:
-        yield from _datasets(item)
+        yield from datasets_in(item)
 
 
 def _is_remote(dataset: dict) -> bool:
