@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
-from common import UsageError, add_cfg_options, load_config, run  # noqa: E402
+from common import add_cfg_options, load_config, run  # noqa: E402
 
 from orepa_mm.deploy.loading import load_model  # noqa: E402
-from orepa_mm.files import check_writable, replacing  # noqa: E402
+from orepa_mm.files import replacing  # noqa: E402
 from orepa_mm.layers.kernels import OREPAKernel  # noqa: E402
 
 WORDS = dict(
@@ -41,13 +43,7 @@ def one_pair(kernel: OREPAKernel) -> tuple[dict[str, torch.Tensor], torch.Tensor
 
 
 def draw(parts: dict[str, torch.Tensor], total: torch.Tensor, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import FancyBboxPatch
-
-    figure = plt.figure(figsize=(13, 5.2))
+    figure = Figure((13, 5.2))
     canvas = figure.add_axes((0, 0, 1, 1))
     canvas.set(xlim=(0, 13), ylim=(0, 5.2))
     canvas.axis('off')
@@ -96,7 +92,6 @@ def draw(parts: dict[str, torch.Tensor], total: torch.Tensor, path: Path) -> Non
     arrow((11.45, 1.37), (11.45, 1.13))
     with replacing(path) as partial:
         figure.savefig(partial, dpi=100, format='png')
-    plt.close(figure)
 
 
 def main() -> None:
@@ -104,16 +99,11 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', type=Path, help='training-form checkpoint of this config')
     parser.add_argument('out', type=Path, metavar='OUT', help='the picture to write')
-    parser.add_argument('--layer', default='backbone.layer1.0.conv1.kernel', help='path of the layer in the model (default: %(default)s)')
     add_cfg_options(parser)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
-    check_writable(args.out, force=True)
     model = load_model(load_config(args), args.checkpoint)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, OREPAKernel)}
-    if args.layer not in layers:
-        raise UsageError(f'--layer {args.layer}: is no kernel of branches; choose from {", ".join(layers)}.')
-    draw(*one_pair(layers[args.layer]), args.out)
+    draw(*one_pair(model.get_submodule('backbone.layer1.0.conv1.kernel')), args.out)
 
 
 if __name__ == '__main__':

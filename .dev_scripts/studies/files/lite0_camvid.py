@@ -11,15 +11,12 @@ folds = [
     for fold in range(5)
 ]
 
-
-def _longer(iterations):
-    return {'train_cfg.max_iters': iterations, 'default_hooks.checkpoint.interval': iterations, 'param_scheduler.0.end': iterations}
-
-
 methods = {
     '_delete_': True,
-    **{name: options for name, options in _base_.methods.items() if not name.startswith('plain,')},
-    'plain, 360 steps': _longer(360),  # for 300
+    'plain': {},
+    **_base_._branched,
+    # For 300.
+    'plain, 360 steps': {'train_cfg.max_iters': 360, 'default_hooks.checkpoint.interval': 360, 'param_scheduler.0.end': 360},
 }
 learning_rates = (0.007, 0.016, 0.04, 0.09)
 seeds = 10

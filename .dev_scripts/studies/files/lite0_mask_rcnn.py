@@ -11,20 +11,16 @@ folds = [
     for fold in range(5)
 ]
 
-
-def _longer(epochs):
-    return {
-        'train_cfg.max_epochs': epochs,
-        'default_hooks.checkpoint.interval': epochs,
-        'param_scheduler.1.end': epochs,
-        'param_scheduler.1.milestones': [round(epochs * 2 / 3), epochs - 2],
-    }
-
-
 methods = {
     '_delete_': True,
-    **{name: options for name, options in _base_.methods.items() if not name.startswith('plain,')},
-    'plain, 28 epochs': _longer(28),  # for 24
+    'plain': {},
+    **_base_._branched,
+    'plain, 28 epochs': {  # for 24
+        'train_cfg.max_epochs': 28,
+        'default_hooks.checkpoint.interval': 28,
+        'param_scheduler.1.end': 28,
+        'param_scheduler.1.milestones': [19, 26],
+    },
 }
 learning_rates = (0.004, 0.01, 0.022, 0.05)
 seeds = 10
