@@ -100,7 +100,6 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path, help='training-form checkpoint of this config')
     parser.add_argument('out', type=Path, metavar='OUT', help='the picture to write')
     add_cfg_options(parser)
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     model = load_model(load_config(args), args.checkpoint)
     draw(*one_pair(model.get_submodule('backbone.layer1.0.conv1.kernel')), args.out)

@@ -12,113 +12,63 @@ on the 200 test pictures. Runs and results that are complete are not repeated.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / room) for room in ('tools', 'tools/deploy', '.dev_scripts')]
-from common import UsageError, load_config, run  # noqa: E402
+sys.path[:0] = [str(ROOT / room) for room in ('tools', 'tools/deploy', '.dev_scripts/studies')]
+from common import load_config, run  # noqa: E402
 from doc_tables import write  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 from quantize_onnx import prepared  # noqa: E402
+from runs import Runs, run_of  # noqa: E402
 
 from orepa_mm.deploy.evaluation import evaluate  # noqa: E402
 from orepa_mm.deploy.export import export  # noqa: E402
 from orepa_mm.deploy.pictures import pictures_in  # noqa: E402
 from orepa_mm.deploy.quantize import OnnxNetwork, change, quantize  # noqa: E402
-from orepa_mm.files import check_writable, replacing  # noqa: E402
+from orepa_mm.files import replacing  # noqa: E402
 
-CONFIG = 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
+CONFIG = ROOT / 'configs/imagenet/orepa-resnet18-w16_imagenet-mini.py'
+PAGE = ROOT / 'docs' / 'int8.md'
 # A quarter of the width of A0.
-REPVGG = "_delete_=True, type='OREPARepVGG', arch='A0', base_channels=16, method={method!r}, out_indices=(3,)"
+REPVGG = dict(_delete_=True, type='OREPARepVGG', arch='A0', base_channels=16, out_indices=(3,))
+NETWORKS = {  # by their titles; a plain one has nothing to re-parameterize
+    'ResNet-18': {
+        'model.backbone.method': 'none',
+        'model.backbone.init': None,
+        'model.backbone.stem_channels': 16,
+        'custom_hooks': [dict(type='CheckHook')],
+    },
+    'OREPA ResNet-18': {'model.backbone.init': 'published', 'model.backbone.stem_channels': 16},
+    'RepVGG-A0': {'model.backbone': dict(REPVGG, method='RepVGG'), 'model.head.in_channels': 320},
+    'OREPA-RepVGG-A0': {'model.backbone': dict(REPVGG, method='OREPA'), 'model.head.in_channels': 320},
+}
 DECAYS = (1e-4, 2e-2)  # the recipe's, and one that 300 iterations feel
+DECAYED = {'parameters': False, 'deployed kernels': True}
 SPLITS = (('train', 100), ('val', 200))  # pictures to calibrate with and to compare on
+HEADER = ('network', 'weight decay', 'of', 'top-1, float', 'int8, a tensor', 'int8, a channel', 'change, a tensor', 'change, a channel')
 
 
-@dataclass(frozen=True)
-class Network:
-    """One trained network: its title, the backbone's settings, the head's, and which decays it is trained with."""
-
-    name: str
-    title: str
-    backbone: str
-    channels: int
-    kernel_decay: tuple[bool, ...]
-
-
-NETWORKS = (
-    Network('plain', 'ResNet-18', "method='none', init=None, stem_channels=16", 128, (False,)),
-    Network('orepa', 'OREPA ResNet-18', "init='published', stem_channels=16", 128, (False, True)),
-    Network('repvgg', 'RepVGG-A0', REPVGG.format(method='RepVGG'), 320, (False, True)),
-    Network('orepa-repvgg', 'OREPA-RepVGG-A0', REPVGG.format(method='OREPA'), 320, (False, True)),
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training."""
-
-    network: Network
-    weight_decay: float
-    kernel_decay: bool
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f'{self.network.name}_{self.weight_decay:g}_{"kernel" if self.kernel_decay else "stock"}_seed{self.seed}'
-
-    @property
-    def config(self) -> str:
-        return '\n'.join(
-            (
-                f'_base_ = {str(ROOT / CONFIG)!r}',
-                f'model = dict(backbone=dict({self.network.backbone}), head=dict(in_channels={self.network.channels}))',
-                f'optim_wrapper = dict(optimizer=dict(weight_decay={self.weight_decay}), '
-                f'paramwise_cfg=dict(custom_l2={self.kernel_decay}))',
-                *(["custom_hooks = [dict(type='CheckHook')]"] if self.network.name == 'plain' else []),  # nothing to re-parameterize
-                f'randomness = dict(seed={self.seed})',
-                '',
-            )
-        )
-
-
-def train(each: Run, out: Path) -> tuple[Path, Path | None]:
-    """Train unless that was done; the config and the checkpoint, None where the loss did not stay finite."""
-    work_dir = out.resolve() / each.name
-    config = work_dir.parent / f'{each.name}.py'  # in work_dir mmengine would write the whole config over it
-    checkpoint, log = work_dir / 'last.pth', work_dir / 'output.log'
-    work_dir.mkdir(parents=True, exist_ok=True)
-    same = config.is_file() and config.read_text() == each.config
-    if same and log.is_file() and 'loss: nan' in log.read_text():
-        return config, None
-    if not (same and checkpoint.is_file()):
-        config.write_text(each.config)
-        start = time.monotonic()
-        with log.open('w') as output:
-            command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir)]
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode
-        if status and 'loss: nan' in log.read_text():
-            print(f'{each.name}: diverged (output: {log})', flush=True)
-            return config, None
-        if status:
-            raise UsageError(f'{each.name}: the training failed (output: {log}).')
-        print(f'trained {each.name} in {time.monotonic() - start:.0f} s', flush=True)
-    return config, checkpoint
-
-
-def runs(seeds: list[int]) -> list[Run]:
-    return [
-        Run(network, decay, kernel_decay, seed)
-        for seed in seeds
-        for decay in DECAYS
-        for network in NETWORKS
-        for kernel_decay in network.kernel_decay
-    ]
+def trainings(seeds: list[int]) -> dict[tuple[str, float, str, int], object]:
+    """The runs, by title, weight decay, of what, and seed."""
+    found = {}
+    for seed in seeds:
+        for decay in DECAYS:
+            for title, options in NETWORKS.items():
+                for of, custom_l2 in list(DECAYED.items())[: 1 if title == 'ResNet-18' else 2]:
+                    own = {
+                        'optim_wrapper.optimizer.weight_decay': decay,
+                        'optim_wrapper.paramwise_cfg.custom_l2': custom_l2,
+                        'randomness.seed': seed,
+                    }
+                    name = f'{title}_{decay:g}_{of}_seed{seed}'.replace(' ', '-')
+                    found[title, decay, of, seed] = run_of(Config.fromfile(CONFIG), options | own, name, test_on='test', phase='pretrain')
+    return found
 
 
 def measured(config: Path, checkpoint: Path, work_dir: Path, data: Path, metric: str) -> dict:
@@ -149,78 +99,56 @@ def measured(config: Path, checkpoint: Path, work_dir: Path, data: Path, metric:
     return found
 
 
-def kernels(graph: Path) -> Iterator[np.ndarray]:
-    """The kernels [O, I/g, k, k] of an exported network's convolutions, norms folded."""
+def kernels(graph: Path) -> list[np.ndarray]:
+    """The kernels of an exported network's convolutions, norms folded, each as rows [O, I/g * k * k]."""
     import onnx
 
     model = onnx.load(graph)
     values = {entry.name: entry for entry in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == 'Conv':
-            yield onnx.numpy_helper.to_array(values[node.input[1]])
+    found = [onnx.numpy_helper.to_array(values[node.input[1]]) for node in model.graph.node if node.op_type == 'Conv']
+    return [kernel.reshape(len(kernel), -1).astype(np.float64) for kernel in found]
 
 
 def peak(graph: Path) -> float:
     """A channel's largest weight to the root mean square of its weights, medians over channels and layers."""
-    rows = [kernel.reshape(len(kernel), -1) for kernel in kernels(graph)]
-    return float(np.median([np.median(np.abs(each).max(1) / np.sqrt((each**2).mean(1)).clip(1e-12)) for each in rows]))
+    return float(np.median([np.median(np.abs(rows).max(1) / np.sqrt((rows**2).mean(1)).clip(1e-12)) for rows in kernels(graph)]))
 
 
-def signal_to_noise(graph: Path, per_channel: bool) -> float:
-    """Of the kernels in int8, in dB, median over the layers."""
-    return float(np.median([error_db(kernel, per_channel) for kernel in kernels(graph)]))
-
-
-def rounded(kernel: np.ndarray, per_channel: bool) -> np.ndarray:
-    """A kernel [O, ...] in int8 and back."""
-    rows = kernel.reshape(len(kernel), -1).astype(np.float64)
+def signal_to_noise(rows: np.ndarray, per_channel: bool) -> float:
+    """Of a kernel in int8, in dB."""
     step = np.abs(rows).max(1, keepdims=True) / 127
     step = np.maximum(step if per_channel else step.max(), 1e-30)
-    return (np.round(rows / step) * step).reshape(kernel.shape)
+    noise = ((rows - np.round(rows / step) * step) ** 2).sum()
+    return float(10 * np.log10((rows**2).sum() / max(noise, 1e-30)))
 
 
-def error_db(kernel: np.ndarray, per_channel: bool) -> float:
-    """Signal to noise, in dB, of a kernel in int8."""
-    noise = ((kernel - rounded(kernel, per_channel)) ** 2).sum()
-    return float(10 * np.log10((kernel.astype(np.float64) ** 2).sum() / max(noise, 1e-30)))
-
-
-def draw(graphs: dict[str, Path], path: Path) -> None:
-    """Largest weight and root mean square of all channels of all layers, one panel a network."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 4, figsize=(15, 6.5), sharey=True, layout='constrained')
-    for place in axes.flat:
-        place.axis('off')
-    for title, graph in graphs.items():  # a column for each network, above with decay of the parameters
-        name, _, decayed = title.partition(', decay of ')
-        place = axes[int(decayed != 'parameters'), [network.title for network in NETWORKS].index(name)]
-        place.axis('on')
-        for layer, kernel in enumerate(kernels(graph)):
-            rows = kernel.reshape(len(kernel), -1)
+def draw(graphs: dict[tuple[str, str], Path], path: Path) -> None:
+    """Largest weight and root mean square of all channels of all layers: a column a network, above with decay of the parameters."""
+    figure = Figure((15, 6.5), layout='constrained')
+    panels = figure.subplots(2, len(NETWORKS), sharey=True)
+    for (title, of), graph in graphs.items():
+        place, found = panels[list(DECAYED).index(of), list(NETWORKS).index(title)], kernels(graph)
+        for layer, rows in enumerate(found):
             for colour, shift, values in (('C0', -0.2, np.abs(rows).max(1)), ('C1', 0.2, np.sqrt((rows**2).mean(1)))):
                 values = values / np.abs(rows).max()
                 place.plot([layer + shift] * len(values), values, '.', color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
                 place.plot([layer + shift - 0.2, layer + shift + 0.2], [np.median(values)] * 2, color=colour, linewidth=2.5)
-        tensor, channel = (signal_to_noise(graph, each) for each in (False, True))
-        place.set_title(f'{title}\nint8: {tensor:.0f} dB with a scale a tensor, {channel:.0f} dB a channel', fontsize=9)
+        tensor, channel = (np.median([signal_to_noise(rows, each) for rows in found]) for each in (False, True))
+        place.set_title(f'{title}, decay of {of}\nint8: {tensor:.0f} dB with a scale a tensor, {channel:.0f} dB a channel', fontsize=9)
         place.axhline(1 / 127, color='grey', linestyle=':', linewidth=1)
         place.set(yscale='log', ylim=(1e-3, 1.3), xlabel='convolution')
-        place.grid(alpha=0.2)
-    for place in axes.flat:
         place.tick_params(labelleft=True)
-    axes[0, 0].set_ylabel("relative to the layer's largest weight")
+        place.grid(alpha=0.2)
+    for place in panels.flat:
+        if not place.lines:
+            place.axis('off')
+    panels[0, 0].set_ylabel("relative to the layer's largest weight")
     legend = "blue dot: an output channel's largest weight\norange dot: root mean square of its weights\nlines: the median channel\n"
     legend += 'dotted: a step of int8 with a scale a tensor\n\ndB: signal to noise of the kernels, median layer\n\n'
     legend += 'from the top to orange: lost with a scale a tensor\nfrom blue to orange: lost with a scale a channel'
-    axes[1, 0].text(-0.1, 0.95, legend, va='top', fontsize=10, transform=axes[1, 0].transAxes)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    panels[1, 0].text(-0.1, 0.95, legend, va='top', fontsize=10, transform=panels[1, 0].transAxes)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=90, format='png')
-    plt.close(figure)
 
 
 def cell(values: list[float], form: str) -> str:
@@ -229,25 +157,16 @@ def cell(values: list[float], form: str) -> str:
     return text if len(values) == 1 else f'{text} ({min(values):{form}} to {max(values):{form}})'
 
 
-def table(groups: dict[tuple[str, str, str], list[tuple[dict, Path]]]) -> str:
-    """The results as Markdown; a row for each network and decay, means and ranges over the seeds in it."""
-    head = ['network', 'weight decay', 'of', 'top-1, float', 'int8, a tensor', 'int8, a channel']
-    head += ['change, a tensor', 'change, a channel', 'peak']
-    rows = [head, ['---'] * len(head)]
-    titles = [network.title for network in NETWORKS]
-    for names, found in sorted(groups.items(), key=lambda group: titles.index(group[0][0])):
-        results = [result for result, _ in found]
-        if not found:
-            rows.append([*names, 'diverged', *[''] * (len(head) - len(names) - 1)])
-            continue
-        rows.append(
-            [
-                *names,
-                *(cell([result[form]['metric'] for result in results], '.1f') for form in ('float', 'tensor', 'channel')),
-                *(cell([result[form]['typical'] for result in results], '.3f') for form in ('tensor', 'channel')),
-                f'{statistics.mean(peak(graph) for _, graph in found):.1f}',
-            ]
-        )
+def table(groups: dict[tuple[str, float, str], list[tuple[dict, Path]]]) -> str:
+    """A row for each network and decay, means and ranges over the seeds that came through in it."""
+    rows = [[*HEADER, 'peak'], ['---'] * (len(HEADER) + 1)]
+    for (title, decay, of), found in sorted(groups.items(), key=lambda group: list(NETWORKS).index(group[0][0])):
+        rows.append([title, f'{decay:g}', of, 'diverged', *[''] * 5])
+        if found:
+            results = [result for result, _ in found]
+            rows[-1][3:6] = [cell([result[form]['metric'] for result in results], '.1f') for form in ('float', 'tensor', 'channel')]
+            rows[-1][6:8] = [cell([result[form]['typical'] for result in results], '.3f') for form in ('tensor', 'channel')]
+            rows[-1][8] = f'{statistics.mean(peak(graph) for _, graph in found):.1f}'
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
@@ -267,28 +186,27 @@ def main() -> None:
     parser.add_argument('--segmentor', nargs=2, type=Path, metavar=('CONFIG', 'CHECKPOINT'), help='a trained segmentor to quantize as well')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/int8'), help='folder of the runs (default: %(default)s)')
     args = parser.parse_args()
-    check_writable(args.out, folder=True)
-    groups, graphs = {}, {}
-    for each in runs(args.seeds):
-        config, checkpoint = train(each, args.out)
-        decayed = 'deployed kernels' if each.kernel_decay else 'parameters'
-        group = groups.setdefault((each.network.title, f'{each.weight_decay:g}', decayed), [])
-        if checkpoint is None:
+    trained, groups, graphs = trainings(args.seeds), {}, {}
+    with Runs(args.out.resolve(), 1, len(trained)) as runs:
+        records = runs.carry_out(list(trained.values()))
+    for (*names, seed), record, each in zip(trained, records, trained.values(), strict=True):
+        group = groups.setdefault(tuple(names), [])
+        if 'error' in record:  # as the loss did not stay finite
             continue
-        found = measured(config, checkpoint, checkpoint.parent, ROOT / 'data' / 'imagenet-mini', 'accuracy/top1')
-        graph = checkpoint.parent / 'float.onnx'
-        group.append((found, graph))
-        if each.seed == args.seeds[0] and each.weight_decay == max(DECAYS):
-            graphs[f'{each.network.title}, decay of {decayed}'] = graph
-    page = ROOT / 'docs' / 'int8.md'
-    write(page, 'classifiers', table(groups))
-    draw(graphs, ROOT / 'docs' / 'images' / 'kernel_ranges.png')
+        work_dir = runs.work_dir(each)
+        checkpoint = work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name
+        found = measured(runs.config_path(each), checkpoint, work_dir, ROOT / 'data' / 'imagenet-mini', 'accuracy/top1')
+        group.append((found, work_dir / 'float.onnx'))
+        if seed == args.seeds[0] and names[1] == max(DECAYS):
+            graphs[names[0], names[2]] = work_dir / 'float.onnx'
+    write(PAGE, 'classifiers', table(groups))
+    draw(graphs, PAGE.parent / 'images' / 'kernel_ranges.png')
     if args.segmentor:
         config, checkpoint = args.segmentor
         work_dir = args.out / 'segmentor'
         work_dir.mkdir(parents=True, exist_ok=True)
         found = measured(config, checkpoint, work_dir, ROOT / 'data' / 'cityscapes-mini' / 'leftImg8bit', 'mIoU')
-        write(page, 'segmentor', segmentor_table(found))
+        write(PAGE, 'segmentor', segmentor_table(found))
 
 
 if __name__ == '__main__':

@@ -90,7 +90,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """The option that overrides settings of the config."""
+    """The option that overrides settings of the config, of a tool that has no other of them."""
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -127,14 +127,9 @@ def add_dump(runner: Runner, scope: str, out: str) -> None:
     runner.test_evaluator.metrics.append(Dump(out_file_path=out))
 
 
-def plain(value: Any) -> Any:
-    """Metrics as JSON has them: tensors, arrays and tuples as lists, every number as a float."""
-    value = value.tolist() if hasattr(value, 'tolist') else value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return float(value) if isinstance(value, int | float) else value if value is None else str(value)
+def as_json(value: Any) -> Any:
+    """What of a metric JSON does not have: tensors and arrays as lists, single ones as numbers."""
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
 
 
 def main() -> None:
@@ -163,7 +158,7 @@ def main() -> None:
     metrics = runner.test()
     if args.metrics and is_main_process():
         with replacing(args.metrics) as partial:
-            partial.write_text(json.dumps(plain(metrics), indent=2) + '\n')
+            partial.write_text(json.dumps(metrics, indent=2, default=as_json) + '\n')
 
 
 if __name__ == '__main__':

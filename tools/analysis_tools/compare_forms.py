@@ -253,7 +253,6 @@ def main() -> None:
     parser.add_argument('out', type=Path, metavar='OUT.png')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a box that is drawn (default: 0.3)')
     add_cfg_options(parser)
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     check_writable(args.out)
     cfg = load_config(args)

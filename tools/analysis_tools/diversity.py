@@ -1,6 +1,6 @@
 """How different the branches of a network are: shares of their kernels, cosines between them, scales, and what they add to a stem."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -17,38 +17,35 @@ class Diversity:
     """Of the kernels of a model, in the order of its modules.
 
     Attributes:
-        layers: Path of each kernel.
-        shares: By branch the norm of its part relative to the kernel's, [kernels]; NaN where a kernel does not have it.
-        cosines: By pair of branches the cosine between their parts, [kernels]; NaN where one of them is missing or zero.
+        names: The branches that any of them has.
+        shares: The norm of each branch's part relative to the kernel's [kernels, branches]; NaN where a kernel does not have it.
+        cosines: Between the parts of each pair of branches [kernels, branches, branches]; NaN where one is missing or zero.
         scales: By branch the magnitudes of its scales, those of all kernels one after the other.
     """
 
-    layers: list[str] = field(default_factory=list)
-    shares: dict[str, Tensor] = field(default_factory=dict)
-    cosines: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    scales: dict[str, Tensor] = field(default_factory=dict)
+    names: list[str]
+    shares: Tensor
+    cosines: Tensor
+    scales: dict[str, Tensor]
 
 
 @torch.no_grad()
 def branch_diversity(model: nn.Module) -> Diversity:
     """Compare the branches of each :class:`.OREPAConv2d` of a model."""
-    rows = []
-    scales: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}
-    found = branch_shares(model)
-    for _, kernel in kernels_with_branches(model):
-        rows.append({name: part.flatten() for name, part in kernel.parts().items()})
-        for name, row in zip(kernel.branches, kernel.scale, strict=True):
-            scales[name].append(row.abs().double())
-    names = [name for name in BRANCHES if any(name in parts for parts in rows)]
-    nan = torch.tensor(float('nan'), dtype=torch.float64)
-    shares = {name: torch.tensor([each.get(name, nan) for each in found.values()], dtype=torch.float64) for name in names}
-    cosines = {}
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            both = [(parts[a], parts[b]) if a in parts and b in parts else None for parts in rows]
-            # 0 / 0 where a branch is zero: no direction, NaN.
-            cosines[a, b] = torch.stack([nan if pair is None else pair[0] @ pair[1] / (pair[0].norm() * pair[1].norm()) for pair in both])
-    return Diversity(list(found), shares, cosines, {name: torch.cat(scales[name]) for name in names})
+    kernels = [kernel for _, kernel in kernels_with_branches(model)]
+    names = [name for name in BRANCHES if any(name in kernel.branches for kernel in kernels)]
+    shares = torch.full((len(kernels), len(names)), torch.nan, dtype=torch.float64)
+    cosines = shares[:, :, None].repeat(1, 1, len(names))
+    scales: dict[str, list[Tensor]] = {name: [] for name in names}
+    for row, (kernel, found) in enumerate(zip(kernels, branch_shares(model).values(), strict=True)):
+        has = [names.index(name) for name in kernel.parts()]
+        parts = torch.stack([part.flatten() for part in kernel.parts().values()])
+        directions = parts / parts.norm(dim=1, keepdim=True)  # 0 / 0 where a branch is zero: none, NaN
+        cosines[row][torch.meshgrid(torch.tensor(has), torch.tensor(has), indexing='ij')] = directions @ directions.T
+        shares[row, has] = torch.tensor([found[names[index]] for index in has], dtype=torch.float64)
+        for name, scale in zip(kernel.branches, kernel.scale, strict=True):
+            scales[name].append(scale.abs().double())
+    return Diversity(names, shares, cosines, {name: torch.cat(values) for name, values in scales.items()})
 
 
 @torch.no_grad()

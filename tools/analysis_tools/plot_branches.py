@@ -24,42 +24,28 @@ from orepa_mm.checkpoints.checking import check_state_dict  # noqa: E402
 from orepa_mm.checkpoints.reading import read_checkpoint  # noqa: E402
 from orepa_mm.deploy.loading import build_model, load_model  # noqa: E402
 from orepa_mm.files import check_writable, replacing  # noqa: E402
-from orepa_mm.functional import BRANCHES  # noqa: E402
-
-
-def cosine_matrix(found: Diversity, names: list[str]) -> torch.Tensor:
-    """Mean cosine of each pair of branches over the kernels that have both, [branches, branches]."""
-    matrix = torch.eye(len(names), dtype=torch.float64)
-    for (a, b), values in found.cosines.items():
-        i, j = names.index(a), names.index(b)
-        matrix[i, j] = matrix[j, i] = values.nanmean()
-    return matrix
 
 
 def draw(states: dict[str, Diversity], path: Path) -> None:
     """One row for each state: shares by layer, cosines, scales."""
-    names = [name for name in BRANCHES if any(name in found.shares for found in states.values())]
     figure = Figure((16, 4.2 * len(states)), layout='constrained')
     axes = figure.subplots(len(states), 3, squeeze=False, width_ratios=(2.2, 1, 1))
     for row, (title, found) in zip(axes, states.items(), strict=True):
-        shares = torch.stack([found.shares[name] for name in names])
-        image = row[0].imshow(shares, aspect='auto', cmap='viridis', vmin=0, vmax=1.2)
-        row[0].set(title=f"{title}: norm of a branch relative to its kernel's", yticks=range(len(names)), yticklabels=names)
-        row[0].set(xlabel='kernel, from the stem on', xticks=range(0, len(found.layers), max(1, len(found.layers) // 20)))
+        names, count = found.names, len(found.names)
+        image = row[0].imshow(found.shares.T, aspect='auto', cmap='viridis', vmin=0, vmax=1.2)
+        row[0].set(title=f"{title}: norm of a branch relative to its kernel's", yticks=range(count), yticklabels=names)
+        row[0].set(xlabel='kernel, from the stem on', xticks=range(0, len(found.shares), max(1, len(found.shares) // 20)))
         figure.colorbar(image, ax=row[0])
-        matrix = cosine_matrix(found, names)
+        matrix = found.cosines.nanmean(0).fill_diagonal_(1)
         image = row[1].imshow(matrix, cmap='RdBu_r', vmin=-1, vmax=1)
-        row[1].set(title='mean cosine', xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
+        row[1].set(title='mean cosine', xticks=range(count), yticks=range(count), yticklabels=names)
         row[1].set_xticklabels(names, rotation=45, ha='right')
-        for i in range(len(names)):
-            for j in range(len(names)):
-                value = matrix[i, j].item()
-                if i != j and value == value:
-                    row[1].text(j, i, f'{value:.2f}', ha='center', va='center', fontsize=8)
+        for i, j in (~torch.eye(count, dtype=torch.bool) & ~matrix.isnan()).nonzero().tolist():
+            row[1].text(j, i, f'{matrix[i, j]:.2f}', ha='center', va='center', fontsize=8)
         figure.colorbar(image, ax=row[1])
-        row[2].boxplot([found.scales[name].tolist() for name in names], showfliers=False)
+        row[2].boxplot([values.tolist() for values in found.scales.values()], showfliers=False)
         row[2].set(title='magnitude of the scales', ylim=(0, None))
-        row[2].set_xticks(range(1, len(names) + 1), names, rotation=45, ha='right')
+        row[2].set_xticks(range(1, count + 1), names, rotation=45, ha='right')
         row[2].grid(alpha=0.3)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=90, format='png')
@@ -68,11 +54,11 @@ def draw(states: dict[str, Diversity], path: Path) -> None:
 def table(states: dict[str, Diversity]) -> str:
     """Means over the kernels, as text."""
     lines = ['branch      ' + ''.join(f'{title:>28}' for title in states), ' ' * 12 + '       share    |cos| others' * len(states)]
-    for name in next(iter(states.values())).shares:
+    for index, name in enumerate(next(iter(states.values())).names):
         cells = ''
         for found in states.values():
-            others = torch.cat([values.abs() for pair, values in found.cosines.items() if name in pair])
-            cells += f'{found.shares[name].nanmean():12.3f}{others.nanmean():16.3f}'
+            others = found.cosines[:, index, [other for other in range(len(found.names)) if other != index]].abs()
+            cells += f'{found.shares[:, index].nanmean():12.3f}{others.nanmean():16.3f}'
         lines.append(f'{name:<12}{cells}')
     return '\n'.join(lines)
 
@@ -85,7 +71,6 @@ def main() -> None:
     )
     parser.add_argument('out', type=Path, metavar='OUT.png')
     add_cfg_options(parser)
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     check_writable(args.out)
     cfg = load_config(args)
@@ -100,7 +85,7 @@ def main() -> None:
     before.init_weights()
     expand_as(before, checkpoint)
     states = {'before training': branch_diversity(before), 'after': branch_diversity(after)}
-    if not states['after'].layers:
+    if not states['after'].names:
         raise UsageError(f'{args.config}: the model has no branches.')
     print(table(states))
     draw(states, args.out)

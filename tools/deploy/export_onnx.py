@@ -41,7 +41,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ema', action=argparse.BooleanOptionalAction, help='averaged weights of an EMAHook, or those that were trained')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     add_cfg_options(parser)
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 
 

@@ -50,7 +50,6 @@ def parse_args() -> argparse.Namespace:
     add_cfg_options(parser)
     parser.add_argument('--threads', type=int, default=1, help='threads of the latencies (default: 1)')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 
 
