@@ -167,14 +167,8 @@ def test_the_report_says_what_it_is(coco, tmp_path):
     agreement = ['size       pictures  largest difference', '96 x 128   a.jpg + 1  2.0e-06']
     path = demo.report(steps, [text], [{}, {}], measured, agreement, {'a': PictureError(0.5, 'half'), 'b': PictureError(0.0, 'none')})
     page = path.read_text()
-    for part in (
-        'Mask R-CNN on an OREPA',
-        'the mean is 0.25',
-        'x' * 300,
-        'a &lt;step&gt;',
-        '<td>training step of 4 images</td><td>30 ms</td>',
-    ):
+    parts = ('Mask R-CNN on an OREPA', 'the mean is 0.25', 'x' * 300, 'a &lt;step&gt;', '<td data-name="pictures">a.jpg + 1</td>')
+    for part in (*parts, '<td>training step of 4 images</td><td>30 ms</td>'):
         assert part in page
-    assert '<td data-name="pictures">a.jpg + 1</td>' in page
     style = page[: page.index('</style>')]
     assert 'white-space: pre-wrap' in style and 'overflow-wrap: anywhere' in style  # no line makes the page scroll sideways

@@ -21,15 +21,11 @@ SPLITS = ('train', 'val', 'test')
 WIDTH, HEIGHT = 64, 48
 # It trains on 21 classes of Pascal VOC and tests on 20, all of whose labels are other ones.
 RIGHTLY = {'san-vit-b16_voc12aug-640x640.py', 'san-vit-l14_voc12aug-640x640.py'}
-FOLDERS = dict(Objects365V2Dataset='patch0/', LVISDataset='train2017/', LVISV1Dataset='train2017/')
 
 
 def save(path: Path, values: np.ndarray | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == '.npy':
-        np.save(path, np.zeros((HEIGHT, WIDTH, 25), np.uint8))
-    else:
-        Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8) if values is None else values).save(path)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8) if values is None else values).save(path, format='PNG')
 
 
 def write(path: Path, text: str) -> None:
@@ -44,7 +40,7 @@ def make_coco(kind: type, built: Any) -> None:
     categories = [dict(id=i, name=name, isthing=int(name in things)) for i, name in enumerate(names, 1)]
     images, annotations = [], []
     for i in (1, 2):
-        name = next((folder for base, folder in FOLDERS.items() if base in bases), '') + f'{i:012}.jpg'
+        name = f'{i}.jpg'
         save(Path(built.data_prefix['img'], name))
         place = dict(coco_url=f'http://images.cocodataset.org/{name}') if 'LVISV1Dataset' in bases else dict(file_name=name)
         images.append(dict(place, id=i, height=HEIGHT, width=WIDTH, neg_category_ids=[], not_exhaustive_category_ids=[]))
