@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from orepa_mm import OREPAConv2d
+from orepa_mm.engine import reparameterize_hook
 from orepa_mm.engine.orepa_hook import OREPAHook
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
-from orepa_mm.errors import NotFiniteError
+from orepa_mm.errors import NotFiniteError, ReparameterizeError
 from orepa_mm.layers import SqueezedConv2d
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def build_runner(mini_data, work_dir, hooks=(), **changes) -> Runner:
@@ -174,6 +174,22 @@ def test_it_logs_layers_parameters_and_difference_and_refuses_weights_that_are_n
         runner.model.backbone.layer1[0].conv1.kernel.pointwise[0] = float('nan')
     with pytest.raises(RuntimeError, match=r'"backbone\.layer1\.0\.conv1" gives values that are not finite'):
         runner.test()
+
+
+def test_a_wrong_layer_is_found_and_named(mini_data, tmp_path, monkeypatch):
+    """One weight of one plain form is another: the run ends with the layer's name."""
+    plan = reparameterize_hook.plan_swaps
+
+    def faulty(model):
+        swaps = plan(model)
+        swap = next(swap for swap in swaps if swap.path == 'backbone.layer3.0.conv2')
+        with torch.no_grad():
+            swap.new.weight[0, 0, 0, 0] += 0.1 * swap.new.weight.abs().max()
+        return swaps
+
+    monkeypatch.setattr(reparameterize_hook, 'plan_swaps', faulty)
+    with pytest.raises(ReparameterizeError, match=r'"backbone\.layer3\.0\.conv2" differs from its training form'):
+        build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')]).test()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, few
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from small_models import stock as stock_config_of
@@ -20,6 +21,7 @@ from orepa_mm.deploy.parts import PartComparison
 from orepa_mm.deploy.stock_config import stock_config
 from orepa_mm.deploy.stock_files import write_stock_model
 from orepa_mm.deploy.stock_model import to_stock_model
+from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
 from orepa_mm.errors import DeployError
 from orepa_mm.reparam.comparison import largest_difference, tensors
 
@@ -228,14 +230,14 @@ def test_what_is_refused(name, options, message, monkeypatch):
 
 
 def test_no_hook_of_ours_is_left():
-    """Whichever there are; the checkpoint hook becomes the stock one."""
+    """Whichever there are, by name or class; the checkpoint hook becomes the stock one."""
     ours = [name for name, hook in HOOKS.module_dict.items() if hook.__module__.startswith('orepa_mm.')]
     assert {'ReparameterizeHook', 'OREPAHook', 'AtomicCheckpointHook'} <= set(ours)
     hooks = [dict(type=name) for name in ours if name != 'AtomicCheckpointHook']
     cfg = Config(
         dict(
             default_scope='mmpretrain',
-            custom_hooks=[*hooks, dict(type='EMAHook')],
+            custom_hooks=[*hooks, dict(type='EMAHook'), dict(type=ReparameterizeHook), dict(type=EMAHook)],
             default_hooks=dict(
                 checkpoint=dict(type='AtomicCheckpointHook', interval=1, _scope_='orepa_mm'),
                 seed=dict(type='SeedHook'),
@@ -245,5 +247,6 @@ def test_no_hook_of_ours_is_left():
         )
     )
     stock = stock_config(cfg)
-    assert stock.custom_hooks == [dict(type='EMAHook')] and stock.test_dataloader == cfg.test_dataloader
+    assert stock.custom_hooks == [dict(type='EMAHook'), dict(type='mmengine.hooks.ema_hook.EMAHook')]
+    assert stock.test_dataloader == cfg.test_dataloader
     assert stock.default_hooks == dict(checkpoint=dict(type='CheckpointHook', interval=1))
