@@ -241,27 +241,18 @@ def test_recipes_from_stock_weights_have_branches_beside_the_optimizer(name):
     assert convolutions[0] == 'backbone.conv1' and [update.path for update in attached.updates] == convolutions[1:]
 
 
-def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):
-    narrow = dict(stem_channels=8, base_channels=8)
-    backbone = importlib.import_module('mmpretrain.registry').MODELS.build(dict(type='OREPAResNet', depth=50, **narrow))
-    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in backbone.state_dict().items()}), tmp_path / 'trained.pth')
+def test_the_plain_stem_takes_the_squeezed_kernel():
     cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r50-plain-stem_fpn_1x_coco.py')
-    assert not cfg.optim_wrapper.paramwise_cfg and cfg.model.backbone.frozen_stages == -1
-    cfg.merge_from_dict({'model.backbone.init_cfg.checkpoint': str(tmp_path / 'trained.pth'), 'model.neck.in_channels': [32, 64, 128, 256]})
-    cfg.model.backbone.update(narrow)
-    detector = build_model(cfg)
-    orepa_mm.checkpoints.checking.check_pretrained(detector)
-    detector.init_weights()
-    stem = detector.backbone.conv1
-    assert type(stem) is torch.nn.Conv2d and stem.weight.requires_grad
-    assert torch.equal(stem.weight, backbone.conv1.weight)
-    for module in (detector.backbone, backbone):
-        module.eval()
+    backbone, build = cfg.model.backbone, importlib.import_module('mmdet.registry').MODELS.build
+    assert not cfg.optim_wrapper.paramwise_cfg and backbone.frozen_stages == -1 and backbone.plain_stem
+    narrow = dict(type='OREPAResNet', depth=50, stem_channels=8, base_channels=8)
+    deep, plain, again = (build(dict(narrow, plain_stem=stem)).eval() for stem in (False, True, True))
+    plain.load_state_dict(deep.state_dict())
+    assert type(plain.conv1) is torch.nn.Conv2d and plain.conv1.weight.requires_grad
+    assert torch.equal(plain.conv1.weight, deep.conv1.weight)
     x = torch.randn(1, 3, 64, 64)
-    assert torch.allclose(detector.backbone(x)[-1], backbone(x)[-1], rtol=1e-5, atol=1e-6)
-    # A checkpoint of the detector itself has the plain kernel and is loaded as it is.
-    again = build_model(cfg)
-    again.load_state_dict(detector.state_dict())
-    assert torch.equal(again.backbone.conv1.weight, stem.weight)
+    assert torch.allclose(plain(x)[-1], deep(x)[-1], rtol=1e-5, atol=1e-6)
+    again.load_state_dict(plain.state_dict())  # which has the plain kernel
+    assert torch.equal(again.conv1.weight, plain.conv1.weight)
     with pytest.raises(ValueError, match='plain_stem=True is for the 7x7 stem'):
-        importlib.import_module('mmdet.registry').MODELS.build(dict(type='OREPAResNet', depth=50, plain_stem=True, deep_stem=True))
+        build(dict(narrow, plain_stem=True, deep_stem=True))

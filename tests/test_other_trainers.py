@@ -1,4 +1,4 @@
-"""Branches beside the optimizer in the loops of others: timm's tools, ultralytics, Lightning, accelerate, Hugging Face."""
+"""Branches beside the optimizer in the loops of others: timm's tools, ultralytics, Lightning, accelerate."""
 
 import copy
 import logging
@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import few
+from conftest import few, same
 from PIL import Image
 from test_attach_branches import EXACT, OPTIMIZERS, apart, batches, loss_of, network, train
 from torch import nn
 
 from orepa_mm import attach_branches, expand, reparameterize
 from orepa_mm.optim import attached_to
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
 
 
 def attach_seeded(model: nn.Module, optimizer):
@@ -313,24 +310,6 @@ def test_lightning_resumes(lightning, tmp_path, where):
         fit(lightning, tmp_path, 'nowhere', epochs=3, resume=file)
 
 
-def test_lightning_validates_an_average(lightning, tmp_path, caplog):
-    """It is swapped in for each validation and out again; the branches go on undisturbed, and the average is of plain networks."""
-    if not hasattr(lightning.callbacks, 'EMAWeightAveraging'):
-        pytest.skip('a Lightning without averages of weights')
-    caplog.set_level(logging.INFO, 'orepa_mm')
-    average = lightning.callbacks.EMAWeightAveraging(decay=0.5, update_every_n_steps=1)
-    trained = []
-
-    class Keep(lightning.Callback):
-        def on_train_epoch_end(self, trainer, module):
-            trained.append(copy.deepcopy(module.network))
-
-    model = fit(lightning, tmp_path, 'configure_optimizers', epochs=2, callbacks=[Keep(), average])
-    assert same(trained[0], plain_loop(batches(6), 1)) and same(trained[1], plain_loop(batches(6), 2))
-    assert not same(model, trained[1])  # what it ends with is the average
-    assert 'made anew' not in caplog.text
-
-
 # accelerate
 
 
@@ -382,49 +361,3 @@ def test_accelerate_trains_as_a_plain_loop_and_resumes(accelerate, tmp_path, bef
     assert attached_to(resumed[2].optimizer) is not None
     epoch(*resumed)
     assert same(resumed[1], run[1])
-
-
-# Hugging Face
-
-
-class Batches(torch.utils.data.IterableDataset):
-    """In this order in every epoch, where a Trainer shuffles what has a length."""
-
-    def __iter__(self):
-        for _ in range(2):
-            yield from (dict(x=x) for x in batches(6))
-
-
-def test_hugging_faces_trainer_trains_as_a_plain_loop_and_resumes(accelerate, tmp_path):
-    transformers = pytest.importorskip('transformers')
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network()
-
-        def forward(self, x):
-            return dict(loss=loss_of(self.network, x))
-
-    def train(resume=None):
-        model = Model()
-        optimizer = OPTIMIZERS['adamw'](model.parameters())
-        attach_seeded(model, optimizer)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3])  # a step of the optimizer each
-        quiet = dict(use_cpu=True, report_to='none', disable_tqdm=True, logging_strategy='no')
-        loop = dict(max_steps=6, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_grad_norm=0.1, save_steps=3)
-        trainer = transformers.Trainer(
-            model=model,
-            args=transformers.TrainingArguments(str(tmp_path), **loop, **quiet),
-            train_dataset=Batches(),
-            data_collator=lambda items: items[0],
-            optimizers=(optimizer, schedule),
-        )
-        trainer.train(resume_from_checkpoint=resume)
-        return model.network
-
-    model = train()
-    assert same(model, plain_loop(batches(6), 2, 2, 0.1))
-    assert not same(model, plain_loop(batches(6), 2, 2, 0.1, attached=False))
-    torch.manual_seed(99)
-    assert same(train(str(tmp_path / 'checkpoint-3')), model)
