@@ -90,7 +90,6 @@ def test_there_is_a_config_for_every_row_of_the_paper_and_every_method():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_it_builds(name, mini_data, imagenet, tmp_path):
-    """Model, data, optimizer, schedules and hooks."""
     cfg = read(name, tmp_path, data_of(name, mini_data, imagenet))
     assert cfg.default_hooks.orepa == dict(type='OREPAHook')
     init_default_scope(cfg.default_scope)

@@ -79,11 +79,8 @@ def test_bad_input(trained, tools, tmp_path, monkeypatch):
 
     out = tmp_path / 'out'
     refused(run(checkpoint, out, name='coco', options=tools.options('coco')), 'last.pth', 'does not fit')
-    refused(run(tmp_path / 'missing.pth', out), 'missing.pth', 'no such checkpoint')
     refused(run(checkpoint, out, '--ema'), 'no averaged weights', 'EMAHook')
     refused(run(checkpoint, out, '--format', 'torchvision'), 'torchvision has no model')
-    deeper = options | {'model.backbone.depth': 34}
-    refused(run(checkpoint, out, options=deeper), 'does not fit')
     assert not out.exists()
 
     done(run(checkpoint, out))
@@ -95,14 +92,12 @@ def test_bad_input(trained, tools, tmp_path, monkeypatch):
     extra['state_dict']['neck.weight'] = torch.ones(1)
     torch.save(extra, tmp_path / 'extra.pth')
     refused(run(tmp_path / 'extra.pth', tmp_path / 'other'), 'neck.weight', 'no place')
-    (tmp_path / 'file').write_text('mine')
-    refused(run(checkpoint, tmp_path / 'file', '--force'), 'is no folder')
 
     monkeypatch.setattr(Path, 'write_bytes', full_disk)
     refused(run(checkpoint, out, '--force'), 'No space left on device')
     refused(run(checkpoint, tmp_path / 'other'), 'No space left on device')
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert not (tmp_path / 'other').exists() and (tmp_path / 'file').read_text() == 'mine'
+    assert not (tmp_path / 'other').exists()
 
 
 def test_averaged_weights(tmp_path):

@@ -65,7 +65,6 @@ def start(tools, tmp_path):
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit status and output."""
     output, _ = process.communicate(timeout=WAIT)
     return process.returncode, output
 

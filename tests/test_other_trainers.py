@@ -248,20 +248,9 @@ def fit(lightning, folder: Path, where: str, epochs: int, callbacks=(), resume: 
         def __init__(self):
             super().__init__()
             self.network = network()
-            self.automatic_optimization = where != 'by hand'
 
         def training_step(self, batch, index):
-            loss = loss_of(self.network, batch)
-            if not self.automatic_optimization:
-                optimizer = self.optimizers()
-                optimizer.zero_grad()
-                self.manual_backward(loss)
-                optimizer.step()
-            return loss
-
-        def on_train_epoch_end(self):
-            if not self.automatic_optimization:
-                self.lr_schedulers().step()
+            return loss_of(self.network, batch)
 
         def validation_step(self, batch, index):
             self.log('loss', loss_of(self.network, batch))
@@ -277,7 +266,7 @@ def fit(lightning, folder: Path, where: str, epochs: int, callbacks=(), resume: 
             attach_seeded(module, module.optimizers())  # Lightning's wrapper
 
     quiet = dict(accelerator='cpu', logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-    callbacks = [*callbacks, *([Attach()] if where in ('callback', 'by hand') else [])]
+    callbacks = [*callbacks, *([Attach()] if where == 'callback' else [])]
     module = Module()
     loaders = [torch.utils.data.DataLoader(data, batch_size=None) for data in (batches(6), batches(1, 7))]
     trainer = lightning.Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=callbacks, **(quiet | options))
@@ -287,10 +276,10 @@ def fit(lightning, folder: Path, where: str, epochs: int, callbacks=(), resume: 
 
 @pytest.mark.parametrize(
     ('where', 'accumulate', 'clip'),
-    [('configure_optimizers', 1, None), ('callback', 1, None), ('by hand', 1, None), ('configure_optimizers', 3, 1e-3)],
+    [('configure_optimizers', 1, None), ('callback', 1, None), ('configure_optimizers', 3, 1e-3)],
 )
 def test_lightning_trains_as_a_plain_loop(lightning, tmp_path, where, accumulate, clip):
-    """Where optimization is automatic, a closure evaluates the gradients in the optimizer's step."""
+    """A closure evaluates the gradients in the optimizer's step."""
     model = fit(lightning, tmp_path, where, epochs=2, accumulate_grad_batches=accumulate, gradient_clip_val=clip)
     assert same(model, plain_loop(batches(6), 2, accumulate, clip))
     assert not same(model, plain_loop(batches(6), 2, accumulate, clip, attached=False))
