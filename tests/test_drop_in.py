@@ -77,7 +77,7 @@ def dense_outputs(model: torch.nn.Module, batch: dict):
     inputs, samples = data['inputs'], data.get('data_samples')
     if not (getattr(model, 'with_rpn', False) and getattr(model, 'with_roi_head', False)):
         return torch.no_grad()(lambda: list(tensors(model(inputs, samples, mode='tensor'))))
-    proposals = model.rpn_head.predict(model.extract_feat(inputs), samples, rescale=False)
+    proposals = [sample.gt_instances for sample in samples]  # a network at its start may propose none, which a cascade does not take
 
     def outputs():
         features = model.extract_feat(inputs)

@@ -136,7 +136,6 @@ def test_it_logs_layers_parameters_and_difference_and_refuses_weights_that_are_n
 
 
 def test_a_wrong_layer_is_found_and_named(mini_data, tmp_path, monkeypatch):
-    """One weight of one plain form is another: the run ends with the layer's name."""
     plan = reparameterize_hook.plan_swaps
 
     def faulty(model):
