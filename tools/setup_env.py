@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make a virtual environment with torch, the MM toolboxes and orepa_mm in it.
 
-Run by ``make setup``; needs Python >= 3.10 and the standard library only, and a C++ compiler where mmcv is built. Every step leaves a stamp in the
-environment, so a second call takes seconds and an interrupted one goes on at the step it had reached. Nothing is ever deleted.
+Run by ``make setup``; needs Python >= 3.10 and the standard library only, and a C++ compiler where mmcv is built. Every step leaves a stamp
+in the environment, so a second call takes seconds and an interrupted one goes on at the step it had reached. Nothing is ever deleted.
 
 mmcv's compiled ops fit the torch they were built with and no other. OneDL has wheels for some versions, outside the package index; for the
 others mmcv comes as source and is built. What was built is kept apart by torch, Python and GPU, in ``~/.cache/orepa_mm/wheels``; pip's own
