@@ -195,6 +195,23 @@ def test_detectors_and_segmentors_train_and_test_in_two_processes(name, start, t
 
 
 @pytest.mark.slow
+def test_compressed_gradients(start, tmp_path):
+    """By the hook that docs/scaling.md shows, as it stands there."""
+    (tmp_path / 'compress.py').write_text(code_block('class'))
+    whole = start.config('imagenet', report(tmp_path / 'whole'), **EQUAL)
+    halved = start.config('imagenet', report(tmp_path / 'halved'), dict(type='CompressGradients'), **EQUAL)
+    cfg = Config.fromfile(halved)
+    cfg.custom_imports.imports.append('compress')
+    cfg.dump(halved)
+    for config in (whole, halved):
+        succeed(start('train', config, 2, '--work-dir', tmp_path / config.stem))
+    (exact, _), (first, second) = reports(tmp_path / 'whole'), reports(tmp_path / 'halved')
+    assert equal(first['end'], second['end'])
+    changes = [{key: run['end'][key].double() - run['start'][key].double() for key in run['end']} for run in (exact, first)]
+    assert 0 < apart(*changes) < 0.05  # bfloat16 keeps 8 bits, and the second step starts from what the first left
+
+
+@pytest.mark.slow
 def test_decay_of_deployed_kernels_is_the_same_in_all_processes(start, tmp_path):
     """It depends on the norms' statistics, which every process has of its own pictures."""
     config = start.config('imagenet', report(tmp_path / 'two'), **TWO_EPOCHS)

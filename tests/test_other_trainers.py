@@ -1,4 +1,4 @@
-"""Branches beside the optimizer in the loops of others: timm's tools, ultralytics, Lightning, accelerate."""
+"""Branches beside the optimizer in the loops of others: timm's tools, torchvision, ultralytics, Lightning, accelerate."""
 
 import copy
 import logging
@@ -76,6 +76,43 @@ def test_optimizers_of_timm(name):
     train(beside, other, batches(10))
     assert apart(before, beside) > 1e-4
     assert apart(inside, beside) < 1e-7
+
+
+# torchvision
+
+
+def test_the_detection_reference_of_torchvision():
+    """Its loop: a sum of losses, a warm-up for each step, then steps by epochs; the proposals that are drawn are the same."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.rpn import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+    backbone.out_channels = 8
+    small = dict(
+        min_size=64, max_size=96, box_head=None, box_detections_per_img=5, rpn_post_nms_top_n_train=32, box_batch_size_per_image=16
+    )
+    small |= dict(rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)), box_roi_pool=MultiScaleRoIAlign(['0'], 3, 2))
+    model = FasterRCNN(backbone, num_classes=3, **small).double().train()
+    settings = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)
+    inside, beside, one, other, handle = pair(
+        model, lambda model: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **settings)
+    )
+    assert {'backbone.0', 'rpn.head.conv.0.0'} <= {update.path for update in handle.updates}
+    before = copy.deepcopy(beside)
+    boxes = torch.tensor([[4.0, 6, 40, 44], [30, 20, 62, 60]], dtype=torch.float64)
+    targets = [dict(boxes=boxes, labels=torch.tensor([1, 2])), dict(boxes=boxes[:1], labels=torch.tensor([2]))]
+    for each, optimizer in ((inside, one), (beside, other)):
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
+        for step in range(4):
+            torch.manual_seed(step)
+            losses = each([torch.rand(3, 64, 72, dtype=torch.float64), torch.rand(3, 80, 64, dtype=torch.float64)], targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            warmup.step()
+    assert apart(before, beside) > 1e-3 and apart(inside, beside) < EXACT
 
 
 # ultralytics
