@@ -61,7 +61,7 @@ INTRODUCTION = """# Model zoo
 
 Names say network, method, GPUs x batch, schedule and data, as in the toolboxes. `none` is the stock network;
 [architectures](architectures.md) says what the other methods build. The methods of a transfer row share everything else,
-[the stem's learning rate](stem.md) included. `stock-init` and `from-stock` train stock weights with branches
+[the stem's learning rate](learning_rate.md#the-stem) included. `stock-init` and `from-stock` train stock weights with branches
 [beside the optimizer](beside.md); a `light` in the name means [light branches](branches.md). `mini` configs train on the sets that
 `demo/make_mini_data.py` draws, in minutes on a CPU.
 

@@ -84,7 +84,7 @@ def test_mm_tooling_reads_the_metafiles(tmp_path):
 
 
 def test_the_stem_guide_names_configs_that_exist():
-    guide = (ROOT / 'docs' / 'stem.md').read_text()
+    guide = (ROOT / 'docs' / 'learning_rate.md').read_text()
     named = {word.strip('`()') for word in guide.split() if word.strip('`()').startswith('configs/') and word.strip('`()').endswith('.py')}
     assert {part for name in named for part in ('frozen-stem', 'plain-stem') if part in name} == {'frozen-stem', 'plain-stem'}
     for name in named:
