@@ -59,11 +59,10 @@ INTRODUCTION = """# Model zoo
 
 <!-- Written by: python .dev_scripts/list_configs.py --write docs/configs.md -->
 
-Names say network, method, GPUs x batch, schedule and data, as in the toolboxes. `none` is the stock network;
-[architectures](architectures.md) says what the other methods build. The methods of a transfer row share everything else,
-[the stem's learning rate](stem.md) included. `stock-init` and `from-stock` train stock weights with branches
-[beside the optimizer](beside.md); a `light` in the name means [light branches](branches.md). `mini` configs train on the sets that
-`demo/make_mini_data.py` draws, in minutes on a CPU.
+Names say network, method, GPUs x batch, schedule and data, as in the toolboxes. `none` is the stock network
+([other methods](architectures.md)). The methods of a transfer share everything else, [the stem's learning rate](learning_rate.md#the-stem)
+included. `stock-init` and `from-stock` train stock weights with branches [beside the optimizer](beside.md), `light` ones with
+[light branches](branches.md), `mini` ones on the sets that `demo/make_mini_data.py` draws, in minutes on a CPU.
 
 <!-- needs: data -->
 ```shell
@@ -71,13 +70,13 @@ tools/dist_train.sh CONFIG GPUS [--auto-scale-lr]     # on another number of GPU
 tools/dist_train.sh CONFIG GPUS --cfg-options model.backbone.init_cfg.checkpoint=checkpoints/orepa-resnet50_in1k.pth
 ```
 
-Run ImageNet configs first: a transfer config starts from what its backbone's ImageNet config leaves in `work_dirs/`, or from the
-checkpoint you give, such as [a published one](architectures.md#published-checkpoints). Mask R-CNN on Cityscapes needs the annotation files
-of mmdet's `tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts`.
+A transfer config starts from what its backbone's ImageNet config leaves in `work_dirs/`, or from the checkpoint you give, such as
+[a published one](architectures.md#published-checkpoints). Mask R-CNN on Cityscapes needs the annotation files of mmdet's
+`tools/dataset_converters/cityscapes.py`, and `pip install cityscapesscripts`.
 
 The last column is the paper's figure: top-1, box AP or mIoU. Parameters and FLOPs are of the whole model, in training form →
 re-parameterized; a multiply-add counts as one, for one image of the test size, two-stage detectors with 1000 proposals and 100 masks.
-Squeezing is not in the FLOPs: [speed](speed.md) has what it costs.
+Squeezing ([speed](speed.md)) is not in the FLOPs.
 """
 
 
