@@ -196,6 +196,25 @@ def full_disk(*args, **options) -> None:
     raise OSError(errno.ENOSPC, 'No space left on device')
 
 
+def fill_disk(folder: Path, monkeypatch) -> None:
+    """What is written to files of a folder ends in the middle."""
+    write_bytes = Path.write_bytes
+
+    def write(path: Path, data: bytes) -> int:
+        if path.parent == folder:
+            write_bytes(path, data[: len(data) // 2])
+            full_disk()
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, 'write_bytes', write)
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Bit for bit."""
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(value, its) for (name, value), (other, its) in pairs)
+
+
 class Tools:
     """Runs the command-line tools in this process, on small data and short schedules."""
 

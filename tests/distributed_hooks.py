@@ -1,4 +1,4 @@
-"""Hooks for runs of several processes: what each ends with, what it sends, and ways to fail in one of them."""
+"""Hooks for runs of several processes: what each ends with, and ways to fail in one of them."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from orepa_mm import OREPAConv2d
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
@@ -50,28 +49,6 @@ class Report(Hook):
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.found, self.folder / f'rank{get_rank()}.pt')
-
-
-@HOOKS.register_module(force=True)
-class CountBytes(Hook):
-    """Notes how many bytes of gradients the wrapper gives away in each iteration, in ``bytes<rank>.json``."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.bytes = Path(folder), []
-
-    def before_train(self, runner) -> None:
-        def counted(_, bucket):
-            self.bytes[-1] += bucket.buffer().nbytes
-            return allreduce_hook(None, bucket)
-
-        runner.model.register_comm_hook(None, counted)
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self.bytes.append(0)
-
-    def after_train(self, runner) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f'bytes{get_rank()}.json').write_text(json.dumps(self.bytes))
 
 
 @HOOKS.register_module(force=True)

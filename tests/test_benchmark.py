@@ -36,6 +36,10 @@ def test_one_network(tools, tmp_path):
     assert steps[0]['memory'] > 2 * 4 * 11_689_512 and steps[1]['memory'] > 2 * 4 * 37_756_041
     assert steps[2]['memory'] > 2 * 4 * 37_000_000 > steps[3]['memory']
     assert min(steps[1]['floor'], steps[2]['floor']) > 1 and 'floor' not in steps[-1]
+    # Fixed scales keep what plain keeps, and factors.
+    kept = [row['kept'] / steps[0]['kept'] for row in steps]
+    assert kept[0] == 1 < kept[3] < 1.05 and min(kept[1:3]) > 3
+    assert all(row['memory'] > row['kept'] for row in steps)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,15 @@ def test_the_set_for_gpus(monkeypatch):
         ('mask-rcnn', 2, (800, 1333)),
         ('pspnet', 2, (512, 1024)),
     ]
+
+
+def test_tables_have_only_what_was_measured():
+    row = dict(arch='resnet18', batch=2, size=32, dtype='float32', what='training step', seconds=[0.1], ratio=1.0)
+    row |= dict(ratio_low=0.9, ratio_high=1.1)
+    rows = [row | dict(method='none'), row | dict(method='OREPA', gradients=3e6), row | dict(method='none', batch=4)]
+    time, gradients = (table.splitlines() for table in benchmark.markdown(rows).split('\n\n'))
+    assert time[0].count('resnet18') == 2 and time[2:] == ['| none | 1 (100.0 ms) | 1 (100.0 ms) |', '| OREPA | 1.00 (0.90-1.10) |  |']
+    assert gradients[2:] == ['| OREPA | 3 |']
 
 
 def test_bad_options(tools, tmp_path):

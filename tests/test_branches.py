@@ -6,7 +6,6 @@ import pytest
 import torch
 from method_case import relative
 from mmdet.registry import MODELS as MMDET
-from mmengine.config import Config
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from mmseg.registry import MODELS as MMSEG
@@ -14,14 +13,11 @@ from torch import nn
 
 import orepa_mm
 from orepa_mm import OREPAConv2d
-from orepa_mm.checkpoints.checking import check_state_dict
 from orepa_mm.checkpoints.published_layers import export_kxk
 from orepa_mm.checkpoints.stem import squeeze_stem
-from orepa_mm.deploy.loading import build_model
-from orepa_mm.deploy.stock_config import stock_config
 from orepa_mm.errors import ExpandError, LayerError, LayoutError
-from orepa_mm.functional import BRANCHES, WEIGHTS, Branches, closed_form_kxk, squeeze_kxk
-from orepa_mm.layers.kernels import PRESETS, OREPAKernel
+from orepa_mm.functional import BRANCHES, WEIGHTS
+from orepa_mm.layers.kernels import PRESETS
 
 MODELS = dict(mmpretrain=MMPRETRAIN, mmdet=MMDET, mmseg=MMSEG)
 SUBSETS = [subset for count in range(1, 7) for subset in combinations(BRANCHES, count)]
@@ -37,24 +33,6 @@ def build(branches='full', kernel_size: int = 3, groups: int = 2, channels: tupl
     return conv
 
 
-def parts(kernel: OREPAKernel, branches: tuple[str, ...]) -> Branches:
-    """The weights of some branches of a kernel that has all."""
-    weights, names = kernel._branches(), {name for branch in branches for name in WEIGHTS[branch]} | {'prior'}
-    rows = torch.stack([kernel.scale[BRANCHES.index(name)] for name in branches])
-    return Branches(**{name: weight if name in names else None for name, weight in weights._asdict().items()} | dict(scale=rows))
-
-
-@pytest.mark.parametrize('groups', [1, 2])
-def test_a_subset_is_the_sum_of_its_branches(groups):
-    kernel = build(groups=groups).kernel
-    single = {name: squeeze_kxk(parts(kernel, (name,)), kernel.shape, groups) for name in BRANCHES}
-    for subset in SUBSETS:
-        expected = sum(single[name] for name in subset)
-        weights = parts(kernel, subset)
-        assert relative(squeeze_kxk(weights, kernel.shape, groups), expected) < EXACT, subset
-        assert relative(closed_form_kxk(weights, kernel.shape, groups), expected) < EXACT, subset
-
-
 def test_gradients_of_every_subset_are_those_of_the_plain_formula():
     for subset in SUBSETS:
         layer = build(subset, bias=False)
@@ -68,15 +46,10 @@ def test_gradients_of_every_subset_are_those_of_the_plain_formula():
             assert (actual - expected).abs().max() <= EXACT * expected.abs().max(), subset
 
 
-@pytest.mark.parametrize('branches', [*[(name,) for name in BRANCHES], 'light', 'full'], ids=str)
-def test_gradcheck(branches):
-    layer = build(branches, channels=(2, 4), groups=2)
-    assert torch.autograd.gradcheck(lambda *_: layer.weight, list(layer.parameters())[1:])
-
-
 @pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
 @pytest.mark.parametrize('switched_off', [False, True])
-def test_a_checkpoint_with_more_branches_keeps_its_function(kernel_size, switched_off):
+def test_a_checkpoint_with_more_branches_keeps_its_function(kernel_size, switched_off, caplog):
+    caplog.set_level('INFO', 'orepa_mm')
     full, light = build('full', kernel_size, bias=True), build('light', kernel_size, bias=True)
     if switched_off:
         for module in full.modules():
@@ -85,6 +58,8 @@ def test_a_checkpoint_with_more_branches_keeps_its_function(kernel_size, switche
     expected = full.weight
     light.load_state_dict(full.state_dict())
     assert relative(light.weight, expected) < EXACT and torch.equal(light.bias, full.bias)
+    if kernel_size == 3:
+        assert 'kernel: the branches sequence, separable of the checkpoint were added to the plain one.' in caplog.text
     plain = orepa_mm.reparameterize(nn.Sequential(light).eval())[0]
     assert type(plain) is nn.Conv2d and relative(plain.weight, expected) < EXACT
 
@@ -93,12 +68,6 @@ def test_light_layers_have_hardly_more_parameters_than_plain_ones():
     sizes = [sum(p.numel() for p in OREPAConv2d(64, 64, 3, branches=branches).parameters()) for branches in ('light', 'full')]
     plain = sum(p.numel() for p in nn.Conv2d(64, 64, 3).parameters())
     assert plain < sizes[0] < 1.35 * plain and sizes[1] > 2 * plain
-
-
-def test_branches_are_added_to_the_plain_one_with_a_log_line(caplog):
-    caplog.set_level('INFO', 'orepa_mm')
-    nn.Sequential(build('light')).load_state_dict(nn.Sequential(build('full')).state_dict())
-    assert '0.kernel: the branches sequence, separable of the checkpoint were added to the plain one.' in caplog.text
 
 
 @pytest.mark.parametrize('kernel_size', [1, 3, 7])
@@ -135,7 +104,7 @@ def test_what_is_of_another_shape_is_named_as_by_torch(size, change, strict):
         assert (layer.bias == 1).all()
 
 
-@pytest.mark.parametrize('branches', ['light', ('separable', 'origin'), ['origin']])
+@pytest.mark.parametrize('branches', ['light', ('separable', 'origin')])  # in any order
 @pytest.mark.parametrize('start', ['balanced', 'zeros', 'shared'])
 def test_expand_with_a_choice(branches, start):
     torch.manual_seed(0)
@@ -146,10 +115,6 @@ def test_expand_with_a_choice(branches, start):
     assert set(model[0].kernel.branches) == set(PRESETS.get(branches, branches) if isinstance(branches, str) else branches)
     assert relative(model(x), expected) < EXACT
     assert relative(orepa_mm.reparameterize(model)(x), expected) < EXACT
-
-
-def test_the_order_of_the_names_does_not_matter():
-    assert build(['point', 'origin']).kernel.branches == build({'origin', 'point'}).kernel.branches == ('origin', 'point')
 
 
 @pytest.mark.parametrize(
@@ -199,31 +164,6 @@ class TestBackbones:
     def test_bad_input(self, kind, options, message):
         with pytest.raises(ValueError, match=message):
             MODELS['mmpretrain'].build(dict(type=kind, branches='light', **options))
-
-    def test_a_full_classifier_loads_into_a_light_one_and_becomes_the_stock_network(self):
-        torch.manual_seed(0)
-        backbone = dict(type='OREPAResNet', depth=18, base_channels=8, stem_channels=16)
-        head = dict(type='LinearClsHead', in_channels=64, num_classes=3)
-        cfg = Config(
-            dict(
-                default_scope='mmpretrain',
-                model=dict(type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling'), head=head),
-            )
-        )
-        full = build_model(cfg).double().eval()
-        x = torch.randn(2, 3, 40, 48, dtype=torch.float64)
-        expected = full(x)
-        cfg.model.backbone.branches = 'light'
-        light = build_model(cfg).double().eval()
-        state = full.state_dict()
-        check_state_dict(light, state, 'the checkpoint')
-        light.load_state_dict(state)
-        assert relative(light(x), expected) < EXACT
-        stock = stock_config(cfg)
-        assert 'branches' not in stock.model.backbone and stock.model.backbone.type == 'ResNet'
-        plain = build_model(stock).double().eval()
-        plain.load_state_dict(orepa_mm.reparameterize(light).state_dict())
-        assert relative(plain(x), expected) < EXACT
 
 
 def test_published_checkpoints_have_all_branches():

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, done, few, python
+from conftest import ROOT, few, python
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS, init_default_scope
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import Runner
 from small_models import stock
 
 import orepa_mm
@@ -90,7 +90,6 @@ def test_there_is_a_config_for_every_row_of_the_paper_and_every_method():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_it_builds(name, mini_data, imagenet, tmp_path):
-    """Model, data, optimizer, schedules and hooks."""
     cfg = read(name, tmp_path, data_of(name, mini_data, imagenet))
     assert cfg.default_hooks.orepa == dict(type='OREPAHook')
     init_default_scope(cfg.default_scope)
@@ -216,26 +215,6 @@ def test_cosine_decay_in_every_iteration_over_120_epochs(imagenet, tmp_path):
     assert scheduler.T_max == 120 * 500 and not scheduler.by_epoch  # 500 batches of two
 
 
-def test_the_stem_trains(tools, tmp_path):
-    """Weights of the stem before and after a short real run, at the rate that is set on the command line."""
-    options = {f'optim_wrapper.paramwise_cfg.custom_keys.backbone.{part}.lr_mult': 0.5 for part in ('conv1', 'bn1')}
-    done(tools.train('coco', tmp_path, '--no-validate', options=options))
-    log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'paramwise_options -- backbone.bn1.weight:lr=0.01' in log  # half of 0.02
-    assert 'no parameter name contains' not in log
-    after = torch.load(tmp_path / 'last.pth', weights_only=False)
-    cfg = Config.fromfile(ROOT / tools.CONFIGS['coco'])
-    set_random_seed(0)
-    cfg.model.backbone.init_cfg = None
-    model = build_model(cfg)
-    model.init_weights()
-    before = {name: p for name, p in model.named_parameters() if name.startswith('backbone.conv1.')}
-    assert len(before) == 27
-    for name, p in before.items():
-        if not name.endswith('.freq'):  # its scale starts at zero, so it moves only after the scale has
-            assert (after['state_dict'][name] - p).abs().max() > 0, name
-
-
 def test_the_frozen_stem():
     cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r50-frozen-stem_fpn_1x_coco.py')
     model = build_model(cfg).train()
@@ -261,45 +240,18 @@ def test_recipes_from_stock_weights_have_branches_beside_the_optimizer(name):
     assert convolutions[0] == 'backbone.conv1' and [update.path for update in attached.updates] == convolutions[1:]
 
 
-def test_the_plain_stem_takes_the_squeezed_kernel(tmp_path):
-    narrow = dict(stem_channels=8, base_channels=8)
-    backbone = importlib.import_module('mmpretrain.registry').MODELS.build(dict(type='OREPAResNet', depth=50, **narrow))
-    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in backbone.state_dict().items()}), tmp_path / 'trained.pth')
+def test_the_plain_stem_takes_the_squeezed_kernel():
     cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_orepa-r50-plain-stem_fpn_1x_coco.py')
-    assert not cfg.optim_wrapper.paramwise_cfg and cfg.model.backbone.frozen_stages == -1
-    cfg.merge_from_dict({'model.backbone.init_cfg.checkpoint': str(tmp_path / 'trained.pth'), 'model.neck.in_channels': [32, 64, 128, 256]})
-    cfg.model.backbone.update(narrow)
-    detector = build_model(cfg)
-    orepa_mm.checkpoints.checking.check_pretrained(detector)
-    detector.init_weights()
-    stem = detector.backbone.conv1
-    assert type(stem) is torch.nn.Conv2d and stem.weight.requires_grad
-    assert torch.equal(stem.weight, backbone.conv1.weight)
-    for module in (detector.backbone, backbone):
-        module.eval()
+    backbone, build = cfg.model.backbone, importlib.import_module('mmdet.registry').MODELS.build
+    assert not cfg.optim_wrapper.paramwise_cfg and backbone.frozen_stages == -1 and backbone.plain_stem
+    narrow = dict(type='OREPAResNet', depth=50, stem_channels=8, base_channels=8)
+    deep, plain, again = (build(dict(narrow, plain_stem=stem)).eval() for stem in (False, True, True))
+    plain.load_state_dict(deep.state_dict())
+    assert type(plain.conv1) is torch.nn.Conv2d and plain.conv1.weight.requires_grad
+    assert torch.equal(plain.conv1.weight, deep.conv1.weight)
     x = torch.randn(1, 3, 64, 64)
-    assert torch.allclose(detector.backbone(x)[-1], backbone(x)[-1], rtol=1e-5, atol=1e-6)
-    # A checkpoint of the detector itself has the plain kernel and is loaded as it is.
-    again = build_model(cfg)
-    again.load_state_dict(detector.state_dict())
-    assert torch.equal(again.backbone.conv1.weight, stem.weight)
+    assert torch.allclose(plain(x)[-1], deep(x)[-1], rtol=1e-5, atol=1e-6)
+    again.load_state_dict(plain.state_dict())  # which has the plain kernel
+    assert torch.equal(again.conv1.weight, plain.conv1.weight)
     with pytest.raises(ValueError, match='plain_stem=True is for the 7x7 stem'):
-        importlib.import_module('mmdet.registry').MODELS.build(dict(type='OREPAResNet', depth=50, plain_stem=True, deep_stem=True))
-
-
-MINI = {
-    'coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini': 'coco/mask-rcnn_orepa-r50_fpn_1x_coco',
-    'coco/retinanet_orepa-r18-w16_fpn_coco-mini': 'coco/retinanet_orepa-r50_fpn_1x_coco',
-    'cityscapes/deeplabv3plus_orepa-r18-w16-d8_cityscapes-mini': 'cityscapes/deeplabv3plus_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
-    'cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini': 'cityscapes/pspnet_orepa-r50-d8_4xb2-40k_cityscapes-512x1024',
-    'imagenet/orepa-resnet18-w16_imagenet-mini': 'imagenet/orepa-resnet18_4xb64-120e_in1k',
-}
-
-
-@pytest.mark.parametrize(('mini', 'real'), MINI.items())
-def test_mini_configs_inherit_from_the_real_ones(mini, real):
-    mini, real = (Config.fromfile(ROOT / f'configs/{name}.py') for name in (mini, real))
-    assert mini.optim_wrapper.paramwise_cfg == real.optim_wrapper.paramwise_cfg
-    assert mini.default_hooks.orepa == real.default_hooks.orepa and mini.model.backbone.type == real.model.backbone.type
-    assert [step.type for step in mini.train_pipeline] == [step.type for step in real.train_pipeline]
-    assert mini.train_dataloader.dataset.type == real.train_dataloader.dataset.type
+        build(dict(narrow, plain_stem=True, deep_stem=True))

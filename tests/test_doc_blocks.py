@@ -55,15 +55,6 @@ def test_blocks_are_found_and_say_what_they_are():
     assert set(listed) >= NEEDS
 
 
-def test_a_mark_belongs_to_the_block_behind_it(tmp_path):
-    text = '<!-- needs: gpu -->\n```shell\na [--b C] \\\n    --d  # e\n```\n\nword\n\n- x\n\n    ```python\n    f(1)\n    ```\n'
-    page = tmp_path / 'page.md'
-    page.write_text(text)
-    first, second = blocks(page)
-    assert (first.needs, second.needs) == ('gpu', '') and second.text == 'f(1)' and not second.is_config
-    assert commands(first) == [['a', '--b', 'C', '--d']]
-
-
 @pytest.mark.parametrize('block', SHELL, ids=str)
 def test_commands_name_what_there_is(block, options):
     targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))

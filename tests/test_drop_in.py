@@ -14,21 +14,22 @@ from orepa_mm.reparam.comparison import largest_difference, tensors
 OREPA = dict(type='OREPAConv2d')
 # config -> the parts of the model whose convolutions get branches
 MODELS = {
-    'mmdet/faster_rcnn/faster-rcnn_r50_fpn_1x_coco': ('backbone',),
-    'mmdet/cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco': ('backbone',),
     'mmdet/retinanet/retinanet_r50_fpn_1x_coco': ('bbox_head',),
-    'mmdet/fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': ('bbox_head',),
-    'mmdet/atss/atss_r50_fpn_1x_coco': ('neck', 'bbox_head'),
     'mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco': ('backbone', 'neck', 'bbox_head'),
-    'mmdet/hrnet/mask-rcnn_hrnetv2p-w18-1x_coco': ('backbone', 'neck'),
-    'mmdet/res2net/mask-rcnn_res2net-101_fpn_2x_coco': ('neck', 'roi_head.mask_head'),
     'mmdet/regnet/mask-rcnn_regnetx-400MF_fpn_ms-poly-3x_coco': ('backbone',),
-    'mmseg/upernet/upernet_r50_4xb2-40k_cityscapes-512x1024': ('decode_head', 'auxiliary_head'),
-    'mmseg/fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024': ('decode_head',),
     'mmseg/pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024': ('decode_head',),
     'mmseg/sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024': ('neck', 'decode_head'),
     'mmpretrain/resnet/resnet18_8xb32_in1k': ('backbone',),
     'mmpretrain/mobilenet_v2/mobilenet-v2_8xb32_in1k': ('backbone',),
+    # slow
+    'mmdet/faster_rcnn/faster-rcnn_r50_fpn_1x_coco': ('backbone',),
+    'mmdet/cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco': ('backbone',),
+    'mmdet/fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': ('bbox_head',),
+    'mmdet/atss/atss_r50_fpn_1x_coco': ('neck', 'bbox_head'),
+    'mmdet/hrnet/mask-rcnn_hrnetv2p-w18-1x_coco': ('backbone', 'neck'),
+    'mmdet/res2net/mask-rcnn_res2net-101_fpn_2x_coco': ('neck', 'roi_head.mask_head'),
+    'mmseg/upernet/upernet_r50_4xb2-40k_cityscapes-512x1024': ('decode_head', 'auxiliary_head'),
+    'mmseg/fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024': ('decode_head',),
 }
 
 
@@ -76,7 +77,7 @@ def dense_outputs(model: torch.nn.Module, batch: dict):
     inputs, samples = data['inputs'], data.get('data_samples')
     if not (getattr(model, 'with_rpn', False) and getattr(model, 'with_roi_head', False)):
         return torch.no_grad()(lambda: list(tensors(model(inputs, samples, mode='tensor'))))
-    proposals = model.rpn_head.predict(model.extract_feat(inputs), samples, rescale=False)
+    proposals = [sample.gt_instances for sample in samples]  # a network at its start may propose none, which a cascade does not take
 
     def outputs():
         features = model.extract_feat(inputs)
@@ -93,18 +94,7 @@ def without_gradient(model: torch.nn.Module):
                     yield f'{path}.{key}'
 
 
-FAST = (
-    'mmdet/retinanet/retinanet_r50_fpn_1x_coco',
-    'mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco',
-    'mmdet/regnet/mask-rcnn_regnetx-400MF_fpn_ms-poly-3x_coco',
-    'mmseg/pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024',
-    'mmseg/sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024',
-    'mmpretrain/resnet/resnet18_8xb32_in1k',
-    'mmpretrain/mobilenet_v2/mobilenet-v2_8xb32_in1k',
-)
-
-
-@pytest.mark.parametrize('name', few(MODELS, *FAST))
+@pytest.mark.parametrize('name', few(MODELS, *list(MODELS)[:7]))
 def test_train_reparameterize_predict(name):
     model = build(name).train()
     assert len(layers(model)) >= len(MODELS[name])

@@ -5,6 +5,7 @@ import os
 import tempfile
 
 import pytest
+from conftest import full_disk
 
 from orepa_mm.errors import UsageError
 from orepa_mm.files import check_writable, replacing
@@ -42,10 +43,7 @@ def test_places_where_nothing_can_be_written(path, options, message, tmp_path):
 
 
 def test_a_disk_that_is_full_or_read_only(tmp_path, monkeypatch):
-    def full(**options):
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
-    monkeypatch.setattr(tempfile, 'NamedTemporaryFile', full)
+    monkeypatch.setattr(tempfile, 'NamedTemporaryFile', full_disk)
     with pytest.raises(UsageError, match='x.json: cannot be written: No space left on device'):
         check_writable(tmp_path / 'a' / 'x.json')
     assert not list(tmp_path.iterdir())

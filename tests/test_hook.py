@@ -1,21 +1,18 @@
 """ReparameterizeHook in real runners."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from orepa_mm import OREPAConv2d
+from orepa_mm.engine import reparameterize_hook
 from orepa_mm.engine.orepa_hook import OREPAHook
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
-from orepa_mm.errors import NotFiniteError
+from orepa_mm.errors import NotFiniteError, ReparameterizeError
 from orepa_mm.layers import SqueezedConv2d
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def build_runner(mini_data, work_dir, hooks=(), **changes) -> Runner:
@@ -35,83 +32,49 @@ def build_runner(mini_data, work_dir, hooks=(), **changes) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def snapshot(runner: Runner) -> dict:
-    state = {f'model.{key}': value.clone() for key, value in runner.model.state_dict().items()}
-    for i, entry in runner.optim_wrapper.optimizer.state_dict()['state'].items():
-        state |= {f'optimizer.{i}.{key}': value.clone() for key, value in entry.items() if isinstance(value, torch.Tensor)}
-    return state
-
-
 @HOOKS.register_module(force=True)
 class Witness(Hook):
-    """Notes what it sees at each point; runs after ReparameterizeHook."""
+    """Counts how many layers compute their branches in each batch, and saves a checkpoint behind it."""
 
-    priority = 'LOWEST'
-
-    own_forwards = 0  # of layers with branches
+    forwards = 0
 
     def __init__(self):
-        self.seen = {}
-
-    def note(self, point, runner):
-        branches = sum(isinstance(m, OREPAConv2d) for m in runner.model.modules())
-        self.seen.setdefault(point, []).append((branches, snapshot(runner), [id(m) for m in runner.model.modules()]))
-
-    def before_val(self, runner):
-        self.note('before_val', runner)
+        self.seen = []
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
-        Witness.own_forwards = 0
+        Witness.forwards = 0
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.seen.setdefault('during', []).append(Witness.own_forwards)
+        self.seen.append(Witness.forwards)
         runner.save_checkpoint(runner.work_dir, f'during_{batch_idx}.pth', save_optimizer=False)
-
-    def after_val(self, runner):
-        self.note('after_val', runner)
-
-
-def test_a_validation_in_the_middle_of_training_changes_nothing(mini_data, tmp_path, monkeypatch):
-    forward = SqueezedConv2d.forward
-
-    def counted(layer, input):
-        Witness.own_forwards += 1
-        return forward(layer, input)
-
-    monkeypatch.setattr(SqueezedConv2d, 'forward', counted)
-    runner = build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook'), dict(type='Witness')])
-    runner.train()
-    witness = next(hook for hook in runner.hooks if isinstance(hook, Witness))
-    layers = witness.seen['before_val'][0][0]
-    # The first batch runs in training form and compares, the others run in deployed form.
-    assert layers == 17 and witness.seen['during'] == [17, 0, 17, 0]
-    for (_, before, modules), (branches, after, again) in zip(witness.seen['before_val'], witness.seen['after_val'], strict=True):
-        assert branches == layers and modules == again
-        assert before.keys() == after.keys() and any(key.startswith('optimizer') for key in before)
-        assert all(torch.equal(value, after[key]) for key, value in before.items())
-    # Training went on after the first validation.
-    first, last = witness.seen['after_val'][0][1], witness.seen['after_val'][1][1]
-    key = 'model.backbone.conv1.kernel.stages.0.origin'
-    assert not torch.equal(first[key], last[key])
-    # Checkpoints hold the training form, also one that was saved during the validation.
-    expected = set(runner.model.state_dict())
-    for name in ('epoch_1.pth', 'epoch_2.pth', 'during_0.pth'):
-        state = torch.load(tmp_path / 'run' / name, weights_only=False)['state_dict']
-        assert set(state) == expected
 
 
 @pytest.mark.parametrize('averaged', [False, True])
-def test_training_with_and_without_the_hook_is_bit_identical(averaged, mini_data, tmp_path):
+def test_training_with_and_without_the_hook_is_bit_identical(averaged, mini_data, tmp_path, monkeypatch):
     """With averages they are what is tested, and checkpoints hold both."""
+    forward = SqueezedConv2d.forward
+
+    def counted(layer, input):
+        Witness.forwards += 1
+        return forward(layer, input)
+
+    monkeypatch.setattr(SqueezedConv2d, 'forward', counted)
     ema = [dict(type='EMAHook', momentum=0.5)] if averaged else []
     states, scores = [], []
-    for name, hooks in (('with', [*ema, dict(type='ReparameterizeHook', val=True)]), ('without', ema)):
+    for name, hooks in (('with', [*ema, dict(type='ReparameterizeHook', val=True), dict(type='Witness')]), ('without', ema)):
         runner = build_runner(mini_data, tmp_path / name, hooks)
+        modules = [id(module) for module in runner.model.modules()]
         runner.train()
+        assert [id(module) for module in runner.model.modules()] == modules
         checkpoint = torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)
-        saved = [checkpoint['state_dict'], checkpoint.get('ema_state_dict', {})]
+        momenta = {f'{i}.{key}': value for i, each in checkpoint['optimizer']['state'].items() for key, value in each.items()}
+        saved = [checkpoint['state_dict'], checkpoint.get('ema_state_dict', {}), momenta]
         states.append({f'{i}.{key}': value for i, state in enumerate([runner.model.state_dict(), *saved]) for key, value in state.items()})
         scores.append(runner.message_hub.get_scalar('val/accuracy/top1').current())
+        if name == 'with':  # the first batch runs in training form and compares, the others run in deployed form
+            assert next(hook for hook in runner.hooks if isinstance(hook, Witness)).seen == [17, 0, 17, 0]
+            during = torch.load(tmp_path / name / 'during_1.pth', weights_only=False)['state_dict']
+            assert during.keys() == checkpoint['state_dict'].keys()
     assert states[0].keys() == states[1].keys() and any('module.' in key for key in states[0]) == averaged
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert scores[0] == scores[1]
@@ -132,11 +95,10 @@ class Failing(Hook):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(('where', 'then'), [('forward', 'train'), ('hook', 'train'), ('hook', 'val'), ('hook', 'save'), ('hook', 'own')])
+@pytest.mark.parametrize(('where', 'then'), [('forward', 'train'), ('hook', 'train'), ('hook', 'val'), ('hook', 'own')])
 def test_a_test_that_was_interrupted_leaves_nothing_behind(where, then, mini_data, tmp_path):
-    hooks, checkpoint = [dict(type='ReparameterizeHook'), dict(type='Failing')], dict(type='AtomicCheckpointHook', save_best='auto')
-    runner = build_runner(mini_data, tmp_path / where, hooks)
-    runner.register_hook(HOOKS.build(checkpoint))
+    runner = build_runner(mini_data, tmp_path / where, [dict(type='ReparameterizeHook'), dict(type='Failing')])
+    runner.register_hook(HOOKS.build(dict(type='AtomicCheckpointHook', save_best='auto')))
     before = [id(m) for m in runner.model.modules()]
     state = {key: value.clone() for key, value in runner.model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
@@ -150,12 +112,9 @@ def test_a_test_that_was_interrupted_leaves_nothing_behind(where, then, mini_dat
         assert kernels and not any(torch.equal(state[key], after[key]) for key in kernels)
     elif then == 'val':
         assert 'accuracy/top1' in runner.val()
-    elif then == 'own':  # a loop of somebody's own, and be it with frozen norms
+    else:  # a loop of somebody's own, and be it with frozen norms
         runner.model.backbone(torch.randn(1, 3, 64, 64))[0].sum().backward()
         assert all(p.grad is not None for p in runner.model.backbone.parameters())
-    else:
-        runner.save_checkpoint(str(tmp_path), 'after.pth', save_optimizer=False, save_param_scheduler=False)
-        assert set(torch.load(tmp_path / 'after.pth', weights_only=False)['state_dict']) == set(state)
     assert [id(m) for m in runner.model.modules()] == before
 
 
@@ -174,6 +133,21 @@ def test_it_logs_layers_parameters_and_difference_and_refuses_weights_that_are_n
         runner.model.backbone.layer1[0].conv1.kernel.pointwise[0] = float('nan')
     with pytest.raises(RuntimeError, match=r'"backbone\.layer1\.0\.conv1" gives values that are not finite'):
         runner.test()
+
+
+def test_a_wrong_layer_is_found_and_named(mini_data, tmp_path, monkeypatch):
+    plan = reparameterize_hook.plan_swaps
+
+    def faulty(model):
+        swaps = plan(model)
+        swap = next(swap for swap in swaps if swap.path == 'backbone.layer3.0.conv2')
+        with torch.no_grad():
+            swap.new.weight[0, 0, 0, 0] += 0.1 * swap.new.weight.abs().max()
+        return swaps
+
+    monkeypatch.setattr(reparameterize_hook, 'plan_swaps', faulty)
+    with pytest.raises(ReparameterizeError, match=r'"backbone\.layer3\.0\.conv2" differs from its training form'):
+        build_runner(mini_data, tmp_path / 'run', [dict(type='ReparameterizeHook')]).test()
 
 
 @pytest.mark.slow

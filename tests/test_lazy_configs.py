@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import json
 import pickle
 import re
 import runpy
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from common import load_config, merge_options
-from conftest import ROOT, few
+from conftest import ROOT, done, few
 from mmcv.cnn import build_conv_layer
 from mmdet.models import FPN
 from mmengine.config import Config
@@ -27,7 +26,6 @@ from orepa_mm.checkpoints.checking import check_pretrained
 from orepa_mm.deploy.batches import random_batch, real_batches
 from orepa_mm.deploy.loading import build_model, load_model
 from orepa_mm.deploy.stock_model import to_stock_model
-from orepa_mm.engine.distributed import adapt_to_cpus
 from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
 from orepa_mm.errors import CheckpointError, LayerError, UsageError
 from orepa_mm.registry import class_of, scope_of, type_name
@@ -67,44 +65,30 @@ def lazy_text(cfg: Config, scope: str) -> str:
     return '\n'.join([*sources, *lines, ''])
 
 
-@pytest.mark.parametrize('name', few(['imagenet', 'imagenet whole', 'coco', 'cityscapes'], 'imagenet'))
+@pytest.mark.parametrize('name', few(['imagenet', 'coco', 'cityscapes'], 'imagenet'))
 def test_a_lazy_config_is_trained_tested_converted_and_exported(name, tools, tmp_path):
-    quick, name = name == 'imagenet', name.split()[0]
     names = Config.fromfile(tools.CONFIGS[name])
-    options = tools.options(name)
-    names.merge_from_dict(options)
+    names.merge_from_dict(tools.options(name))
     init_default_scope(names.default_scope)
-    path = tmp_path / 'lazy.py'
+    path, checkpoint = tmp_path / 'lazy.py', tmp_path / 'run/last.pth'
     path.write_text(lazy_text(names, names.default_scope))
     cfg = Config.fromfile(path)
     assert inspect.isclass(cfg.model.backbone.type) and scope_of(cfg) == names.default_scope and cfg.get('default_scope') is None
-    status, error = tools.run('tools/train', path, '--work-dir', tmp_path / 'run')
-    assert status == 0, error
+    done(tools.run('tools/train', path, '--work-dir', tmp_path / 'run'))
     assert (tmp_path / 'run/lazy.py').exists()
-    checkpoint = tmp_path / 'run/last.pth'
     out, show = tmp_path / ('maps' if name == 'cityscapes' else 'out.pkl'), tmp_path / 'show'
-    arguments = (path, checkpoint, '--metrics', tmp_path / 'metrics.json')
-    results = []
-    for form in ('--no-reparameterize', '--reparameterize')[: 1 if quick else 2]:
-        extra = ('--out', out, '--show-dir', show) if form.startswith('--no') else ()
-        status, error = tools.run('tools/test', *arguments, '--work-dir', tmp_path / form, form, *extra)
-        assert status == 0, error
-        results.append(json.loads((tmp_path / 'metrics.json').read_text()))
-        log = next((tmp_path / form).glob('*/*.log')).read_text()
-        assert log.count('Re-parameterized 17 layers') + log.count('Re-parameterized 20 layers') == (form == '--reparameterize')
-    assert results[0] and results[0].keys() == results[-1].keys()
+    done(tools.run('tools/test', path, checkpoint, '--work-dir', tmp_path / 'test', '--reparameterize', '--out', out, '--show-dir', show))
+    log = next((tmp_path / 'test').glob('*/*.log')).read_text()
+    assert log.count('Re-parameterized 17 layers') + log.count('Re-parameterized 20 layers') == 1
     assert any(out.iterdir()) if out.is_dir() else pickle.loads(out.read_bytes())
     assert any(show.rglob('*.*'))
-    if name != 'coco' and not quick:  # mmdet has none for masks
-        status, error = tools.run('tools/test', *arguments, '--work-dir', tmp_path / 'tta', '--tta')
-        assert status == 0, error
-    status, error = tools.run('tools/model_converters/reparameterize_model', path, checkpoint, tmp_path / 'stock')
-    assert status == 0, error
+    if name != 'coco':  # mmdet has none for masks
+        done(tools.run('tools/test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta'))
+    done(tools.run('tools/model_converters/reparameterize_model', path, checkpoint, tmp_path / 'stock'))
     stock = Config.fromfile(tmp_path / 'stock/config.py')
     assert load_model(stock, tmp_path / 'stock/model.pth') and 'orepa_mm' not in (tmp_path / 'stock/config.py').read_text()
-    if not quick:
-        status, error = tools.run('tools/deploy/export_onnx', path, checkpoint, tmp_path / 'model.onnx')
-        assert status == 0, error
+    if name != 'imagenet':
+        done(tools.run('tools/deploy/export_onnx', path, checkpoint, tmp_path / 'model.onnx'))
 
 
 @pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
@@ -144,12 +128,6 @@ def test_the_tools_find_a_hook_whatever_its_type_is(kind, where):
     assert str(cfg).count('tolerance') == 1 and len(cfg.get('custom_hooks') or []) == (where == 'custom_hooks')
     choose_form(cfg, False)
     assert 'tolerance' not in str(cfg)
-
-
-def test_synchronised_norms_are_found_whatever_their_type_is():
-    cfg = Config(dict(model=dict(a=[dict(type=nn.SyncBatchNorm)], b=dict(type='SyncBN'), c=dict(type=nn.BatchNorm2d))))
-    assert 'SyncBN' in adapt_to_cpus(cfg)
-    assert [cfg.model.a[0].type, cfg.model.b.type, cfg.model.c.type] == ['BN', 'BN', nn.BatchNorm2d]
 
 
 def test_the_scope_of_a_config_is_its_own_or_that_of_its_model():

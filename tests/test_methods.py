@@ -13,13 +13,11 @@ from test_reparameterize import settle
 from torch import nn
 
 from orepa_mm import expand, reparameterize
-from orepa_mm.backbones.resnet import _rebuilt
 from orepa_mm.checkpoints.architecture import recognise
 from orepa_mm.deploy.batches import random_batch
 from orepa_mm.deploy.loading import build_model
 from orepa_mm.deploy.stock_model import to_stock_model
 from orepa_mm.layers import METHODS
-from orepa_mm.layers.base import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NARROW = dict(stem_channels=32, base_channels=8)
@@ -73,12 +71,6 @@ def test_a_computed_weight_is_a_tensor_like_others(tmp_path):
     assert torch.equal(saved, layer.weight)
     layer.weight.square().sum().backward()
     assert layer.kernel.origin.grad.abs().max() > 0
-
-
-def test_a_rebuilt_convolution_keeps_its_settings():
-    options = dict(stride=2, padding=2, dilation=2, groups=2, bias=False, padding_mode='reflect')
-    rebuilt = _rebuilt(nn.Conv2d(4, 6, 3, **options), dict(type='OREPAConv2d'))
-    assert shape_of(rebuilt) == shape_of(nn.Conv2d(4, 6, 3, **options))
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import loss_scaler
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
 from random_layers import HALF, networks, repvgg_block, settle
+from small_runs import built
 from torch import nn
 
 from orepa_mm import DBBConv2d, OREPAConv2d
@@ -26,9 +26,9 @@ OREPA = dict(type='OREPAConv2d', plain_sizes=(1,), branches=('origin', 'avg', 'f
 class Net(nn.Module):
     """A large stem and one layer of each kind."""
 
-    def __init__(self, stem: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stem = OREPAConv2d(3, 8, stem, stride=2, padding=stem // 2, bias=False)
+        self.stem = OREPAConv2d(3, 8, 15, stride=2, padding=7, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.orepa = OREPAConv2d(8, 8, 3, padding=1)
         self.pointwise = OREPAConv2d(8, 8, 1)
@@ -41,12 +41,11 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize('stress', ['none', 'large weights', 'no variance', 'large gradients'])
-@pytest.mark.parametrize('stem', [11, 15])
 @pytest.mark.parametrize('autocast', [True, False])
 @pytest.mark.parametrize('dtype', HALF)
-def test_training_stays_finite_or_names_the_layer(dtype, autocast, stem, stress):
+def test_training_stays_finite_or_names_the_layer(dtype, autocast, stress):
     """Batches of one picture; with a loss scaler under autocast, with weights in half precision otherwise."""
-    model = Net(stem) if autocast else Net(stem).to(dtype)
+    model = Net() if autocast else Net().to(dtype)
     x = torch.randn(1, 3, 16, 16, dtype=None if autocast else dtype)
     if stress == 'large weights':
         for parameter in model.parameters():
@@ -89,7 +88,7 @@ def test_training_stays_finite_or_names_the_layer(dtype, autocast, stem, stress)
 class Regression(BaseModel):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = OREPAConv2d(1, 4, 3)
+        self.conv = OREPAConv2d(3, 4, 3)
         self.head = nn.Conv2d(4, 1, 3)
         self.power = 1
 
@@ -99,7 +98,7 @@ class Regression(BaseModel):
 
 def test_a_loss_is_looked_at_when_the_optimizer_is_about_to_step():
     """Not in the forward pass, which would wait for a GPU; of each pass of an accumulated step; and where no step is of torch."""
-    model, x = Regression(), torch.ones(1, 1, 5, 5)
+    model, x = Regression(), torch.ones(1, 3, 5, 5)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     hook = FiniteLossHook()
     hook.before_train(SimpleNamespace(model=model, optim_wrapper=OptimWrapper(optimizer)))
@@ -129,20 +128,7 @@ def test_a_run_ends_before_the_step_that_would_spoil_the_weights(cause, tmp_path
     elif cause == 'loss':
         model.power = 2
     before = [p.detach().clone() for p in model.parameters()]
-    runner = Runner(
-        model,
-        str(tmp_path),
-        train_dataloader=dict(
-            dataset=[dict(inputs=torch.ones(1, 5, 5))] * 2,
-            batch_size=1,
-            sampler=dict(type='DefaultSampler'),
-            collate_fn=dict(type='default_collate'),
-        ),
-        train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0)),
-        custom_hooks=[dict(type='FiniteLossHook')],
-        experiment_name=tmp_path.name,
-    )
+    runner = built(model, {}, tmp_path, 1, custom_hooks=[dict(type='FiniteLossHook')])
     if cause is None:
         runner.train()
         assert not any(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True) if value.dim() == 1)
@@ -166,27 +152,13 @@ def compare(model: nn.Module, x: torch.Tensor, swaps, autocast: bool) -> dict[st
     return {path: d.largest / hook._tolerance_for(d.parameter) for path, d in comparison.differences.items()}
 
 
-def check_tolerance(case, autocast: bool) -> None:
+# With weights in half precision not the harsh ones: what cancels between branches in four channels is beyond its digits.
+@given(st.one_of(networks(dtypes=(torch.float32,), harsh=True), networks(dtypes=HALF)), st.booleans())
+def test_the_tolerance_is_above_rounding(case, autocast):
     """The hook raises no alarm: the forms of each layer are apart by less than its tolerance."""
     model, x = case
     found = compare(model, x, plan_swaps(model), autocast and x.dtype == torch.float32)
     assert all(parts < 1 for parts in found.values()), found
-
-
-# With weights in half precision not the harsh ones: what cancels between branches in four channels is beyond its digits.
-any_networks = st.one_of(networks(dtypes=(torch.float32,), harsh=True), networks(dtypes=HALF))
-
-
-@given(any_networks, st.booleans())
-def test_the_tolerance_is_above_rounding(case, autocast):
-    check_tolerance(case, autocast)
-
-
-@pytest.mark.slow
-@settings(max_examples=10_000)
-@given(any_networks, st.booleans())
-def test_the_tolerance_is_above_rounding_in_ten_thousand_networks(case, autocast):
-    check_tolerance(case, autocast)
 
 
 LAYERS = {
@@ -214,6 +186,5 @@ def test_a_fault_in_one_weight_is_found(layer, dtype, autocast):
         whole = weight[place].clone()
         weight[place] += FAULTS[dtype] * weight.abs().max()
         parts = compare(model, x, swaps, autocast)['0']
-        print('FAULT', dtype, autocast, type(layer).__name__, FAULTS[dtype] / parts)
         weight[place] = whole
         assert parts > 1

@@ -6,12 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import done, refused
 from mmengine.config import Config
 from small_models import package, stock
 from small_runs import last_checkpoint
-from test_two_lines import LINES, metrics, script
+from test_two_lines import LINES, check_resuming, check_stock_scripts, script
 
 CONFIGS = dict(
     mmpose='body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192',
@@ -104,34 +103,14 @@ def write_config(scope: str, coco: Path, folder: Path, lines: str = LINES) -> Pa
 
 
 def test_the_stock_script_trains_and_the_stock_network_tests(scope, mini_data, tmp_path):
-    config = write_config(scope, mini_data / 'coco-mini', tmp_path)
-    log = script(scope, 'train', config, '--work-dir', tmp_path / 'run')
-    assert 'kernels train as branches beside the optimizer' in log
-    saved = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
-    assert saved['optimizer']['branches'] and not any('kernel.' in key for key in saved['state_dict'])
-    plain = write_config(scope, mini_data / 'coco-mini', tmp_path, '')
-    script(scope, 'test', plain, tmp_path / 'run/epoch_1.pth', '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
-    trained, tested = metrics(tmp_path / 'run'), metrics(tmp_path / 'test')
+    data = mini_data / 'coco-mini'
+    config, plain = (write_config(scope, data, tmp_path, lines) for lines in (LINES, ''))
+    _, trained = check_stock_scripts(scope, config, plain, tmp_path)
     assert any(value > 0 for value in trained.values())
-    assert trained and trained == tested
 
 
 def test_our_script_resumes_as_if_undisturbed(scope, mini_data, tmp_path, tools):
-    config = write_config(scope, mini_data / 'coco-mini', tmp_path)
-    options = {'default_hooks.checkpoint.interval': 1, 'train_cfg.val_begin': 9, 'default_hooks.seed.type': 'SeedHook'}
-
-    def train(folder: str, until: int, *args: str) -> dict:
-        changes = options | {'train_cfg.max_epochs': until}
-        done(tools.run('tools/train', config, '--work-dir', tmp_path / folder, *args, options=changes))
-        return torch.load(tmp_path / folder / f'epoch_{until}.pth', weights_only=False)
-
-    undisturbed = train('undisturbed', 2)
-    train('resumed', 1)
-    resumed = train('resumed', 2, '--resume')
-    for key in ('state_dict', 'ema_state_dict'):
-        assert all(torch.equal(value, resumed[key][name]) for name, value in undisturbed.get(key, {}).items())
-    for path, values in undisturbed['optimizer']['branches'].items():
-        assert all(torch.equal(value, resumed['optimizer']['branches'][path][key]) for key, value in values.items())
+    check_resuming(tools, write_config(scope, mini_data / 'coco-mini', tmp_path), tmp_path)
 
 
 def test_branches_in_the_model_are_trained_tested_and_converted(scope, mini_data, tmp_path, tools):

@@ -48,7 +48,7 @@ def test_shares_are_those_of_the_norms():
     assert shares['2.kernel']['point'] == pytest.approx((parts['point'].norm() / model[2].weight.norm()).item())
 
 
-@pytest.mark.parametrize('threshold', [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize('threshold', [0.0, 0.5])
 def test_outputs_stay(threshold):
     model, x = network().eval(), torch.randn(2, 3, 33, 30, dtype=torch.float64)
     expected, shares, before = model(x), branch_shares(model), dict(model.named_parameters())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_case import relative
 from torch import nn
 
 import orepa_mm
@@ -58,10 +59,6 @@ def classifier(name: str) -> Classifier:
     model = Classifier(backbone_config(reference['config']), state['linear.weight'].shape[1], len(reference['logits'][0]))
     model.load_state_dict(import_network(state))  # strict: no key missing, none unexpected
     return model.eval()
-
-
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
 
 
 # The references were computed in float32. On the 50-layer nets, whose random weights amplify rounding, they are themselves up to 9e-5 of

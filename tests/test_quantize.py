@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import quantize_onnx
-from conftest import done, full_disk, refused
+from conftest import done, fill_disk, refused
 from mmengine.config import Config
 from PIL import Image
 from small_models import config, pictures, save_weights
@@ -155,15 +155,7 @@ def test_models_that_are_refused(classifier, train, tools, tmp_path, monkeypatch
 def test_a_full_disk_leaves_the_old_file(classifier, train, tools, tmp_path, monkeypatch):
     out = tmp_path / 'int8.onnx'
     out.write_bytes(b'old')
-    write = Path.write_bytes
-
-    def full(path, data):
-        if path.parent == tmp_path:
-            write(path, data[:100])
-            full_disk()
-        return write(path, data)
-
-    monkeypatch.setattr(Path, 'write_bytes', full)
+    fill_disk(tmp_path, monkeypatch)
     refused(tools.run(QUANTIZE, classifier.graph, train, out, '--count', '5', '--force'), f'{out}: cannot be written: No space left')
     assert out.read_bytes() == b'old' and [path.name for path in tmp_path.iterdir()] == ['int8.onnx']
 

@@ -7,6 +7,7 @@ import torch
 from conftest import few, needs_torch
 from method_case import relative
 from mmcv.cnn import ConvModule
+from random_layers import ActivatedNorm
 from torch import nn
 
 from orepa_mm import DBBConv2d, OREPAConv2d, expand, reparameterize, reparameterized
@@ -54,132 +55,18 @@ def nested() -> nn.Module:
     )
 
 
-# ``conv1`` and ``bn1`` side by side say nothing of what happens to them in ``forward``.
-
-
-class Pair(nn.Module):
-    """A convolution and the norm registered behind it, as in a residual block."""
-
-    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d, channels: int = 4):
-        super().__init__()
-        self.conv1 = OREPAConv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = norm(channels)
-
-    def forward(self, x):
-        return self.bn1(self.conv1(x))
-
-
-class ActivationBetween(Pair):
-    def forward(self, x):
-        return self.bn1(self.conv1(x).relu())
-
-
-class AdditionBetween(Pair):
-    def forward(self, x):
-        return self.bn1(self.conv1(x) + x)
-
-
-class PreActivation(Pair):
-    def forward(self, x):
-        return self.conv1(self.bn1(x))
-
-
-class CalledTwice(Pair):
-    def forward(self, x):
-        return self.bn1(self.conv1(self.conv1(x)))
-
-
-class OutputUsedTwice(Pair):
-    def forward(self, x):
-        y = self.conv1(x)
-        return self.bn1(y) + y
-
-
-class ActivatedNorm(nn.BatchNorm2d):
-    def forward(self, x):
-        return super().forward(x).relu()
-
-
-class OutsideIndexing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(OREPAConv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
-
-    def forward(self, x):
-        return self.layers[1](x + self.layers[0](x))
-
-
-class OwnConvModule(ConvModule):
-    def forward(self, x):
-        return self.norm(self.conv(x) + x)
-
-
-FORWARDS = {
-    'plain order': Pair,
-    'activation between': ActivationBetween,
-    'addition between': AdditionBetween,
-    'norm first': PreActivation,
-    'called twice': CalledTwice,
-    'output used twice': OutputUsedTwice,
-    'norm with an activation': lambda: Pair(ActivatedNorm),
-    'Sequential indexed from outside': OutsideIndexing,
-    'ConvModule with its own forward': lambda: OwnConvModule(4, 4, 3, padding=1, conv_cfg=OREPA, norm_cfg=dict(type='BN')),
-    'ConvModule, norm first': lambda: ConvModule(4, 4, 3, conv_cfg=OREPA, norm_cfg=dict(type='BN'), order=('norm', 'conv', 'act')),
-}
-
-
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('name', FORWARDS)
-def test_outputs_stay_whatever_the_forward(name, training):
-    model = settle(FORWARDS[name]()).double().train(training)
-    reference = copy.deepcopy(model)
-    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    reparameterize(model)
-    assert not any(isinstance(m, ReparameterizableConv2d) for m in model.modules())
-    assert relative(model(x), reference(x)) < 1e-10  # the norms are the same modules, so only the kernel's rounding is left
-
-
-def test_nested_model_keeps_its_function_and_its_norms():
-    model = nested()
-    x = torch.randn(2, 3, 20, 20)
-    expected = model(x)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert reparameterize(model) is model
-    assert relative(model(x), expected) < 1e-5
-    assert not any(isinstance(m, ReparameterizableConv2d) for m in model.modules())
+def test_the_plain_network_is_an_ordinary_one():
+    model, x = nested().to(memory_format=torch.channels_last), torch.randn(2, 3, 20, 20)
+    expected, norms = model(x), [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    with torch.inference_mode():
+        assert reparameterize(model) is model and relative(model(x), expected) < 1e-5
     assert norms == [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-
-def test_it_has_the_keys_of_the_stock_class_and_loads_strictly():
-    from mmdet.models.backbones import ResNet
-    from mmdet.registry import MODELS
-
-    for depth in (18, 50):
-        net = settle(MODELS.build(dict(type='OREPAResNet', depth=depth, base_channels=8, stem_channels=8)))
-        x = torch.randn(1, 3, 32, 32)
-        expected = net(x)
-        stock = ResNet(depth, base_channels=8, stem_channels=8)
-        stock.load_state_dict(reparameterize(net).state_dict(), strict=True)
-        stock.train(False)
-        assert all(relative(a, b) < 1e-4 for a, b in zip(stock(x), expected, strict=True))  # float32 through 50 layers
-
-
-def test_a_second_call_changes_nothing():
-    model = reparameterize(nested())
-    before = [(name, id(module)) for name, module in model.named_modules()]
-    reparameterize(model)
-    assert before == [(name, id(module)) for name, module in model.named_modules()]
-
-
-def test_dtype_device_memory_format_and_mode_stay():
-    model = nested().double().to(memory_format=torch.channels_last)
-    reparameterize(model)
-    conv = model[2].conv1
-    assert conv.weight.dtype == torch.float64 and conv.weight.is_contiguous(memory_format=torch.channels_last)
-    assert not any(module.training for module in model.modules())
+    assert model[2].conv1.weight.is_contiguous(memory_format=torch.channels_last) and not any(m.training for m in model.modules())
     assert all(module.training for module in reparameterize(nested().train()).modules())
-    meta = nn.Sequential(OREPAConv2d(2, 2, 3, device='meta'))
-    assert reparameterize(meta)[0].weight.device.type == 'meta'
+    before = list(model.modules())
+    reparameterize(model)
+    assert before == list(model.modules())
+    assert not any(p.is_inference() for p in model.parameters())
 
 
 def test_requires_grad_follows_what_it_was_made_from():
@@ -193,84 +80,28 @@ def test_requires_grad_follows_what_it_was_made_from():
     model(torch.randn(1, 3, 20, 20)).sum().backward()
 
 
-def test_frozen_model_stays_frozen():
-    model = nested().requires_grad_(False)
-    assert not any(p.requires_grad for p in reparameterize(model).parameters())
-
-
-def test_hooks_stay_and_their_handles_remove_them():
-    model = nested()
-    calls = []
-    handle = model[0].register_forward_hook(lambda module, args, output: calls.append(type(module)) or output + 1)
-    model[2].conv1.register_forward_pre_hook(lambda module, args: (2 * args[0],))
-    x = torch.randn(1, 3, 20, 20)
-    expected = model(x)
-    reparameterize(model)
-    assert relative(model(x), expected) < 1e-5 and calls == [OREPAConv2d, nn.Conv2d]
-    handle.remove()
-    model(x)
-    assert len(calls) == 2
-
-
-def test_shared_layer_stays_shared():
-    conv = OREPAConv2d(4, 4, 3, padding=1)
-    model = settle(nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(4)), nn.Sequential(conv, nn.BatchNorm2d(4), conv)))
-    x = torch.randn(1, 4, 8, 8)
-    expected = model(x)
-    with reparameterized(model):
-        assert type(model[0][0]) is nn.Conv2d and model[0][0] is model[1][0] is model[1][2]
-        assert relative(model(x), expected) < 1e-5
-    assert model[0][0] is model[1][0] is model[1][2] is conv
-
-
-def test_a_bare_layer_is_returned_as_its_convolution():
-    conv = OREPAConv2d(4, 8, 3, stride=2, padding=1, dilation=2, groups=2, padding_mode='reflect')
-    x = torch.randn(1, 4, 12, 12)
-    plain = reparameterize(conv)
-    assert type(plain) is nn.Conv2d and relative(plain(x), conv(x)) < 1e-5
-    with pytest.raises(FuseError, match='bare OREPAConv2d.*nn.Sequential'), reparameterized(conv):
-        pass
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda block: block.train(), r'"1\.origin_norm" inside a DBBConv2d is in training mode.*eval'),
-        (lambda block: setattr(block, 'origin_norm', nn.BatchNorm2d(4, track_running_stats=False).eval()), 'no running statistics'),
-    ],
-)
-def test_a_block_without_a_fixed_form_is_refused_and_nothing_changed(change, message):
-    model = nn.Sequential(OREPAConv2d(4, 4, 3), DBBConv2d(4, 4, 3, padding=1)).eval()
-    change(model[1])
-    before = [type(module) for module in model.modules()]
-    with pytest.raises(FuseError, match=message):
-        reparameterize(model)
-    assert before == [type(module) for module in model.modules()]
-
-
 def test_the_context_gives_back_the_very_same_modules():
     model = nested()
     before = {name: id(module) for name, module in model.named_modules()}
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(ZeroDivisionError), reparameterized(model) as same:
         assert same is model and type(model[0]) is nn.Conv2d
+        model.train()
         raise ZeroDivisionError
-    assert before == {name: id(module) for name, module in model.named_modules()}
+    assert before == {name: id(module) for name, module in model.named_modules()} and all(m.training for m in model.modules())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_the_mode_chosen_inside_the_context_stays():
-    model = nn.Sequential(DBBConv2d(4, 4, 3, padding=1)).eval()
-    with reparameterized(model):
-        model.train()
-    assert all(module.training for module in model.modules())
-
-
-def test_works_under_inference_mode():
-    model = nested()
-    with torch.inference_mode():
+def test_what_has_no_plain_form_is_refused_and_nothing_changed():
+    """Training mode is refused in test_properties.py."""
+    model = nn.Sequential(OREPAConv2d(4, 4, 3), DBBConv2d(4, 4, 3, padding=1)).eval()
+    model[1].origin_norm = nn.BatchNorm2d(4, track_running_stats=False).eval()
+    before = list(model.modules())
+    with pytest.raises(FuseError, match='no running statistics'):
         reparameterize(model)
-    assert not any(p.is_inference() for p in model.parameters())
+    assert before == list(model.modules())
+    with pytest.raises(FuseError, match='bare OREPAConv2d.*nn.Sequential'), reparameterized(model[0]):
+        pass
 
 
 MERGED = {  # blocks of mmpretrain that know how to deploy themselves
@@ -337,7 +168,7 @@ def test_a_subclass_that_computes_something_else_is_left_alone():
 
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('kind', ['RepVGG', 'MobileOne'])
-def test_merged_blocks_keep_dtype_mode_and_what_is_frozen(kind, training):
+def test_merged_blocks_keep_dtype_device_mode_and_what_is_frozen(kind, training):
     """Also with a convolution that has branches of its own inside."""
     from mmpretrain.models.backbones.mobileone import MobileOneBlock
     from mmpretrain.models.backbones.repvgg import RepVGGBlock
@@ -355,17 +186,8 @@ def test_merged_blocks_keep_dtype_mode_and_what_is_frozen(kind, training):
         assert all(p.dtype == torch.float64 and not p.requires_grad for p in plain.parameters())
         assert relative(holder(x), expected) < 1e-10
     assert holder[0] is block and torch.get_default_dtype() == torch.float32
+    assert all(p.is_meta for p in reparameterize(copy.deepcopy(holder).to('meta')).parameters())
     assert all(p.requires_grad for p in reparameterize(holder.requires_grad_(True)).parameters())
-
-
-@pytest.mark.parametrize('kind', ['RepVGG', 'MobileOne'])
-def test_merged_blocks_stay_on_their_device(kind):
-    from mmpretrain.models.backbones.mobileone import MobileOneBlock
-    from mmpretrain.models.backbones.repvgg import RepVGGBlock
-
-    block = MobileOneBlock(4, 4, 3, 1, padding=1) if kind == 'MobileOne' else RepVGGBlock(4, 4, padding=1)
-    (plain,) = reparameterize(nn.Sequential(block).eval().to('meta'))
-    assert {p.device.type for p in plain.parameters()} == {'meta'} and len(list(plain.parameters())) == 2
 
 
 def test_parts_that_deploying_does_not_change_are_left():

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,7 @@ class TestMmcv:
     @pytest.fixture(autouse=True)
     def machine(self, tmp_path, monkeypatch):
         monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+        monkeypatch.setenv('MMCV_BASE_URL', '')
         for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'):
             monkeypatch.delenv(name, raising=False)
 
@@ -201,6 +203,23 @@ class TestMmcv:
         made.step('mmcv', 'key', lambda: None)
         made.works_on_gpu = True
         assert made.install(GPU) == [] and made.done('mmcv', 'key')
+
+
+def test_a_wheel_of_onedl_is_taken_where_there_is_one(tmp_path, monkeypatch):
+    """By pip itself, from a folder in the place of the host."""
+    name, page = 'onedl_mmcv-2.3.6-py3-none-any.whl', tmp_path / 'cpu-torch2130/simple/onedl-mmcv/index.html'
+    page.parent.mkdir(parents=True)
+    page.write_text(f'<a href="{name}">{name}</a>')
+    with zipfile.ZipFile(page.parent / name, 'w') as wheel:
+        wheel.writestr('onedl_mmcv-2.3.6.dist-info/METADATA', 'Metadata-Version: 2.1\nName: onedl-mmcv\nVersion: 2.3.6\n')
+        wheel.writestr('onedl_mmcv-2.3.6.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+    monkeypatch.setenv('MMCV_BASE_URL', tmp_path.as_uri())
+    env = environment(tmp_path / 'env')
+    env.path.mkdir()
+    env.python = Path(sys.executable)
+    assert env._download_mmcv('onedl-mmcv>=2.3.6', CPU).name == name
+    assert env._download_mmcv('onedl-mmcv>=2.3.6', dict(CPU, torch='2.8.0')) is None
+    assert setup_env.mmcv_index(GPU, {}) == f'{setup_env.MMCV_WHEELS}/cu130-torch2130/simple/onedl-mmcv/index.html'
 
 
 def test_ops_target():

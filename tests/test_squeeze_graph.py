@@ -106,16 +106,10 @@ def test_the_same_training(branches, options):
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
-def test_parts_that_are_recomputed(reentrant):
-    one_by_one, together, graph = pair()
-    one_by_one.again = together.again = reentrant
-    alike(one_by_one, together)
-    assert captured(graph)
-
-
-def test_channels_last():
+def test_channels_last_and_parts_that_are_recomputed(reentrant):
     one_by_one, together, graph = pair()
     for model in (one_by_one, together):
+        model.again = reentrant
         model.to(memory_format=torch.channels_last)
         model.register_forward_pre_hook(lambda model, args: (args[0].contiguous(memory_format=torch.channels_last),))
     alike(one_by_one, together)

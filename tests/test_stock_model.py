@@ -1,4 +1,4 @@
-"""What reparameterize_model.py writes: the stock model, in a process that cannot import this package."""
+"""What reparameterize_model.py writes: the stock model, with the same outputs."""
 
 import json
 from copy import deepcopy
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, few, run_without
+from conftest import ROOT, few
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from small_models import stock as stock_config_of
-from stock_outputs import outputs
 from torch import nn
 
 from orepa_mm import OREPAConv2d, reparameterize
@@ -21,7 +21,9 @@ from orepa_mm.deploy.parts import PartComparison
 from orepa_mm.deploy.stock_config import stock_config
 from orepa_mm.deploy.stock_files import write_stock_model
 from orepa_mm.deploy.stock_model import to_stock_model
+from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
 from orepa_mm.errors import DeployError
+from orepa_mm.reparam.comparison import largest_difference, tensors
 
 NARROW = dict(stem_channels=8, base_channels=8, frozen_stages=-1, init_cfg=None)
 CONVS = (dict(type='OREPAConv2d'), dict(type='DBBConv2d'))
@@ -89,24 +91,6 @@ def trained(cfg: Config) -> nn.Module:
     return model.eval()
 
 
-def write(name: str, folder: Path) -> dict[torch.dtype, float]:
-    """Write a model as the tools do, with inputs and what the training form makes of them beside it; the differences that were measured."""
-    torch.manual_seed(0)
-    cfg = config_of(name)
-    model = trained(cfg)
-    model.dataset_meta = dict(classes=('a', 'b'))
-    batch = random_batch(cfg, count=1)
-    stock = to_stock_model(cfg, model, [batch])
-    assert not stock.unreached
-    weights = folder.parent / 'trained.pth'
-    torch.save(model.state_dict(), weights)
-    write_stock_model(folder, stock, weights)
-    inputs = model.data_preprocessor(batch, False)['inputs']
-    torch.save(inputs, folder / 'inputs.pt')
-    torch.save(outputs(model, inputs), folder / 'expected.pt')
-    return stock.differences
-
-
 def check_content(folder: Path) -> None:
     """Nothing of this package is left."""
     text = (folder / 'config.py').read_text()
@@ -119,19 +103,34 @@ def check_content(folder: Path) -> None:
     assert Config.fromstring(meta['cfg'], file_format='.py').model == Config.fromfile(folder / 'config.py').model
 
 
-@pytest.mark.parametrize('family', few(['imagenet', 'coco', 'cityscapes'], 'coco'))
-def test_written_models(family, tmp_path):
-    """All of a toolbox, read by one process in which importing this package fails."""
-    names = [name for name, (path, _) in MODELS.items() if path.startswith(family)]
-    for name in names:
-        differences = write(name, tmp_path / name)
-        assert differences[torch.float64] <= 1e-10, name  # rounding, through up to a hundred layers
-        assert differences[torch.float32] <= 1e-5, name
-        check_content(tmp_path / name)
-    said = run_without('orepa_mm', ROOT / 'tests' / 'stock_outputs.py', *(tmp_path / name for name in names), cwd='/', PYTHONPATH='')
-    numbers = [float(line) for line in said.splitlines() if line[:1].isdigit()]
-    assert len(numbers) == len(names) > 2
-    assert max(numbers) <= 1e-5, dict(zip(names, numbers, strict=True))  # float32 rounding through a hundred layers
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
+    """A model's features, and what its head that sees them whole makes of them."""
+    features = model.extract_feat(inputs)
+    heads = [getattr(model, name) for name in ('rpn_head', 'bbox_head', 'decode_head', 'head') if getattr(model, name, None) is not None]
+    return list(tensors((features, heads[0](features))))
+
+
+@pytest.mark.parametrize('name', few(MODELS, *(name for name, (path, _) in MODELS.items() if path.startswith('coco'))))
+def test_written_models(name, tmp_path):
+    """``test_deployed_tools`` reads one of each toolbox where this package cannot be imported."""
+    cfg = config_of(name)
+    model = trained(cfg)
+    model.dataset_meta = dict(classes=('a', 'b'))
+    batch = random_batch(cfg, count=1)
+    stock = to_stock_model(cfg, model, [batch])
+    assert not stock.unreached
+    assert stock.differences[torch.float64] <= 1e-10  # rounding, through up to a hundred layers
+    assert stock.differences[torch.float32] <= 1e-5
+    torch.save(model.state_dict(), tmp_path / 'trained.pth')
+    write_stock_model(tmp_path, stock, tmp_path / 'trained.pth')
+    check_content(tmp_path)
+    written = Config.fromfile(tmp_path / 'config.py')
+    assert written.load_from == str(tmp_path / 'model.pth')
+    again = build_model(written)
+    again.load_state_dict(torch.load(written.load_from, weights_only=True)['state_dict'], strict=True)
+    inputs = model.data_preprocessor(batch, False)['inputs']
+    assert largest_difference(outputs(model, inputs), outputs(again.eval(), inputs)) <= 1e-5
 
 
 WITHOUT_DENSE_OUTPUTS = {
@@ -231,14 +230,14 @@ def test_what_is_refused(name, options, message, monkeypatch):
 
 
 def test_no_hook_of_ours_is_left():
-    """Whichever there are; the checkpoint hook becomes the stock one."""
+    """Whichever there are, by name or class; the checkpoint hook becomes the stock one."""
     ours = [name for name, hook in HOOKS.module_dict.items() if hook.__module__.startswith('orepa_mm.')]
     assert {'ReparameterizeHook', 'OREPAHook', 'AtomicCheckpointHook'} <= set(ours)
     hooks = [dict(type=name) for name in ours if name != 'AtomicCheckpointHook']
     cfg = Config(
         dict(
             default_scope='mmpretrain',
-            custom_hooks=[*hooks, dict(type='EMAHook')],
+            custom_hooks=[*hooks, dict(type='EMAHook'), dict(type=ReparameterizeHook), dict(type=EMAHook)],
             default_hooks=dict(
                 checkpoint=dict(type='AtomicCheckpointHook', interval=1, _scope_='orepa_mm'),
                 seed=dict(type='SeedHook'),
@@ -248,38 +247,6 @@ def test_no_hook_of_ours_is_left():
         )
     )
     stock = stock_config(cfg)
-    assert stock.custom_hooks == [dict(type='EMAHook')] and stock.test_dataloader == cfg.test_dataloader
+    assert stock.custom_hooks == [dict(type='EMAHook'), dict(type='mmengine.hooks.ema_hook.EMAHook')]
+    assert stock.test_dataloader == cfg.test_dataloader
     assert stock.default_hooks == dict(checkpoint=dict(type='CheckpointHook', interval=1))
-
-
-NEW_STYLE = """
-from mmengine.hooks import EMAHook
-from mmpretrain.models.classifiers import ImageClassifier
-from mmpretrain.models.heads import LinearClsHead
-from mmpretrain.models.necks import GlobalAveragePooling
-
-from orepa_mm.backbones.mmpretrain_backbones import OREPAResNet
-from orepa_mm.engine.reparameterize_hook import ReparameterizeHook
-
-default_scope = 'mmpretrain'
-custom_hooks = [dict(type=ReparameterizeHook), dict(type=EMAHook)]
-data_preprocessor = dict(num_classes=10, mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)
-model = dict(
-    type=ImageClassifier,
-    backbone=dict(type=OREPAResNet, depth=18, stem_channels=8, base_channels=8),
-    neck=dict(type=GlobalAveragePooling),
-    head=dict(type=LinearClsHead, num_classes=10, in_channels=64),
-)
-"""
-
-
-def test_configs_with_classes_for_types(tmp_path):
-    (tmp_path / 'new_style.py').write_text(NEW_STYLE)
-    cfg = Config.fromfile(tmp_path / 'new_style.py')
-    stock = to_stock_model(cfg, trained(cfg), [random_batch(cfg, count=1)])
-    (tmp_path / 'trained.pth').touch()
-    write_stock_model(tmp_path / 'out', stock, tmp_path / 'trained.pth')
-    assert 'orepa' not in (tmp_path / 'out' / 'config.py').read_text().lower()
-    written = Config.fromfile(tmp_path / 'out' / 'config.py')
-    assert [hook.type for hook in written.custom_hooks] == ['mmengine.hooks.EMAHook'] and written.model.backbone.type == 'ResNet'
-    build_model(written).load_state_dict(torch.load(tmp_path / 'out' / 'model.pth', weights_only=True)['state_dict'], strict=True)

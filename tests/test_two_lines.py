@@ -85,22 +85,43 @@ def metrics(folder: Path) -> dict:
     return {key: value for key, value in rows[-1].items() if key not in ('step', 'time', 'data_time')}
 
 
-@pytest.mark.parametrize('name', few(CONFIGS))
-def test_the_stock_script_trains_and_the_stock_network_tests(name, mini_data, tmp_path):
-    scope = CONFIGS[name][0].split('/')[0]
-    config = write_config(name, mini_data, tmp_path)
-    log = script(scope, 'train', config, '--work-dir', tmp_path / 'run')
+def check_stock_scripts(scope: str, config: Path, plain: Path, folder: Path) -> tuple[str, dict]:
+    """Train ``config`` and test ``plain`` by a toolbox's own scripts, without this package; the log and the metrics."""
+    log = script(scope, 'train', config, '--work-dir', folder / 'run')
     assert 'kernels train as branches beside the optimizer' in log
-    if name == 'rtmdet':
-        hooks = [line for line in log.splitlines() if 'EMAHook' in line]
-        assert hooks and 'PipelineSwitchHook' in log  # the config's own custom_hooks
-    checkpoint = last_checkpoint(tmp_path / 'run')
+    checkpoint = last_checkpoint(folder / 'run')
     saved = torch.load(checkpoint, weights_only=False)
     assert saved['optimizer']['branches'] and not any('kernel.' in key for key in saved['state_dict'])
-    plain = write_config(name, mini_data, tmp_path, '')
-    script(scope, 'test', plain, checkpoint, '--work-dir', tmp_path / 'test', blocked=tmp_path / 'blocked')
-    trained, tested = metrics(tmp_path / 'run'), metrics(tmp_path / 'test')
-    assert trained and trained == tested
+    script(scope, 'test', plain, checkpoint, '--work-dir', folder / 'test', blocked=folder / 'blocked')
+    trained = metrics(folder / 'run')
+    assert trained and trained == metrics(folder / 'test')
+    return log, trained
+
+
+def check_resuming(tools, config: Path, folder: Path, unit: str = 'epoch') -> None:
+    """By our script: a run of two epochs or iterations that is stopped after the first ends as one that is not."""
+    options = {'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1, 'default_hooks.seed.type': 'SeedHook'}
+
+    def train(name: str, until: int, *args: str) -> dict:
+        changes = options | {f'train_cfg.max_{unit}s': until, 'train_cfg.val_begin': 9}
+        done(tools.run('tools/train', config, '--work-dir', folder / name, '--no-check-data', *args, options=changes))
+        return torch.load(folder / name / f'{unit}_{until}.pth', weights_only=False)
+
+    undisturbed = train('undisturbed', 2)
+    train('resumed', 1)
+    resumed = train('resumed', 2, '--resume')
+    for key in ('state_dict', 'ema_state_dict'):
+        assert all(torch.equal(value, resumed[key][name]) for name, value in undisturbed.get(key, {}).items())
+    for path, values in undisturbed['optimizer']['branches'].items():
+        assert all(torch.equal(value, resumed['optimizer']['branches'][path][key]) for key, value in values.items())
+
+
+@pytest.mark.parametrize('name', few(CONFIGS))
+def test_the_stock_script_trains_and_the_stock_network_tests(name, mini_data, tmp_path):
+    config, plain = (write_config(name, mini_data, tmp_path, lines) for lines in (LINES, ''))
+    log, _ = check_stock_scripts(CONFIGS[name][0].split('/')[0], config, plain, tmp_path)
+    if name == 'rtmdet':
+        assert 'EMAHook' in log and 'PipelineSwitchHook' in log  # the config's own custom_hooks
 
 
 THREE = """
@@ -124,19 +145,4 @@ def test_branches_in_a_stock_model_keep_the_hooks_of_its_config(mini_data, tmp_p
 @pytest.mark.parametrize('name', few(CONFIGS))
 def test_our_script_resumes_as_if_undisturbed(name, mini_data, tmp_path, tools):
     """ResNetV1c of mmseg, CSPNeXt of RTMDet with its averaged weights: no class of ours is in any of them."""
-    config = write_config(name, mini_data, tmp_path)
-    by_iterations = name == 'pspnet'
-    length, template = ('train_cfg.max_iters', 'iter_{}.pth') if by_iterations else ('train_cfg.max_epochs', 'epoch_{}.pth')
-    options = {'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1, 'default_hooks.seed.type': 'SeedHook'}
-
-    def train(folder: str, until: int, *args: str) -> dict:
-        changes = options | {length: until, 'train_cfg.val_begin': 9}
-        done(tools.run('tools/train', config, '--work-dir', tmp_path / folder, '--no-check-data', *args, options=changes))
-        return torch.load(tmp_path / folder / template.format(until), weights_only=False)
-
-    undisturbed = train('undisturbed', 2)
-    train('resumed', 1)
-    resumed = train('resumed', 2, '--resume')
-    assert all(torch.equal(value, resumed['state_dict'][key]) for key, value in undisturbed['state_dict'].items())
-    for path, values in undisturbed['optimizer']['branches'].items():
-        assert all(torch.equal(value, resumed['optimizer']['branches'][path][key]) for key, value in values.items())
+    check_resuming(tools, write_config(name, mini_data, tmp_path), tmp_path, 'iter' if name == 'pspnet' else 'epoch')

@@ -4,7 +4,7 @@
 The networks take turns, so a machine that slows down slows all; what counts is the ratio to the plain network, taken round by round.
 Without --arch the standard rows are measured. On a CPU they are ResNet-18 and ResNet-50 at common batch and picture sizes. On a GPU they
 are training steps of ResNet-50, Mask R-CNN and PSPNet at their recipes' sizes, in half precision and channels_last, and of ResNet-50
-compiled. On 2 CPU cores this takes 12 to 17 minutes, on a GPU seven. Results go into benchmarks/ as JSON, as a table and as a plot::
+compiled. On 2 idle CPU cores this takes a quarter of an hour. Results go into benchmarks/ as JSON, as tables and as a plot::
 
     python tools/benchmark.py
     python tools/benchmark.py --arch resnet50 --batch 64 --size 224 --device cuda --dtype bfloat16 --channels-last
@@ -57,7 +57,7 @@ ATTACHED = {  # branches beside the optimizer of the plain network
 ONE_BY_ONE = 'OREPA, no graph'  # on a GPU the others squeeze by a CUDA graph, as SqueezeGraphHook does
 OF_OREPA = ('OREPA', ONE_BY_ONE, PLAIN_FORMULA, BESIDE, LIGHT, LIGHT_BESIDE, FIXED)
 METHODS = ('none', *(name for name in LAYERS if name != 'OREPA'), *OF_OREPA)
-DEFAULT = ('none', 'DBB', 'OREPA', BESIDE, LIGHT, LIGHT_BESIDE, FIXED)
+DEFAULT = ('none', 'ACNet', 'DBB', 'OREPA', BESIDE, LIGHT, LIGHT_BESIDE, FIXED)
 OF_REPVGG = ('none', *OF_OREPA)
 COMPILED_METHODS = ('none', 'OREPA', BESIDE, LIGHT)  # compiling takes longer than measuring
 FORMS = {  # backbones that are not called as their rows are
@@ -226,18 +226,18 @@ def forward_pass(task, model: nn.Module, args: argparse.Namespace) -> Run:
 
 
 def take_turns(calls: dict[str, Run], repeats: int, args: argparse.Namespace, title: str) -> dict[str, list[float]]:
-    """Seconds of every call, ``repeats`` times in turn after two rounds of warm-up."""
-    times = {name: [] for name in calls}
-    for i in range(repeats + 2):
+    """Seconds of every call, ``repeats`` times in turn after a warm-up; on a GPU its second round captures graphs."""
+    times, warm_up = {name: [] for name in calls}, 2 if on_gpu(args) else 1
+    for i in range(repeats + warm_up):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             if on_gpu(args):
                 torch.cuda.synchronize()
-            if i >= 2:
+            if i >= warm_up:
                 times[name].append(time.perf_counter() - start)
         if sys.stderr.isatty():  # not a bar: the thread that redraws one would be timed as well
-            print(f'\r{title}: round {i + 1} of {repeats + 2}', end='', file=sys.stderr, flush=True)
+            print(f'\r{title}: round {i + 1} of {repeats + warm_up}', end='', file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print('\r\033[K', end='', file=sys.stderr)
     return times
@@ -247,20 +247,20 @@ def _bytes(values) -> int:
     return sum(storage.nbytes() for storage in {t.untyped_storage()._cdata: t.untyped_storage() for t in values}.values())
 
 
-def peak_memory(task, method: str, args: argparse.Namespace) -> int:
-    """Bytes of tensors alive at the worst moment of a training step, weights and optimizer state included."""
+def memory_of_step(task, method: str, args: argparse.Namespace) -> dict[str, int]:
+    """Bytes of tensors at the worst moment of a training step, and of those among them that are kept between steps."""
     gc.collect()
     model = build(task, method, args)
     optimizer = build_optimizer(model, method)
     step = training_step(task, model, args, method, optimizer)
-    for _ in range(2):  # fills the optimizer state, and a CUDA graph
+    for _ in range(2 if on_gpu(args) else 1):  # fills the optimizer state, and a CUDA graph
         step()
+    momenta = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    kept = _bytes([*model.parameters(), *model.buffers(), *momenta, *_beside(optimizer)])
     if on_gpu(args):
         torch.cuda.reset_peak_memory_stats(args.device)
         step()
-        return torch.cuda.max_memory_allocated(args.device)
-    momenta = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
-    alive = _bytes([*model.parameters(), *model.buffers(), *momenta, *_beside(optimizer)])
+        return dict(memory=torch.cuda.max_memory_allocated(args.device), kept=kept)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
@@ -268,14 +268,14 @@ def peak_memory(task, method: str, args: argparse.Namespace) -> int:
     for event in sorted(events, key=lambda e: (e.start_ns if hasattr(e, 'start_ns') else e.start_us)()):
         level += event.nbytes()
         peak = max(peak, level)
-    return alive + peak
+    return dict(memory=kept + peak, kept=kept)
 
 
 def _beside(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """What branches beside an optimizer keep."""
     attached = attached_to(optimizer)
     updates = attached.updates if attached else []
-    kept = [tensor for update in updates for tensor in (*update.kernel.parameters(), *update.kernel.buffers())]
+    kept = [tensor for update in updates for tensor in update.kernel.parameters() if not tensor.is_meta]
     return kept + [update.matrix for update in updates if isinstance(update, MatrixUpdate)]
 
 
@@ -318,11 +318,11 @@ def forward_times(task, methods: list[str], kind: str, args: argparse.Namespace,
 
 def step_times(task, methods: list[str], kind: str, args: argparse.Namespace, title: str) -> tuple[dict, dict]:
     """Of training steps, and what else is known of each: gradients, memory, kernels started, and the least that squeezing can take."""
-    memory = {method: peak_memory(task, method, args) for method in methods} if kind == 'step' and not args.no_memory else {}
+    memory = {method: memory_of_step(task, method, args) for method in methods} if kind == 'step' and not args.no_memory else {}
     models = {method: build(task, method, args) for method in methods}
     more = {method: dict(gradients=4 * sum(p.numel() for p in model.parameters() if p.requires_grad)) for method, model in models.items()}
     for method, found in memory.items():
-        more[method] |= dict(memory=found, memory_ratio=found / memory['none'])
+        more[method] |= found | dict(memory_ratio=found['memory'] / memory['none']['memory'])
     flops = {method: squeezing_flops(model) for method, model in models.items()}
     batches = ACCUMULATED if kind == 'accumulation' else 1
     steps = {method: training_step(task, model, args, method, batches=batches) for method, model in models.items()}
@@ -343,23 +343,38 @@ def size_of(args: argparse.Namespace) -> int | str:
     return height if height == width else f'{height}x{width}'
 
 
+def _milliseconds(row: dict) -> str:
+    if row['method'] == 'none':
+        return f'1 ({1e3 * statistics.median(row["seconds"]):.1f} ms)'
+    return f'{row["ratio"]:.2f} ({row["ratio_low"]:.2f}-{row["ratio_high"]:.2f})'
+
+
+CELLS: list[tuple[str, str, Callable[[dict], str]]] = [  # title, what a row must have, its cell
+    ('time relative to plain (quartiles)', 'ratio', _milliseconds),
+    ('if squeezing were its matrix products alone', 'floor', lambda row: f'{row["floor"]:.2f}'),
+    ('peak memory relative to plain', 'memory', lambda row: f'{row["memory_ratio"]:.2f} ({row["memory"] / 1e6:.0f} MB)'),
+    ('kept between steps, MB', 'kept', lambda row: f'{row["kept"] / 1e6:.0f}'),
+    ('gradients a process sends, MB', 'gradients', lambda row: f'{row["gradients"] / 1e6:.0f}'),
+    ('kernels launched in a step', 'kernel_launches', lambda row: f'{row["kernel_launches"]}'),
+]
+
+
+def _column(row: dict) -> str:
+    dtype = f', {row["dtype"]}' if row['dtype'] != 'float32' else ''
+    return f'{row["what"]}, {row["arch"]}, {row["batch"]} at {row["size"]}{dtype}'
+
+
 def markdown(rows: list[dict]) -> str:
-    counted = any('kernel_launches' in row for row in rows)
-    lines = [
-        f'| | | time, ms | ratio to `none` (quartiles) | products alone | memory, MB (ratio) | gradients, MB |{" launches |" * counted}',
-        f'|---|---|---:|---:|---:|---:|---:|{"---:|" * counted}',
-    ]
-    for row in rows:
-        what = f'{row["what"]}, {row["arch"]}, batch {row["batch"]} at {row["size"]}'
-        what += f', {row["dtype"]}' if row['dtype'] != 'float32' else ''
-        ratio = f'{row["ratio"]:.3f} ({row["ratio_low"]:.3f}-{row["ratio_high"]:.3f})'
-        memory = f'{row["memory"] / 1e6:.0f} ({row["memory_ratio"]:.2f})' if 'memory' in row else ''
-        lowest = f'{row["floor"]:.2f}' if 'floor' in row else ''
-        sent = f'{row["gradients"] / 1e6:.0f}' if 'gradients' in row else ''
-        launches = f' {row.get("kernel_launches", "")} |' if counted else ''
-        time = f'{1e3 * statistics.median(row["seconds"]):.1f}'
-        lines.append(f'| {what} | {row["method"]} | {time} | {ratio} | {lowest} | {memory} | {sent} |{launches}')
-    return '\n'.join(lines)
+    """One table for each thing that was measured: methods down, networks across."""
+    tables = []
+    for title, key, cell in CELLS:
+        cells = {(row['method'], _column(row)): cell(row) for row in rows if key in row}
+        methods, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True)) if cells else ((), ())
+        if cells:
+            lines = [f'| {title} | {" | ".join(columns)} |', f'|---|{"---:|" * len(columns)}']
+            lines += [f'| {method} | {" | ".join(cells.get((method, column), "") for column in columns)} |' for method in methods]
+            tables.append('\n'.join(lines))
+    return '\n\n'.join(tables)
 
 
 def squeezing_flops(model: nn.Module) -> int:

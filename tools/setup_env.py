@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Make a virtual environment with torch, the MM toolboxes and orepa_mm in it.
 
-Run by ``make setup``; needs Python >= 3.10, a C++ compiler and the standard library only. Every step leaves a stamp in the
-environment, so a second call takes seconds and an interrupted one goes on at the step it had reached. Nothing is ever deleted.
+Run by ``make setup``; needs Python >= 3.10 and the standard library only, and a C++ compiler where mmcv is built. Every step leaves a stamp
+in the environment, so a second call takes seconds and an interrupted one goes on at the step it had reached. Nothing is ever deleted.
 
-mmcv comes as source, and its compiled ops fit the torch they were built with and no other. The wheels are therefore kept apart by
-torch, Python and GPU, in ``~/.cache/orepa_mm/wheels``; pip's own cache would hand the wheel of one torch to an environment with another.
+mmcv's compiled ops fit the torch they were built with and no other. OneDL has wheels for some versions, outside the package index; for the
+others mmcv comes as source and is built. What was built is kept apart by torch, Python and GPU, in ``~/.cache/orepa_mm/wheels``; pip's own
+cache would hand the wheel of one torch to an environment with another.
 Where torch sees a GPU, the ops are built for it, with the ``nvcc`` that torch finds. ``FORCE_CUDA=1`` builds them where there is no GPU,
 for ``TORCH_CUDA_ARCH_LIST``.
 
@@ -14,6 +15,7 @@ Environment variables:
     MM        ``onedl`` (default) or ``openmmlab``: the distribution of mmengine, mmcv, mmdet, mmseg and mmpretrain.
     TORCH     what to install instead of the tested torch, e.g. ``TORCH="torch==2.1.2 torchvision==0.16.2 numpy<2"``.
     MAX_JOBS  how many compilers mmcv's build runs at once (default: the number of cores).
+    MMCV_BASE_URL  where OneDL's wheels of mmcv are looked for, as onedl-mim does; empty to build it in any case.
 """
 
 from __future__ import annotations  # an old Python must get as far as the message that it is too old
@@ -34,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
 EXTRAS = ('deploy', 'docs', 'test')  # of setup.py
 MMCV = dict(onedl='onedl-mmcv', openmmlab='mmcv')
+MMCV_WHEELS = 'https://mmwheels.onedl.ai'
 FIRST_TORCH_WITH_CXX20 = (2, 14)  # its headers refuse the C++17 that mmcv's setup.py asks for
 BUILD_TOOLS = ('pip', 'setuptools>=80', 'wheel', 'packaging', 'ninja', 'psutil')
 
@@ -54,7 +57,8 @@ ANEW = 'delete {path} and run `make setup` again'
 CHECKS = {  # import statement: what to do when it fails
     'import torchvision': 'torch and torchvision do not belong together: ' + ANEW,
     'import cv2': 'OpenCV cannot load its libraries: install libGL (Debian: libgl1, libglib2.0-0)',
-    'import mmcv.ops': 'mmcv was built without its compiled ops: check that a C++ compiler runs, then `rm -r {wheels}`, ' + ANEW,
+    'import mmcv.ops': 'mmcv has no compiled ops that run: check that a C++ compiler does, then `rm -r {wheels}`, delete {path} and run '
+    '`MMCV_BASE_URL= make setup`, which builds them',
     'import mmdet.apis, mmseg.apis, mmpretrain.apis, orepa_mm': ANEW,
 }
 GPU_OP = 'import torch, mmcv.ops; mmcv.ops.nms(torch.ones(1, 4).cuda(), torch.ones(1).cuda(), 0.5)'
@@ -73,6 +77,13 @@ def wheel_folder(machine: dict, environ: Mapping[str, str]) -> Path:
     """Where mmcv's wheel for this torch, Python and GPU is kept; ``machine`` is what :data:`PROBE` prints."""
     cache = environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     return Path(cache) / 'orepa_mm' / 'wheels' / f'torch-{machine["torch"]}-{machine["python"]}-{ops_target(machine, environ)}'
+
+
+def mmcv_index(machine: dict, environ: Mapping[str, str]) -> str:
+    """The page with OneDL's wheels of mmcv for this torch and GPU, whether it exists or not; ``''`` where none is to be looked for."""
+    base, (major, minor) = environ.get('MMCV_BASE_URL', MMCV_WHEELS), machine['torch'].split('.')[:2]
+    device = 'cpu' if ops_target(machine, environ) == 'cpu' else f'cu{machine["cuda"].replace(".", "")}'
+    return base and f'{base}/{device}-torch{major}{minor}0/simple/onedl-mmcv/index.html'
 
 
 def ops_target(machine: dict, environ: Mapping[str, str]) -> str:
@@ -209,17 +220,32 @@ class Environment:
         self.step('mmcv', key, lambda: None)
 
     def _install_mmcv(self, requirement: str, machine: dict) -> None:
-        """Install mmcv from the wheel that was built with this torch, building it first when there is none."""
+        """Install mmcv from the wheel for this torch: the one that is kept, or OneDL's, or one that is built here."""
         for stamp in [*self.stamps.glob('mmcv*'), *self.stamps.glob('check*')]:
             stamp.unlink()
         package = MMCV[self.mm]
         version = re.search(rf'^{package}=+(\S+)$', self.constraints, re.MULTILINE).group(1)
         folder = wheel_folder(machine, os.environ)
-        wheel = next(folder.glob(f'{package.replace("-", "_")}-{version}-*.whl'), None) or self._build_mmcv(requirement, folder, machine)
+        kept = next(folder.glob(f'{package.replace("-", "_")}-{version}-*.whl'), None)
+        wheel = kept or self._download_mmcv(requirement, machine) or self._build_mmcv(requirement, folder, machine)
         # Another torch's build of the same version may be installed, which pip takes for the same thing.
         self.pip('--force-reinstall', '--no-deps', str(wheel), title=f'installing mmcv from {wheel.parent}')
 
+    def _download_mmcv(self, requirement: str, machine: dict) -> Path | None:
+        index, folder = mmcv_index(machine, os.environ), self.path / 'wheels' / wheel_folder(machine, os.environ).name
+        if self.mm != 'onedl' or not index:
+            return None
+        options = ('--no-deps', '--only-binary', ':all:', '--no-index', '--find-links', index, '--retries', '0', '--timeout', '15')
+        try:
+            self.pip(*options, '--dest', str(folder), requirement, command='download', title=f'looking for a wheel of mmcv at {index}')
+        except SetupError:  # for most versions there is none
+            say('  there is none')
+            return None
+        return next(folder.glob('onedl_mmcv-*.whl'))
+
     def _build_mmcv(self, requirement: str, folder: Path, machine: dict) -> Path:
+        if not any(map(shutil.which, (os.environ.get('CXX', 'c++').split()[0], 'g++', 'clang++'))):
+            raise SetupError('no C++ compiler found to build the ops of mmcv with: install one (Debian: apt-get install g++) or set CXX.')
         if machine['cuda'] and machine['nvcc'] is None and ops_target(machine, os.environ) != 'cpu':
             raise SetupError(
                 f"mmcv's GPU ops need the nvcc of torch's CUDA {machine['cuda']}, and none was found: install the CUDA toolkit, "
@@ -268,8 +294,6 @@ def main() -> None:
         raise SetupError(f'MM={mm} is unknown; choose from {", ".join(MMCV)}.')
     if sys.version_info < (3, 10):
         raise SetupError(f'Python >= 3.10 is needed and {sys.executable} is older; choose one with `PYTHON=python3.12 make setup`.')
-    if not any(map(shutil.which, (os.environ.get('CXX', 'c++').split()[0], 'g++', 'clang++'))):
-        raise SetupError('no C++ compiler found, which mmcv needs to build its ops: install one (Debian: apt-get install g++) or set CXX.')
     env = Environment(Path(os.environ.get('VENV') or ROOT / '.venv').resolve(), mm, (os.environ.get('TORCH') or '').split())
     env.create()
     if (env.stamps / 'distribution').exists() and not env.done('distribution', mm):

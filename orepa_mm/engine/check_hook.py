@@ -173,5 +173,5 @@ def _check_stems(runner: Runner) -> None:
             runner.logger.warning(
                 f'{name.removesuffix(".kernel")}: a plain kernel was loaded as a product of {len(kernel.stages)}, and a step moves it '
                 f'{times:.0f} times as far as a plain one at the usual learning rate. Set plain_stem=True of the backbone, freeze it, or '
-                f'give it an lr_mult of about {rate / usual / times:.1g} (docs/stem.md).'
+                f'give it an lr_mult of about {rate / usual / times:.1g} (docs/learning_rate.md).'
             )
