@@ -25,3 +25,9 @@ def test_on_a_terminal_the_bar_counts_and_the_output_stays_what_it_is(total, mon
         print(item)
     assert 'drawing' in terminal.getvalue() and '100%' in terminal.getvalue()
     assert output.getvalue() == '1\n2\n3\n'  # a file gets what was printed, not the bar
+
+
+def test_what_fails_meanwhile_is_raised(monkeypatch):
+    monkeypatch.setattr('sys.stderr', Terminal())
+    with pytest.raises(ZeroDivisionError):
+        list(track((1 / n for n in (1, 0)), 'dividing', 2))

@@ -128,8 +128,6 @@ def test_a_line_that_was_cut_is_no_record_and_spoils_none(tmp_path):
 
 def test_what_a_study_file_says(write, tmp_path):
     (write().parent / 'base.py').write_text(BASE + "test_dataloader = dict(dataset=dict(split='test'))\n")
-    with (tmp_path / 'tiny.py').open('a') as file:
-        file.write("folds = [{'train_dataloader.batch_size': size} for size in (4, 5)]\n")
     study = read_study(tmp_path / 'tiny.py', tmp_path, seeds=3)
     assert (study.name, study.seeds, study.total) == ('tiny', 3, 2 * (2 + 3))
     plan = Plan(study, tmp_path / 'out')
@@ -138,9 +136,14 @@ def test_what_a_study_file_says(write, tmp_path):
     chosen, cfg = (Config.fromstring(run.config, '.py') for run in (choosing[0], comparing[1]))
     assert (chosen.test_dataloader.dataset.split, cfg.test_dataloader.dataset.split) == ('val', 'test')  # rates never see the test part
     assert cfg.model.backbone.branches == 'light' and cfg.optim_wrapper.optimizer.lr == 0.01 and cfg.randomness.seed == 0
-    folds = [Config.fromstring(run.config, '.py').train_dataloader.batch_size for run in comparing[::2]]
-    assert folds == [4, 5, 4] and chosen.train_dataloader.batch_size == 4  # with the seeds in turn
     assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/' and cfg.custom_hooks == [dict(type='CheckHook')]
+
+
+def test_folds_go_with_the_seeds_in_turn(write, tmp_path):
+    folds = [{'train_dataloader.batch_size': size} for size in (3, 4)]
+    plan = Plan(read_study(write(STUDY + f'folds = {folds}\n'), seeds=3), tmp_path)
+    runs = [Config.fromstring(run.config, '.py') for run in (*plan.comparing({'none': 0.05}), plan.choosing()[0])]
+    assert [cfg.train_dataloader.batch_size for cfg in runs] == [3, 4, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -306,8 +309,8 @@ def test_a_folder_of_another_study(write, tmp_path):
 
 
 def test_what_a_study_refuses(write, tmp_path, tools):
-    refused(tools.run(COMPARE, write(), '--jobs', '0', '--out', tmp_path / 'x'), '--jobs 0: give at least 1')
-    assert not (tmp_path / 'x').exists()
+    status, error = tools.run('.dev_scripts/studies/compare_methods', write(), '--jobs', '0', '--out', tmp_path / 'x')
+    assert status == 2 and '--jobs 0: give at least 1' in error and not (tmp_path / 'x').exists()
     (tmp_path / 'broken.zip').write_bytes(b'PK')
     (tmp_path / 'empty').mkdir()
     for source, message in (('broken.zip', 'is no archive, or a broken one'), ('empty', 'no train/CLASS/IMAGE in it')):

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from augmentation import mend_augmentation
 from common import UsageError, add_common_options, build_runner, load_config, run
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
@@ -88,11 +89,6 @@ def augment(cfg: Config) -> None:
     scope = scope_of(cfg)
     if scope == 'mmdet' and (cfg.model.get('mask_head') or cfg.model.get('roi_head', {}).get('mask_head')):
         raise UsageError('--tta: mmdet has no test-time augmentation for instance masks; test without it.')
-    heads = cfg.model.get('decode_head') or {}
-    if scope == 'mmseg' and 1 in ((heads[-1] if isinstance(heads, list) else heads).get(key) for key in ('out_channels', 'num_classes')):
-        raise UsageError('--tta: mmseg takes the sigmoid of a single channel twice then; test without it.')
-    if scope == 'mmpretrain' and (cfg.get('default_hooks', {}).get('visualization') or {}).get('enable'):
-        raise UsageError('--tta: mmpretrain cannot paint augmented pictures; leave out --show and --show-dir, or --tta.')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -154,6 +150,7 @@ def main() -> None:
         check_together(lambda: check_data(cfg, ('test',), others=classes_of(args.checkpoint)), once_a_node=True)
     if args.tta:
         augment(cfg)
+        mend_augmentation(cfg)
     cfg.load_from = args.checkpoint
     runner = build_runner(cfg)
     if args.out:
