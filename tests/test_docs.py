@@ -1,10 +1,13 @@
 """The generated pages and metafiles are those the configs give today, and MM's tooling reads them."""
 
+import doc_tables
 import list_configs as listing
 import pytest
 import write_metafiles as metafiles
 import yaml
 from conftest import ROOT, few
+
+from orepa_mm.errors import UsageError
 
 PAGE = (ROOT / 'docs' / 'configs.md').read_text()
 SCALING = (ROOT / 'docs' / 'scaling.md').read_text()
@@ -33,12 +36,20 @@ def test_a_row_says_what_the_config_does(name):
     [
         'imagenet/dbb-resnet18_4xb64-120e_in1k',
         'imagenet/orepa-repvgg-A0_4xb64-120e_in1k',
+        'imagenet/orepa-resnext50-32x4d_4xb64-120e_in1k',
         'coco/mask-rcnn_orepa-r18-w16_fpn_coco-mini',
         'cityscapes/pspnet_orepa-r18-w16-d8_cityscapes-mini',
     ],
 )
 def test_parameters_and_flops_are_counted_again(name):
     assert tuple(rows()[name][1:3]) == listing.cost(f'configs/{name}.py')
+
+
+def test_a_table_goes_between_its_markers():
+    with pytest.raises(UsageError, match='lacks the lines <!-- x: begin -->'):
+        doc_tables.insert('# Title\n', 'x', 'table')
+    text = 'a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n'
+    assert doc_tables.insert(text, 'x', 'new') == 'a\n<!-- x: begin -->\n\nnew\n\n<!-- x: end -->\nb\n'
 
 
 def test_what_the_counts_are():
