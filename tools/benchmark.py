@@ -9,7 +9,6 @@ compiled. On 2 idle CPU cores this takes a quarter of an hour. Results go into b
     python tools/benchmark.py
     python tools/benchmark.py --arch resnet50 --batch 64 --size 224 --device cuda --dtype bfloat16 --channels-last
     python tools/benchmark.py --arch mask-rcnn --batch 2 --size 800 1333
-    python tools/benchmark.py --grow
 """
 
 import argparse
@@ -411,42 +410,6 @@ def gpu_rows(args: argparse.Namespace, points: list[tuple[str, int, tuple[int, i
     return rows
 
 
-def grow(args: argparse.Namespace) -> list[dict]:
-    """How the cost of a training step depends on batch, picture size and depth."""
-    rows = []
-    points = [('resnet18', batch, size) for size in (64, 128, 224) for batch in (2, 8, 32) if batch * size**2 <= 16 * 224**2]
-    points += [(arch, 8, 128) for arch in ('resnet34', 'resnet50', 'resnet101')]
-    for arch, batch, size in points:
-        args.batch, args.size = batch, (size, size)
-        rows += measure(arch, ('step',), args)
-    return rows
-
-
-def draw_growth(rows: list[dict], path: Path, caption: str) -> None:
-    rows = [row for row in rows if row['method'] == 'OREPA']
-    figure = Figure(figsize=(11, 4), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    for i, size in enumerate(sorted({row['size'] for row in rows if row['arch'] == 'resnet18'})):
-        line = sorted((r for r in rows if r['arch'] == 'resnet18' and r['size'] == size), key=lambda r: r['batch'])
-        batches = [r['batch'] for r in line]
-        left.plot(batches, [r['ratio'] for r in line], 'o-', color=f'C{i}', label=f'{size} x {size}')
-        left.plot(batches, [r['floor'] for r in line], ':', color=f'C{i}')
-    left.set(xscale='log', yscale='log', xlabel='batch', ylabel='step time / plain network', title='ResNet-18')
-    left.set_xticks([2, 8, 32], ['2', '8', '32'])
-    left.set_yticks([1, 2, 3, 5, 8], ['1', '2', '3', '5', '8'])
-    left.minorticks_off()
-    depth = [r for r in rows if (r['batch'], r['size']) == (8, 128)]
-    names = [r['arch'].replace('resnet', 'ResNet-') for r in depth]
-    right.bar(names, [r['ratio'] for r in depth], color='C0', label='measured')
-    right.plot(names, [r['floor'] for r in depth], 'k_', markersize=40, label='products alone')
-    right.set(title='batch 8 at 128 x 128', ylim=(0.9, None))
-    for axes in (left, right):
-        axes.axhline(1, color='gray', linewidth=0.8)
-        axes.legend(title='picture' if axes is left else None)
-    figure.supxlabel(f'{caption}; dotted and dashes: if squeezing were its matrix products alone', fontsize=8)
-    save(figure, path)
-
-
 def draw(rows: list[dict], path: Path, caption: str) -> None:
     rows = [row for row in rows if row['method'] != 'none']
     labels = [f'{row["what"]}, {row["arch"]}\nbatch {row["batch"]} at {row["size"]}\n{row["method"]}' for row in rows]
@@ -486,7 +449,6 @@ def parse_args() -> argparse.Namespace:
         '--compile', action='store_true', help='torch.compile for all networks, of the whole step as compile=True of a config'
     )
     parser.add_argument('--no-memory', action='store_true', help='time only')
-    parser.add_argument('--grow', action='store_true', help='step time over batch, picture size and depth, with its floor')
     parser.add_argument('--out', type=Path, default=Path('benchmarks'), help='folder for the results')
     args = parser.parse_args()
     try:
@@ -518,17 +480,14 @@ def main() -> None:
         if on_gpu(args)
         else f'{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores'
     )
-    standard = not (args.grow or args.arch)
+    standard = not args.arch
     if standard and on_gpu(args):
         args.channels_last, args.compile = True, False
         args.methods += [ONE_BY_ONE] if args.methods == list(DEFAULT) else []
     precision = 'half' if standard and on_gpu(args) else args.dtype
     settings = [precision, *(['channels_last'] if args.channels_last else []), *(['compiled'] if args.compile else [])]
     caption = f'{machine}, {", ".join(settings)}, torch {torch.__version__.split("+")[0]}, {date.today()}'
-    if args.grow:
-        args.methods, args.no_memory, name = ['none', 'OREPA'], True, 'growth'
-        rows = grow(args)
-    elif args.arch:
+    if args.arch:
         name = f'{args.arch}_b{args.batch}_s{size_of(args)}'
         rows = measure(args.arch, tuple(args.what), args)
     elif on_gpu(args):
@@ -544,7 +503,7 @@ def main() -> None:
         with replacing(path.with_suffix(suffix)) as partial:
             partial.write_text(text + '\n')
         print(f'wrote {path}{suffix}')
-    (draw_growth if args.grow else draw)(rows, path.with_suffix('.png'), caption)
+    draw(rows, path.with_suffix('.png'), caption)
 
 
 if __name__ == '__main__':
