@@ -4,7 +4,7 @@
 The networks take turns, so a machine that slows down slows all; what counts is the ratio to the plain network, taken round by round.
 Without --arch the standard rows are measured. On a CPU they are ResNet-18 and ResNet-50 at common batch and picture sizes. On a GPU they
 are training steps of ResNet-50, Mask R-CNN and PSPNet at their recipes' sizes, in half precision and channels_last, and of ResNet-50
-compiled. On 2 idle CPU cores this takes a quarter of an hour. Results go into benchmarks/ as JSON, as tables and as a plot::
+compiled. On 2 idle CPU cores this takes 8 minutes. Results go into benchmarks/ as JSON, as tables and as a plot::
 
     python tools/benchmark.py
     python tools/benchmark.py --arch resnet50 --batch 64 --size 224 --device cuda --dtype bfloat16 --channels-last
@@ -420,6 +420,7 @@ def draw(rows: list[dict], path: Path, caption: str) -> None:
     bars = axes.barh(labels, ratios, xerr=spread, color=['C0' if row['method'].startswith('OREPA') else 'C1' for row in rows])
     axes.bar_label(bars, [f'{ratio:.2f}' for ratio in ratios], padding=3)
     axes.axvline(1, color='gray', linewidth=0.8)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.tick_params(axis='y', labelsize=7)
     axes.set(xlabel='time / plain network', title=caption)
