@@ -219,7 +219,12 @@ def test_a_wheel_of_onedl_is_taken_where_there_is_one(tmp_path, monkeypatch):
     env.python = Path(sys.executable)
     assert env._download_mmcv('onedl-mmcv>=2.3.6', CPU).name == name
     assert env._download_mmcv('onedl-mmcv>=2.3.6', dict(CPU, torch='2.8.0')) is None
+
+
+def test_where_wheels_of_onedl_are_looked_for():
     assert setup_env.mmcv_index(GPU, {}) == f'{setup_env.MMCV_WHEELS}/cu130-torch2130/simple/onedl-mmcv/index.html'
+    assert not setup_env.mmcv_index(GPU, dict(TORCH_CUDA_ARCH_LIST='8.0')) and not setup_env.mmcv_index(GPU, dict(MMCV_BASE_URL=''))
+    assert 'cu130' not in setup_env.mmcv_index(dict(GPU, cuda=None), {})  # torch for an AMD GPU: there is no such page
 
 
 def test_ops_target():

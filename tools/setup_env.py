@@ -54,15 +54,15 @@ print(json.dumps(dict(
 )))
 """
 ANEW = 'delete {path} and run `make setup` again'
+BUILD = '`rm -r {wheels}`, delete {path} and run `MMCV_BASE_URL= make setup`, which builds them'
 CHECKS = {  # import statement: what to do when it fails
     'import torchvision': 'torch and torchvision do not belong together: ' + ANEW,
     'import cv2': 'OpenCV cannot load its libraries: install libGL (Debian: libgl1, libglib2.0-0)',
-    'import mmcv.ops': 'mmcv has no compiled ops that run: check that a C++ compiler does, then `rm -r {wheels}`, delete {path} and run '
-    '`MMCV_BASE_URL= make setup`, which builds them',
+    'import mmcv.ops': 'mmcv has no compiled ops that run: check that a C++ compiler does, then ' + BUILD,
     'import mmdet.apis, mmseg.apis, mmpretrain.apis, orepa_mm': ANEW,
 }
 GPU_OP = 'import torch, mmcv.ops; mmcv.ops.nms(torch.ones(1, 4).cuda(), torch.ones(1).cuda(), 0.5)'
-GPU_CHECKS = {GPU_OP: "mmcv's ops do not run on this GPU: `rm -r {wheels}`, " + ANEW + ', or do without it: `export CUDA_VISIBLE_DEVICES=`'}
+GPU_CHECKS = {GPU_OP: "mmcv's ops do not run on this GPU: " + BUILD + ', or do without it: `export CUDA_VISIBLE_DEVICES=`'}
 
 
 class SetupError(RuntimeError):
@@ -82,8 +82,10 @@ def wheel_folder(machine: dict, environ: Mapping[str, str]) -> Path:
 def mmcv_index(machine: dict, environ: Mapping[str, str]) -> str:
     """The page with OneDL's wheels of mmcv for this torch and GPU, whether it exists or not; ``''`` where none is to be looked for."""
     base, (major, minor) = environ.get('MMCV_BASE_URL', MMCV_WHEELS), machine['torch'].split('.')[:2]
-    device = 'cpu' if ops_target(machine, environ) == 'cpu' else f'cu{machine["cuda"].replace(".", "")}'
-    return base and f'{base}/{device}-torch{major}{minor}0/simple/onedl-mmcv/index.html'
+    if not base or environ.get('TORCH_CUDA_ARCH_LIST'):  # for which only a build is sure to be
+        return ''
+    device = 'cpu' if ops_target(machine, environ) == 'cpu' else f'cu{machine["cuda"]}'.replace('.', '')
+    return f'{base}/{device}-torch{major}{minor}0/simple/onedl-mmcv/index.html'
 
 
 def ops_target(machine: dict, environ: Mapping[str, str]) -> str:
