@@ -21,7 +21,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools')]
 from common import UsageError, run  # noqa: E402
-from doc_tables import write  # noqa: E402
+from doc_tables import insert, write  # noqa: E402
 from mmengine.analysis import FlopAnalyzer  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from progress import track  # noqa: E402
@@ -30,6 +30,7 @@ import orepa_mm  # noqa: E402
 from orepa_mm.deploy.loading import build_model  # noqa: E402
 from orepa_mm.layers import METHODS, SqueezedConv2d  # noqa: E402
 
+DATA = {'ImageNet': 'ImageNet-1k', 'CocoDataset': 'COCO 2017', 'CityscapesDataset': 'Cityscapes'}
 FAMILIES = {'imagenet': 'ImageNet', 'coco': 'COCO', 'cityscapes': 'Cityscapes'}
 HEADER, RULE = '| config | params, M | FLOPs, G | paper |', '|---|---:|---:|---:|'
 # Tables 2, 4 and 5 of the paper: the metric and the training memory in GB.
@@ -112,6 +113,41 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return height, width
 
 
+def network_name(cfg: Config) -> str:
+    backbone = cfg.model.backbone
+    kind = backbone.type.removeprefix('OREPA')
+    name = f'{kind}-{backbone.get("arch") or backbone.depth}'
+    if (width := backbone.get('base_channels', 64)) != 64:
+        name += f', {width / 64:g} x the width'
+    if str((backbone.get('init_cfg') or {}).get('checkpoint')).startswith('torchvision:'):
+        name += ', stock weights'
+    if cfg.get('load_from') and branches_hook(cfg) is not None:
+        name += ', stock detector'
+    if backbone.get('plain_stem') or backbone.get('frozen_stages') == 0:
+        name += ', plain stem' if backbone.get('plain_stem') else ', frozen stem'
+    if (branches := backbone.get('branches')) is not None:
+        name += f', {branches} branches'
+    if (hook := branches_hook(cfg)) is not None:
+        name += f', {hook.get("branches", "full")} branches' + ', fixed scales' * (hook.get('scales') == 'fixed')
+    if cfg.default_scope == 'mmpretrain':
+        return name
+    model = cfg.model.decode_head.type.removesuffix('Head') if cfg.default_scope == 'mmseg' else cfg.model.type
+    model = {'PSP': 'PSPNet', 'DepthwiseSeparableASPP': 'DeepLabV3+', 'RTMDet': 'RTMDet-Ins', 'MaskRCNN': 'Mask R-CNN'}.get(model, model)
+    return f'{model.replace("FasterRCNN", "Faster R-CNN")}, {name}'
+
+
+def branches_hook(cfg: Config) -> dict | None:
+    hooks = (*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ()))
+    return next((hook for hook in hooks if hook is not None and hook.get('type') == 'BranchesHook'), None)
+
+
+def method_of(cfg: Config) -> str:
+    backbone = cfg.model.backbone
+    if (hook := branches_hook(cfg)) is not None:
+        return hook.get('method', 'OREPA')
+    return backbone.get('method', 'OREPA') if backbone.type.startswith('OREPA') else 'none'
+
+
 def paper_figures() -> dict[str, tuple[float, float]]:
     """Config name -> metric and memory."""
     figures = {f'{method}-{net}_4xb64-120e_in1k': pair for net, row in CLASSIFIERS.items() for method, pair in row.items()}
@@ -119,6 +155,26 @@ def paper_figures() -> dict[str, tuple[float, float]]:
         figures[f'repvgg-{arch}_4xb64-120e_in1k'] = row['repvgg']
         figures[f'orepa-repvgg-{arch}_4xb64-120e_in1k'] = row['orepa']
     return figures | {pattern.format(method): pair for pattern, row in TRANSFERS.items() for method, pair in row.items()}
+
+
+def schedule(cfg: Config, name: str) -> str:
+    length = f'{cfg.train_cfg.max_epochs} epochs' if cfg.train_cfg.get('max_epochs') else f'{cfg.train_cfg.max_iters} iterations'
+    return f'{length}, {gpus(cfg, name)} x {cfg.train_dataloader.batch_size}'
+
+
+def gpus(cfg: Config, name: str) -> int:
+    """How many GPUs the recipe is written for: as the file name says, or its learning rate."""
+    if 'mini' in name:
+        return 1
+    written = re.search(r'_(\d+)xb\d+', name)
+    return int(written[1]) if written else cfg.auto_scale_lr.base_batch_size // cfg.train_dataloader.batch_size
+
+
+def description(name: str) -> tuple[str, ...]:
+    """Network, method, data and schedule."""
+    cfg = read(name)
+    dataset = cfg.train_dataloader.dataset.get('dataset', cfg.train_dataloader.dataset)
+    return network_name(cfg), method_of(cfg), 'drawn, as ' * ('mini' in name) + DATA[dataset.type], schedule(cfg, name)
 
 
 def measure(name: str) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -165,6 +221,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.write and args.patterns:
         raise UsageError('--write is for the page with all configs: leave the patterns out.')
+    for family in FAMILIES if args.write else ():  # before the minutes that it takes
+        insert(args.write.read_text(), family, '')
     logging.disable(logging.WARNING)
     tables, known = {family: [HEADER, RULE] for family in FAMILIES}, {}
     for name in track(configs(args.patterns), 'counting'):

@@ -6,6 +6,7 @@
 No weights are listed, as none are published by this project; metrics are the paper's and say so in their names.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -14,15 +15,11 @@ import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'tools')]
 from common import UsageError, run  # noqa: E402
-from list_configs import FAMILIES, ROOT, configs, paper_figures, read  # noqa: E402
+from list_configs import FAMILIES, ROOT, configs, description, paper_figures, read  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 
 from orepa_mm.files import replacing  # noqa: E402
 
-RESULTS = dict(
-    imagenet=('Image Classification', 'ImageNet-1k', 'Top 1 Accuracy'),
-    coco=('Object Detection', 'COCO', 'box AP'),
-    cityscapes=('Semantic Segmentation', 'Cityscapes', 'mIoU'),
-)
 PAPER = dict(Title='Online Convolutional Re-parameterization', URL='https://arxiv.org/abs/2204.00826')
 
 
@@ -37,12 +34,29 @@ def costs(page: str) -> dict[str, tuple[list[float], list[float]]]:
     return found
 
 
+def result(name: str, metric: float) -> dict:
+    if 'in1k' in name:
+        return dict(Task='Image Classification', Dataset='ImageNet-1k', Metrics={'Top 1 Accuracy (paper)': metric})
+    if 'coco' in name:
+        return dict(Task='Object Detection', Dataset='COCO', Metrics={'box AP (paper)': metric})
+    return dict(Task='Semantic Segmentation', Dataset='Cityscapes', Metrics={'mIoU (paper)': metric})
+
+
 def entry(path: str, family: str, cost: tuple[list[float], list[float]]) -> dict:
     """A model of a metafile."""
-    cfg, name = read(path).train_cfg, Path(path).stem
+    cfg, name = read(path), Path(path).stem
+    architecture, method, data, schedule = description(path)
+    length, per_gpu = schedule.split(', ')
+    number, unit = length.split()
+    gpus, batch = (int(value) for value in per_gpu.split(' x '))
     (trained, deployed), (_, flops) = cost
-    metadata = {'Epochs': cfg.max_epochs} if cfg.get('max_epochs') else {'Iterations': cfg.max_iters}
-    metadata |= {
+    metadata = {
+        'Training Data': data,
+        'Architecture': architecture.split(', '),
+        'Method': method,
+        'Training Techniques': techniques(cfg),
+        unit.capitalize(): int(number),
+        'Batch Size': gpus * batch,
         'Parameters': round(deployed * 1e6),
         'Parameters (training form)': round(trained * 1e6),
         'FLOPs': round(flops * 1e9),
@@ -51,9 +65,15 @@ def entry(path: str, family: str, cost: tuple[list[float], list[float]]) -> dict
     figures = paper_figures().get(name)
     if figures:
         metadata['Training Memory (GB, paper)'] = figures[1]
-        task, dataset, metric = RESULTS[family]
-        model['Results'] = [dict(Task=task, Dataset=dataset, Metrics={f'{metric} (paper)': figures[0]})]
+        model['Results'] = [result(name, figures[0])]
     return model
+
+
+def techniques(cfg: Config) -> list[str]:
+    optimizer = cfg.optim_wrapper.optimizer
+    names = ['SGD with Momentum' if optimizer.type == 'SGD' else optimizer.type, 'Weight Decay']
+    names += ['Mixed Precision Training'] * (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper')
+    return names + ['EMA'] * any(hook['type'] == 'EMAHook' for hook in cfg.get('custom_hooks') or [])
 
 
 def collection(family: str) -> str:
@@ -79,8 +99,13 @@ def metafiles(page: str) -> dict[str, str]:
 
 
 def main() -> None:
-    for name, content in metafiles((ROOT / 'docs' / 'configs.md').read_text()).items():
-        with replacing(ROOT / name) as partial:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    page = ROOT / 'docs' / 'configs.md'
+    if not page.is_file():
+        raise UsageError(f'{page}: no such file; write it with .dev_scripts/list_configs.py --write docs/configs.md.')
+    for name, content in metafiles(page.read_text()).items():
+        path = ROOT / name
+        with replacing(path) as partial:
             partial.write_text(content)
         print(f'wrote {name}')
 

@@ -19,6 +19,7 @@ import list_configs
 import orepa_mm
 from orepa_mm.deploy.loading import build_model
 (name,) = list_configs.configs(['configs/imagenet/acnet-resnet34*'])
+print(' | '.join(list_configs.description(name)))
 model = build_model(list_configs.read(name)).eval()
 count = sum(type(layer).__name__ == 'ACNetConv2d' for layer in model.modules())
 assert count == 32 and orepa_mm.__file__.startswith(sys.argv[1]), (count, orepa_mm.__file__)
@@ -58,7 +59,8 @@ def test_a_method_and_a_backbone(copy):
 
 
 def test_a_recipe(copy):
-    run(copy, '-c', CHECK_RECIPE, str(copy))
+    output = run(copy, '-c', CHECK_RECIPE, str(copy))
+    assert 'ResNet-34 | ACNet | ImageNet-1k | 120 epochs, 4 x 64' in output
 
 
 def test_the_examples_are_in_the_style_of_the_house(copy):
