@@ -20,7 +20,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / room) for room in ('tools', 'tools/deploy', '.dev_scripts/studies')]
-from common import load_config, run  # noqa: E402
+from common import UsageError, load_config, run  # noqa: E402
 from doc_tables import write  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from mmengine.config import Config  # noqa: E402
@@ -191,7 +191,9 @@ def main() -> None:
         records = runs.carry_out(list(trained.values()))
     for (*names, seed), record, each in zip(trained, records, trained.values(), strict=True):
         group = groups.setdefault(tuple(names), [])
-        if 'error' in record:  # as the loss did not stay finite
+        if 'error' in record:
+            if 'the loss is not finite' not in record['error']:
+                raise UsageError(f'{each.name}: {record["error"]}')
             continue
         work_dir = runs.work_dir(each)
         checkpoint = work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name

@@ -342,14 +342,14 @@ def size_of(args: argparse.Namespace) -> int | str:
     return height if height == width else f'{height}x{width}'
 
 
-def _milliseconds(row: dict) -> str:
+def _time(row: dict) -> str:
     if row['method'] == 'none':
         return f'1 ({1e3 * statistics.median(row["seconds"]):.1f} ms)'
     return f'{row["ratio"]:.2f} ({row["ratio_low"]:.2f}-{row["ratio_high"]:.2f})'
 
 
 CELLS: list[tuple[str, str, Callable[[dict], str]]] = [  # title, what a row must have, its cell
-    ('time relative to plain (quartiles)', 'ratio', _milliseconds),
+    ('time relative to plain (quartiles)', 'ratio', _time),
     ('if squeezing were its matrix products alone', 'floor', lambda row: f'{row["floor"]:.2f}'),
     ('peak memory relative to plain', 'memory', lambda row: f'{row["memory_ratio"]:.2f} ({row["memory"] / 1e6:.0f} MB)'),
     ('kept between steps, MB', 'kept', lambda row: f'{row["kept"] / 1e6:.0f}'),
@@ -368,11 +368,12 @@ def markdown(rows: list[dict]) -> str:
     tables = []
     for title, key, cell in CELLS:
         cells = {(row['method'], _column(row)): cell(row) for row in rows if key in row}
-        methods, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True)) if cells else ((), ())
-        if cells:
-            lines = [f'| {title} | {" | ".join(columns)} |', f'|---|{"---:|" * len(columns)}']
-            lines += [f'| {method} | {" | ".join(cells.get((method, column), "") for column in columns)} |' for method in methods]
-            tables.append('\n'.join(lines))
+        if not cells:
+            continue
+        methods, columns = (dict.fromkeys(names) for names in zip(*cells, strict=True))
+        lines = [f'| {title} | {" | ".join(columns)} |', f'|---|{"---:|" * len(columns)}']
+        lines += [f'| {method} | {" | ".join(cells.get((method, column), "") for column in columns)} |' for method in methods]
+        tables.append('\n'.join(lines))
     return '\n\n'.join(tables)
 
 

@@ -38,7 +38,7 @@ def branch_diversity(model: nn.Module) -> Diversity:
     cosines = shares[:, :, None].repeat(1, 1, len(names))
     scales: dict[str, list[Tensor]] = {name: [] for name in names}
     for row, (kernel, found) in enumerate(zip(kernels, branch_shares(model).values(), strict=True)):
-        has = [names.index(name) for name in kernel.parts()]
+        has = [names.index(name) for name in kernel.branches]
         parts = torch.stack([part.flatten() for part in kernel.parts().values()])
         directions = parts / parts.norm(dim=1, keepdim=True)  # 0 / 0 where a branch is zero: none, NaN
         cosines[row][torch.meshgrid(torch.tensor(has), torch.tensor(has), indexing='ij')] = directions @ directions.T
