@@ -12,6 +12,7 @@ from mmengine.config import Config
 import orepa_mm
 from orepa_mm import DBBConv2d, OREPAConv2d
 from orepa_mm.errors import FuseError
+from orepa_mm.layers import METHODS, ReparameterizableConv2d
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 NARROW = dict(stem_channels=8, base_channels=8)
@@ -210,3 +211,20 @@ def test_the_documented_line_holds_for_bare_backbones(name):
     for call in (orepa_mm.reparameterize, lambda model: orepa_mm.reparameterized(model).__enter__()):
         with pytest.raises(FuseError, match=r'call model.eval\(\) on a line of its own'):
             call(orepa_mm.expand(net).eval() if call is orepa_mm.reparameterize else net.eval())
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('name', ['mmdet.ResNet', 'mmseg.ResNet', 'mmpretrain.RepVGG'])
+def test_names_that_a_stock_network_shares_with_the_training_form_mean_the_same(name, method):
+    """Somebody else's loader that is not strict takes norms, and no branch for a kernel."""
+    scope, kind = name.split('.')
+    options = dict(arch='A0', base_channels=8) if kind == 'RepVGG' else dict(depth=18, deep_stem=scope == 'mmseg', **NARROW)
+    ours = options | (dict(conv_cfg=dict(type=METHODS[method], plain_sizes=(1,))) if kind == 'RepVGG' else dict(method=method))
+    models = importlib.import_module(f'{scope}.registry').MODELS
+    net, stock = models.build(dict(type=f'OREPA{kind}', **ours)).eval(), models.build(dict(type=kind, **options))
+    layers = {path for path, module in net.named_modules() if isinstance(module, ReparameterizableConv2d)}
+    state = net.state_dict()
+    taken = set(stock.state_dict()) & set(state)
+    plain = orepa_mm.reparameterize(net).state_dict()
+    assert layers and taken and not {f'{path}.weight' for path in layers} & taken
+    assert all(torch.equal(state[key], plain[key]) for key in taken & set(plain))

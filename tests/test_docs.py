@@ -93,6 +93,14 @@ def test_mm_tooling_reads_the_metafiles(tmp_path):
     assert all(not model.check_errors for model in index.models)
 
 
+def test_the_stem_guide_names_configs_that_exist():
+    guide = (ROOT / 'docs' / 'learning_rate.md').read_text()
+    named = {word.strip('`()') for word in guide.split() if word.strip('`()').startswith('configs/') and word.strip('`()').endswith('.py')}
+    assert {part for name in named for part in ('frozen-stem', 'plain-stem') if part in name} == {'frozen-stem', 'plain-stem'}
+    for name in named:
+        assert (ROOT / name).is_file(), name
+
+
 def test_the_guide_to_scaling_names_what_there_is():
     words = SCALING.replace('`', ' ').replace(',', ' ').split()
     scripts = {word for word in words if word.startswith(('tools/', 'tests/'))}

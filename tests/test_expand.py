@@ -1,6 +1,7 @@
 """Branches on trained plain networks: what they compute stays, and training goes on."""
 
 import importlib
+import json
 import logging
 
 import pytest
@@ -291,9 +292,15 @@ EXPAND = 'tools/model_converters/expand_checkpoint'
 
 
 def test_a_stock_detector_goes_on_with_branches(tools, tmp_path):
-    options = {'model.backbone.type': 'ResNet', 'custom_hooks': '[]'}
-    done(tools.train('coco', tmp_path / 'stock', '--no-validate', options=options))
-    stock = tmp_path / 'stock' / 'last.pth'
+    """load_from a stock checkpoint: the first validation gives the stock detector's metrics, and training goes on."""
+    plain = {'model.backbone.type': 'ResNet'}
+    done(tools.train('coco', tmp_path / 'stock', '--no-validate', options=plain | {'custom_hooks': '[]'}))
+    stock, metrics = tmp_path / 'stock' / 'last.pth', []
+    for form, options in (('--no-reparameterize', plain), ('--reparameterize', {}), ('--no-reparameterize', {})):
+        path = tmp_path / f'{len(metrics)}.json'
+        done(tools.test('coco', stock, tmp_path / path.stem, form, '--metrics', path, options=options))
+        metrics.append({key: value for key, value in json.loads(path.read_text()).items() if 'time' not in key})
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-3) and metrics[2] == pytest.approx(metrics[0], abs=1e-3)
     done(tools.train('coco', tmp_path / 'run', '--no-validate', options={'load_from': str(stock)}))
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'OREPAResNet: 17 plain convolutions of the checkpoint are expanded' in log

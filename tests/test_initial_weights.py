@@ -173,8 +173,16 @@ def test_weights_for_pictures_of_other_channels(options, tmp_path):
         (dict(start='zero'), "start='zero' is unknown; choose from balanced, zeros, shared"),
         (dict(branches=('avg', 'point')), "cannot add up to any given kernel; it takes 'origin'"),
         (dict(out_channels=16, kernel_size=7), 'at least 27 output channels'),  # a narrow stem
+        (dict(type='OREPAResNet', depth=18, method='DBB'), "init='balanced' is for method='OREPA', not 'DBB'"),
+        (dict(type='OREPAResNet', depth=18, method='none'), "init='balanced' is for method='OREPA', not 'none'"),
+        (dict(type='OREPARepVGG', arch='A0', method='RepVGG'), "init='balanced' is for method='OREPA', not 'RepVGG'"),
+        (dict(type='OREPAResNet', depth=18, conv_cfg=dict(type='Conv2d')), 'give the init in the conv_cfg'),
     ],
 )
 def test_bad_input(options, message):
-    with pytest.raises(LayerError, match=message):
-        OREPAConv2d(**dict(in_channels=3, out_channels=3, kernel_size=3, init='balanced') | options)
+    options = dict(init='balanced') | options
+    with pytest.raises((LayerError, ValueError), match=message):
+        if 'type' in options:
+            MODELS.build(options)
+        else:
+            OREPAConv2d(**dict(in_channels=3, out_channels=3, kernel_size=3) | options)

@@ -14,7 +14,7 @@ import pytest
 import runs as runs_module
 import study as study_module
 import torch
-from conftest import ROOT, done, python, refused
+from conftest import ROOT, done, refused
 from mmengine.config import Config
 from runs import Run, Runs, append_record, read_records, run_of
 from study import Plan, chosen_rates, claim, read_study
@@ -344,21 +344,36 @@ def test_classes_are_laid_out_in_three_parts(tmp_path):
 # The whole
 
 
+def start(path: Path, mini_data: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, '-W', 'ignore', f'{ROOT / COMPARE}.py', str(path), '--out', str(out)]
+    command += ['--data', str(mini_data / 'imagenet-mini'), '--jobs', '2']
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+def results(out: Path) -> list[list[str]]:
+    """The table's cells without time."""
+    lines = [line for line in (out / 'table.md').read_text().splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line.split('|')][1:8] for line in lines]
+
+
 @pytest.mark.slow
-def test_a_study_that_is_stopped_goes_on(write, mini_data, tmp_path):
-    out, command = tmp_path / 'out', [sys.executable, '-W', 'ignore', f'{ROOT / COMPARE}.py', str(write()), '--jobs', '2']
-    command += ['--data', str(mini_data / 'imagenet-mini'), '--out', str(tmp_path / 'out')]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
-    while not list((out / 'runs' / 'compare').glob('*/*/*/last_checkpoint')):
+def test_a_study_that_is_stopped_ends_like_one_that_is_not(write, mini_data, tmp_path):
+    path, out = write(), tmp_path / 'stopped'
+    process = start(path, mini_data, out)
+    compared = out / 'runs' / 'compare'
+    while not list(compared.glob('*/*/*/last_checkpoint')):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.terminate()
     assert 'error: interrupted' in process.communicate()[0] and process.returncode == 130
-    before = read_records(out / 'runs.jsonl')
-    assert 4 <= len(before) < 8
-    result = python(*command[3:])
-    assert result.returncode == 0, result.stdout + result.stderr
-    records = read_records(out / 'runs.jsonl')
-    assert len(records) == 8 and any(each['resumed'] for each in records.values()) and before.items() <= records.items()
-    assert (out / 'table.md').read_text().count('\n| ') == 2
+    assert 4 <= len(read_records(out / 'runs.jsonl')) < 8
+    for folder in (out, tmp_path / 'whole'):
+        process = start(path, mini_data, folder)
+        assert process.wait() == 0, process.communicate()[0]
+    assert any(each['resumed'] for each in read_records(out / 'runs.jsonl').values())
+    assert results(out) == results(tmp_path / 'whole') and len(results(out)) == 4
+    for name, each in read_records(out / 'runs.jsonl').items():
+        whole = read_records(tmp_path / 'whole' / 'runs.jsonl')[name]['validations']
+        lost = 1 if each['resumed'] else 0  # the one between the last checkpoint and the stop
+        assert len(whole) == 4 and len(each['validations']) >= 4 - lost and all(row in whole for row in each['validations'])
     assert all((out / name).is_file() for name in ('study.png', 'rates.png', 'progress.png'))
